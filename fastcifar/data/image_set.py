@@ -1,0 +1,50 @@
+"""The one form in which a data set exists here: all of it, in memory, as bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastcifar.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their labels, whole and uncompressed.
+
+    Raises:
+        DataError: a field has the wrong type, shape or range; the sentence names it.
+    """
+
+    images: Tensor
+    """uint8 (N, H, W, 3), RGB."""
+    labels: Tensor
+    """int64 (N,), each in [0, len(classes))."""
+    classes: tuple[str, ...]
+    """Class names, by label."""
+    mean: tuple[float, float, float]
+    """Mean of each channel, as a fraction of 255."""
+    std: tuple[float, float, float]
+    """Standard deviation of each channel over all pixels, as a fraction of 255."""
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
+            raise DataError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (N, H, W, 3).")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise DataError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(images)},).")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+            raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(self.classes) - 1}.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, index: Tensor) -> ImageSet:
+        """The samples at `index`, int64 (M,), in that order, with the same classes and statistics."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set with its tensors on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))

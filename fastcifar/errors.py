@@ -1,0 +1,25 @@
+"""Errors meant for the person at the keyboard: one sentence, shown without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FastcifarError(Exception):
+    """Something the user can mend; its text is one sentence: what was wrong, what was expected, what to do."""
+
+
+class ConfigError(FastcifarError):
+    """A setting that cannot be used."""
+
+
+class DataError(FastcifarError):
+    """A data set that is missing, damaged or foreign."""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """A sentence saying that `name` is no such `kind`, with the nearest valid names, or all of them where none is near."""
+    valid = sorted(valid)
+    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    if nearest:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(nearest)}?"
+    return f"unknown {kind} {name!r}; choose one of {', '.join(valid)}."
