@@ -1,0 +1,1 @@
+"""What can be told about a network or a machine before training."""

@@ -1,0 +1,1 @@
+"""Where images come from: reading, fetching, drawing and splitting data sets, and serving them in batches."""

@@ -1,0 +1,175 @@
+"""Data sets by name: where each is looked for, and how it is fetched. Torch is imported once a data set is asked for, not before."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastcifar.errors import DataError, unknown
+from fastcifar.registry import load
+
+if TYPE_CHECKING:
+    from fastcifar.data.cifar import CifarFormat
+    from fastcifar.data.download import Progress
+    from fastcifar.data.image_set import ImageSet
+
+CIFAR_FORMATS = {
+    "cifar10": "fastcifar.data.cifar:CIFAR10",
+    "cifar100": "fastcifar.data.cifar:CIFAR100",
+}
+"""Data sets that are read from files, and where their description stands."""
+
+DRAWN = {"synthetic": "fastcifar.data.synthetic:synthetic"}
+"""Data sets that are made on the spot, and the function from a split to its images."""
+
+NAMES = (*CIFAR_FORMATS, *DRAWN)
+
+QUICK_DOWNLOAD = 60.0
+"""Seconds for which a first run waits for CIFAR-10."""
+
+
+def load_dataset(
+    name: str,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    download: bool = True,
+    *,
+    deadline_seconds: float | None = None,
+) -> ImageSet:
+    """The data set `name`, whole and in memory.
+
+    CIFAR is looked for in `data_dir`, then ``$FASTCIFAR_DATA``, then the user's cache; each may hold the unpacked folder or the
+    .tar.gz as its authors publish them, or be that folder itself. Every file is checked against its md5 at every read. What is
+    nowhere is fetched into `data_dir`, or into the cache where none is given, from the authors and then from
+    ``$FASTCIFAR_MIRRORS``: addresses of folders or archives, separated by spaces or commas.
+
+    Args:
+        name: "cifar10", "cifar100" or "synthetic".
+        split: "train" or "test".
+        data_dir: the folder to look in first, and to fetch into.
+        download: whether to fetch what is not at hand.
+        deadline_seconds: give up a download that would take longer.
+
+    Returns:
+        images uint8 (N, 32, 32, 3), RGB; labels int64 (N,); class names, and mean and std of the train split.
+        N is 50,000 and 10,000 for CIFAR, 10,000 and 2,000 for "synthetic".
+
+    Raises:
+        DataError: an unknown name or split, or files that are missing, damaged or out of reach.
+        TooSlow: a DataError; the download would take longer than `deadline_seconds`.
+    """
+    if name in DRAWN:
+        return load(DRAWN[name])(split)
+    from fastcifar.data.cifar import read_cifar
+
+    form = _form(name)
+    form.files(split)  # a misspelt split must not cost a download
+    place = find(name, data_dir)
+    if place is None:
+        if not download:
+            folders = " or ".join(str(folder) for folder in search_folders(data_dir))
+            raise DataError(
+                f"no {form.folder} or {form.archive} in {folders}; put one there, allow the download, or use --dataset synthetic."
+            )
+        place = _fetch(form, data_dir, deadline_seconds)
+    return read_cifar(form, place, split)
+
+
+def find(name: str, data_dir: str | Path | None = None) -> Path | None:
+    """The folder of batches or the archive that `load_dataset` would read; None where it is not at hand, or is never on disk.
+
+    Raises:
+        DataError: an unknown name, or ``$FASTCIFAR_DATA`` is set but names no folder.
+    """
+    if name in DRAWN:
+        return None
+    form = _form(name)
+    for folder in search_folders(data_dir):
+        for batches in (folder / form.folder, folder):
+            if all((batches / file.name).is_file() for file in (form.meta, *form.train, *form.test)):
+                return batches
+        if (folder / form.archive).is_file():
+            return folder / form.archive
+    return None
+
+
+def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
+    """The data set for a first run, and why, in one line: CIFAR-10 if it is at hand or arrives within a minute, else the drawn one.
+
+    Raises:
+        DataError: ``$FASTCIFAR_DATA`` is set but names no folder.
+    """
+    if place := find("cifar10", data_dir):
+        return "cifar10", f"CIFAR-10, found at {place}"
+    try:
+        place = _fetch(_form("cifar10"), data_dir, QUICK_DOWNLOAD)
+    except DataError as error:
+        return "synthetic", f"drawn shapes in place of CIFAR-10: {error}"
+    return "cifar10", f"CIFAR-10, fetched to {place}"
+
+
+def search_folders(data_dir: str | Path | None = None) -> list[Path]:
+    """Where data sets are looked for, in order.
+
+    Raises:
+        DataError: ``$FASTCIFAR_DATA`` is set but names no folder.
+    """
+    folders = [Path(data_dir).expanduser()] if data_dir is not None else []
+    if named := os.environ.get("FASTCIFAR_DATA"):
+        if not Path(named).expanduser().is_dir():
+            raise DataError(f"FASTCIFAR_DATA names {named}, which is no folder; make it, correct it, or unset it.")
+        folders.append(Path(named).expanduser())
+    return [*folders, cache_folder()]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept if no other folder is given: the user's cache, by the custom of the system."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "fastcifar"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "fastcifar"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "fastcifar"
+
+
+def _form(name: str) -> CifarFormat:
+    if name not in CIFAR_FORMATS:
+        raise DataError(unknown("dataset", name, NAMES))
+    return load(CIFAR_FORMATS[name])
+
+
+def _fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float | None) -> Path:
+    """Fetches the archive and says where it is now."""
+    from fastcifar.data.download import download
+
+    folder = Path(data_dir).expanduser() if data_dir is not None else cache_folder()
+    archive = folder / form.archive
+    with _progress(archive) as progress:
+        download(_addresses(form), archive, form.archive_md5, progress=progress, deadline_seconds=deadline_seconds)
+    return archive
+
+
+def _addresses(form: CifarFormat) -> list[str]:
+    """The authors' address, then the mirrors."""
+    mirrors = os.environ.get("FASTCIFAR_MIRRORS", "").replace(",", " ").split()
+    return [form.address, *(mirror if mirror.endswith(".tar.gz") else f"{mirror.rstrip('/')}/{form.archive}" for mirror in mirrors)]
+
+
+@contextmanager
+def _progress(archive: Path) -> Iterator[Progress]:
+    """Shows a download on stderr: a bar in a terminal, else one line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"fetching {archive}", file=sys.stderr)
+        yield lambda received, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"fetching {archive.name}", total=None)
+        yield lambda received, total: bar.update(task, completed=received, total=total)

@@ -1,0 +1,35 @@
+"""Decides every `auto` of a configuration, once, for the machine at hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fastcifar.config import RunConfig
+from fastcifar.data.loader import CHUNK_SIZE, resolve_backend
+from fastcifar.data.sources import resolve_auto
+from fastcifar.engine.host import resolve_device
+from fastcifar.engine.precision import resolve_precision
+
+
+def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """`config` with its choices made, but for compiling, and a line for each that the user should know of.
+
+    Raises:
+        ConfigError: something was asked for that this machine does not have.
+        DataError: the data set `auto` names cannot be reached.
+    """
+    notes = []
+    engine, data = config.engine, config.data
+    device = resolve_device(engine.device)
+    precision, step_down = resolve_precision(engine.precision, device)
+    if step_down:
+        notes.append(step_down)
+    if data.dataset == "auto":
+        name, reason = resolve_auto(data.data_dir)
+        notes.append(reason)
+        data = replace(data, dataset=name)
+    data = replace(data, loader=resolve_backend(data.loader, device), chunk_size=data.chunk_size or CHUNK_SIZE[device.type])
+    engine = replace(engine, device=str(device), precision=precision.name, threads=engine.threads or torch.get_num_threads())
+    return replace(config, data=data, engine=engine), notes

@@ -1,0 +1,121 @@
+"""One step of training, as a tuple of parts that each do one thing to a shared workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastcifar.averaging import ExponentialAverage
+
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""uint8 images (B, 3, H, W) and int64 labels (B,) -> the mean loss and the number of right answers, both ()."""
+
+
+@dataclass
+class Workspace:
+    """What the parts of a step hand on to each other."""
+
+    step: int
+    """Counted from 0 over the whole run."""
+    images: Tensor
+    labels: Tensor
+    loss: Tensor | None = None
+    correct: Tensor | None = None
+
+
+Part = Callable[[Workspace], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Runs its parts in order."""
+
+    parts: tuple[Part, ...]
+
+    def __call__(self, work: Workspace) -> None:
+        for part in self.parts:
+            part(work)
+
+
+@dataclass(frozen=True)
+class Forward:
+    objective: Objective
+
+    def __call__(self, work: Workspace) -> None:
+        work.loss, work.correct = self.objective(work.images, work.labels)
+
+
+@dataclass(frozen=True)
+class Backward:
+    scaler: torch.amp.GradScaler
+
+    def __call__(self, work: Workspace) -> None:
+        self.scaler.scale(work.loss).backward()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Scales the whole gradient down to `norm`, in place, without a host sync."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    norm: float
+
+    def __call__(self, work: Workspace) -> None:
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.norm)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Moves the weights by the learning rate of the step, which is read from a table on the device (on a CPU, from a list)."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    lr: Tensor | list[float]
+
+    def __call__(self, work: Workspace) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(self.lr, Tensor):
+                group["lr"].copy_(self.lr[work.step])
+            else:
+                group["lr"] = self.lr[work.step]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+@dataclass(frozen=True)
+class Average:
+    average: ExponentialAverage
+
+    def __call__(self, work: Workspace) -> None:
+        self.average.update(work.step)
+
+
+class Meter:
+    """Sums of an epoch on the device, read once: loss times images, right answers, and the first step whose loss was not finite."""
+
+    NEVER = float(2**53)
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums.zero_()
+        self.sums[2].fill_(self.NEVER)
+
+    def __call__(self, work: Workspace) -> None:
+        loss = work.loss.detach()
+        self.sums[0].add_(loss, alpha=len(work.labels))
+        self.sums[1].add_(work.correct)
+        self.sums[2].copy_(torch.minimum(self.sums[2], torch.where(loss.isfinite(), self.NEVER, float(work.step))))
+
+    def read(self) -> tuple[float, float, int | None]:
+        """Summed loss, right answers, and the first bad step or None; waits for the device."""
+        loss, correct, bad = self.sums.tolist()
+        return loss, correct, None if bad == self.NEVER else int(bad)

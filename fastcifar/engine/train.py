@@ -1,0 +1,187 @@
+"""From a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from fastcifar.analysis.plots import plot_curves
+from fastcifar.config import RunConfig
+from fastcifar.data.image_set import ImageSet
+from fastcifar.data.sources import load_dataset
+from fastcifar.data.splits import validation_split
+from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes
+from fastcifar.engine.resolve import resolve
+from fastcifar.engine.trainer import Trainer
+from fastcifar.models.count import count_network
+from fastcifar.runs import checkpoint as checkpoints
+from fastcifar.runs.console import Console, Silence
+from fastcifar.runs.folder import Result, Run
+from fastcifar.runs.interrupt import Interrupted, StopRequest
+from fastcifar.runs.records import JsonLines, Sink, TensorBoard, read_records
+
+CHECKPOINT_SHARE = 0.02
+"""Most of the time that may go into checkpoints; large networks write hundreds of megabytes, and skip epochs for it."""
+
+
+def train(config: RunConfig, out: str | Path | None = None, *, console: Console | None = None) -> Result:
+    """Trains as `config` says, in a new run folder.
+
+    Args:
+        config: the whole configuration.
+        out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
+        console: where to show progress; nowhere by default.
+
+    Raises:
+        FastcifarError: something asked for is not there or cannot be done; nothing is left half-written.
+        Interrupted: the run was stopped by a signal, and saved.
+    """
+    console = console or Silence()
+    config, notes = resolve(config)
+    trainer, test = build_trainer(config)
+    run = Run.create(Path(out) if out else None, config)
+    for note in notes:
+        console.note(note)
+    return carry_out(run, trainer, test, console)
+
+
+def resume(path: str | Path, *, console: Console | None = None) -> Result:
+    """Goes on with the run in the folder `path` from its last checkpoint, with the choices stored there. Raises as `train`."""
+    console = console or Silence()
+    run = Run.open(Path(path))
+    finished = run.result()
+    if finished is not None:
+        console.note(f"{run.path} has ended already.")
+        return finished
+    trainer, test = build_trainer(run.config())
+    state = checkpoints.load(run.checkpoints)
+    if state is not None:
+        trainer.restore(state)
+    console.note(f"Going on with {run.path} after epoch {trainer.epoch} of {trainer.config.epochs}.")
+    return carry_out(run, trainer, test, console)
+
+
+def build_trainer(config: RunConfig) -> tuple[Trainer, ImageSet]:
+    """The trainer of a resolved configuration, and the test images."""
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    if config.engine.device == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = not config.engine.deterministic
+    torch.use_deterministic_algorithms(config.engine.deterministic)
+    full = load_dataset(config.data.dataset, "train", config.data.data_dir)
+    test = load_dataset(config.data.dataset, "test", config.data.data_dir)
+    training, validation = full, None
+    if config.data.val_split:
+        kept, apart = validation_split(full.labels, config.data.val_split, config.seed, len(full.classes))
+        training, validation = full.subset(kept), full.subset(apart)
+    return Trainer(config, training, validation, test if config.watch_test else None), test
+
+
+def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> Result:
+    """Trains to the end, keeping the folder in step, and writes the result."""
+    config = trainer.config
+    console.note(
+        f"{config.model.arch}, {trainer.buckets.flat[0].numel():,} parameters, on {config.data.dataset} "
+        f"({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, {trainer.precision.name}, seed {config.seed}"
+    )
+    with StopRequest() as request:
+        console.note(trainer.compile())
+        run.write_config(trainer.config)
+        sinks = (console, JsonLines(run.metrics, trainer.epoch), tensorboard := TensorBoard(run.path, trainer.epoch))
+        console.begin(trainer.steps_done, trainer.total_steps, config.batch_size)
+        try:
+            epochs(run, trainer, sinks, console, request)
+            accuracies = test_accuracies(trainer, test)
+            tensorboard.final(config.epochs, accuracies)
+        finally:
+            for sink in sinks:
+                sink.close()
+            plot_curves(read_records(run.metrics), run.path / "curves.png")
+    result = conclude(run, trainer, accuracies)
+    run.write_result(result)
+    console.summary(result, run.path)
+    return result
+
+
+def test_accuracies(trainer: Trainer, test: ImageSet) -> dict[str, float]:
+    """Of the weights, and of their average where there is one; this opens the test set."""
+    raw, averaged = trainer.evaluate(test)
+    found = {"test_accuracy": raw, "averaged_test_accuracy": averaged}
+    return {name: evaluation.accuracy for name, evaluation in found.items() if evaluation}
+
+
+def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console, request: StopRequest) -> None:
+    """The epochs that remain. Raises Interrupted, with the state saved, where `request` was made."""
+    total, saved, cost = trainer.config.epochs, sum(trainer.seconds.values()), 0.0
+
+    def tick(batch: int) -> None:
+        console.tick(trainer.steps_done, trainer.epoch + 1, total)
+
+    while trainer.epoch < total:
+        ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)
+        trainer.check_finite()
+        if ended:
+            record = trainer.record()
+            for sink in sinks:
+                sink.write(record)
+        elapsed = sum(trainer.seconds.values())
+        stopping = request.signal_number is not None
+        if stopping or trainer.epoch == total or cost <= CHECKPOINT_SHARE * (elapsed - saved):
+            start = time.perf_counter()
+            checkpoints.save(run.checkpoints, trainer.checkpoint())
+            saved, cost = elapsed, time.perf_counter() - start
+        if stopping and trainer.epoch < total:
+            raise Interrupted(request.signal_number, run.path)
+
+
+def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result:
+    """The result of a run that has ended."""
+    config = trainer.config
+    count = count_network(config.model.arch, **trainer.network["options"])
+    peak_rate = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
+    records = read_records(run.metrics)
+    return Result(
+        test_accuracy=accuracies["test_accuracy"],
+        validation_accuracy=records[-1].validation_accuracy,
+        averaged_test_accuracy=accuracies.get("averaged_test_accuracy"),
+        images_per_second=trainer.images_per_second,
+        seconds=sum(trainer.seconds.values()),
+        seconds_by_phase=dict(trainer.seconds),
+        flop_utilization=trainer.images_per_second * count.training_flops / peak_rate,
+        peak_memory_bytes=peak_memory_bytes(trainer.device),
+        parameters=count.parameters,
+        recipe=config.recipe,
+        device=device_name(trainer.device),
+        versions=versions(),
+        commit=commit(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    packages = ("fastcifar", "torch", "triton", "nvidia-dali-cuda130", "numpy")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit that the package's own checkout stands at."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,259 @@
+"""A run from its configuration to its result."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.augment import normalization
+from fastcifar.augment.normalize import Normalization
+from fastcifar.augment.random import Key, philox
+from fastcifar.averaging import Buckets, ExponentialAverage
+from fastcifar.config import RunConfig
+from fastcifar.data.image_set import ImageSet
+from fastcifar.data.loader import Loader
+from fastcifar.engine.evaluate import Evaluation, evaluate
+from fastcifar.engine.graph import compile_where_it_pays
+from fastcifar.engine.host import synchronize
+from fastcifar.engine.precision import Precision
+from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Objective, Step, Update, Workspace
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.losses import cross_entropy
+from fastcifar.models import build_model
+from fastcifar.optim.optimizers import build_optimizer
+from fastcifar.optim.schedules import Duration, lr_table
+from fastcifar.runs.checkpoint import Checkpoint, load_weights
+from fastcifar.runs.records import EpochRecord
+
+
+class Trainer:
+    """Model, optimiser and data of a run, and the loop over its epochs.
+
+    Args:
+        config: with its choices made (`engine.resolve`), but for compiling.
+        train: the training images.
+        validation: images set apart, or None.
+        watched: the test images, where they are to be evaluated every epoch, or None.
+    """
+
+    def __init__(self, config: RunConfig, train: ImageSet, validation: ImageSet | None = None, watched: ImageSet | None = None) -> None:
+        self.config, self.device = config, torch.device(config.engine.device)
+        self.precision = Precision(config.engine.precision)
+        self.loader = build_loader(config, train)
+        self.normalization: Normalization = self.loader.normalization
+        self.steps_per_epoch = len(self.loader)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.validation, self.watched = (part and part.to(self.device) for part in (validation, watched))
+        torch.manual_seed(config.seed)
+        options = {"classes": len(train.classes), "image_size": train.images.shape[1], **config.model.options}
+        self.model = build_model(config.model.arch, **options).to(self.device, memory_format=torch.channels_last)
+        self.buckets = Buckets(self.model)
+        self.optimizer = build_optimizer(config.optim, self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
+        decay = config.optim.ema_decay
+        self.average = ExponentialAverage(self.buckets, decay, self.total_steps) if decay else None
+        self.lr = build_lr(config, self.steps_per_epoch)
+        self.meter = Meter(self.device)
+        self.epoch, self.batch = 0, 0
+        self.seconds: Counter[str] = Counter(data=0.0, compile=0.0, train=0.0, evaluate=0.0)
+        self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
+        self.step = self.build_step(self.objective)
+
+    @property
+    def steps_done(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.batch
+
+    def objective(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward pass, from uint8 (B, 3, H, W) to the mean loss and the number of right answers; compiled as a whole."""
+        with self.precision.autocast(self.device):
+            logits = self.model(self.normalization(images.permute(0, 2, 3, 1), self.precision.dtype))
+        loss = cross_entropy(logits, labels, self.config.optim.label_smoothing)
+        return loss, (logits.detach().argmax(dim=1) == labels).sum()
+
+    def build_step(self, objective: Objective) -> Step:
+        """The parts of a step, in order."""
+        clip, lr = self.config.optim.clip_norm, self.lr
+        on_device = torch.tensor(lr, device=self.device) if self.device.type == "cuda" else lr
+        parts: list[Callable[[Workspace], None]] = [Forward(objective), Backward(self.scaler)]
+        parts += [Clip(self.optimizer, self.scaler, clip)] if clip else []
+        parts += [Update(self.optimizer, self.scaler, on_device)]
+        parts += [Average(self.average)] if self.average else []
+        return Step((*parts, self.meter))
+
+    def compile(self) -> str:
+        """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned."""
+        start = time.perf_counter()
+        remaining = self.total_steps - self.steps_done
+        outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining)
+        self.step = self.build_step(outcome.function)
+        choice = "on" if outcome.compiled else "off"
+        self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
+        self.seconds["compile"] += time.perf_counter() - start
+        return outcome.message
+
+    def rehearse(self, objective: Objective) -> None:
+        """One forward and backward pass that leaves weights, buffers and random state as they were."""
+        kept, random_state = self.buckets.flat[1].clone(), random_state_of(self.device)
+        size = self.loader.dataset.images.shape[1:3]
+        images = torch.zeros(self.config.batch_size, *size, 3, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
+        loss, _ = objective(images, torch.zeros(self.config.batch_size, dtype=torch.int64, device=self.device))
+        loss.backward()
+        synchronize(self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.buckets.flat[1].copy_(kept)
+        set_random_state(self.device, random_state)
+
+    def run_epoch(self, stop: Callable[[], bool], tick: Callable[[int], None]) -> bool:
+        """Trains to the end of the epoch, from where it stands; False where `stop` said so before."""
+        if self.batch == 0:
+            self.meter.reset()
+            torch.manual_seed(int(philox(self.config.seed, torch.tensor([self.epoch]))[0, 0]))
+        self.model.train()
+        batches = self.loader.batches(self.epoch, self.batch)
+        while True:
+            with self.clock("data"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            with self.clock("train"):
+                self.step(Workspace(self.steps_done, *batch))
+            self.batch += 1
+            tick(self.batch)
+            if stop() and self.batch < self.steps_per_epoch:
+                return False
+        with self.clock("train"):
+            synchronize(self.device)
+        self.epoch, self.batch = self.epoch + 1, 0
+        return True
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Adds the time of the block to `seconds[phase]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    def check_finite(self) -> None:
+        """Raises FastcifarError where the loss of a step since the epoch began was not finite."""
+        _, _, bad = self.meter.read()
+        if bad is not None:
+            raise FastcifarError(
+                f"the loss became infinite or NaN at step {bad} of {self.total_steps} (epoch {bad // self.steps_per_epoch + 1}, "
+                f"lr {self.lr[bad]:.4g}); lower --lr, lengthen --warmup, or bound the gradient with --clip-norm 1."
+            )
+
+    def evaluate(self, dataset: ImageSet | None) -> tuple[Evaluation | None, Evaluation | None]:
+        """Of the weights and of their average, where there are a data set and an average."""
+        if dataset is None:
+            return None, None
+        with self.clock("evaluate"):
+            dataset = dataset.to(self.device)
+            raw = evaluate(self.model, dataset, self.normalization, self.precision)
+            if self.average is None:
+                return raw, None
+            with self.average.swapped_in():
+                return raw, evaluate(self.model, dataset, self.normalization, self.precision)
+
+    def record(self) -> EpochRecord:
+        """What the epoch that has just ended came to."""
+        loss, correct, _ = self.meter.read()
+        images = self.steps_per_epoch * self.config.batch_size
+        validation, averaged = self.evaluate(self.validation)
+        test, averaged_test = self.evaluate(self.watched)
+        return EpochRecord(
+            epoch=self.epoch,
+            epochs=self.config.epochs,
+            step=self.steps_done,
+            lr=self.lr[self.steps_done - 1],
+            train_loss=loss / images,
+            train_accuracy=correct / images,
+            validation_loss=validation and validation.loss,
+            validation_accuracy=validation and validation.accuracy,
+            averaged_validation_accuracy=averaged and averaged.accuracy,
+            test_accuracy=test and test.accuracy,
+            averaged_test_accuracy=averaged_test and averaged_test.accuracy,
+            images_per_second=self.images_per_second,
+            seconds=sum(self.seconds.values()),
+        )
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images over the time of training and loading, so far."""
+        return self.steps_done * self.config.batch_size / max(self.seconds["train"] + self.seconds["data"], 1e-9)
+
+    def checkpoint(self) -> Checkpoint:
+        """The state to go on from, to the bit."""
+        state = {"meter": self.meter.sums, "random": random_state_of(self.device)}
+        for name, parameter in self.model.named_parameters():
+            for key, tensor in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{key}.{name}"] = tensor
+        averaged = {}
+        if self.average:
+            with self.average.swapped_in():
+                averaged = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        progress: dict[str, Any] = {"epoch": self.epoch, "batch": self.batch, "step": self.steps_done}
+        progress |= {"seconds": dict(self.seconds), "scaler": self.scaler.state_dict()}
+        return Checkpoint(dict(self.model.state_dict()), averaged, state, progress, self.network)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from `checkpoint`. Raises FastcifarError where it does not fit."""
+        if self.average:
+            load_weights(self.model, checkpoint.averaged, "the checkpoint's average")
+            self.average.copy(self.buckets.flat, self.average.averages)
+        load_weights(self.model, checkpoint.weights, "the checkpoint")
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in checkpoint.state.items():
+            if name.startswith("optimizer."):
+                _, key, owner = name.split(".", 2)
+                self.optimizer.state[parameters[owner]][key] = torch.empty_like(parameters[owner]).copy_(tensor)
+        self.meter.sums.copy_(checkpoint.state["meter"])
+        set_random_state(self.device, checkpoint.state["random"])
+        self.epoch, self.batch = checkpoint.progress["epoch"], checkpoint.progress["batch"]
+        self.seconds = Counter(checkpoint.progress["seconds"])
+        if self.precision.scaled:
+            self.scaler.load_state_dict(checkpoint.progress["scaler"])
+
+
+def build_loader(config: RunConfig, train: ImageSet) -> Loader:
+    """Unnormalised bytes, in full batches: the network normalises them itself, which the compiler fuses, and every step has one shape."""
+    if config.batch_size > len(train):
+        raise ConfigError(f"batch size {config.batch_size} exceeds the {len(train)} training images; lower --batch-size.")
+    return Loader(
+        train,
+        config.data.augment,
+        config.data.loader,
+        config.batch_size,
+        config.seed,
+        config.engine.device,
+        torch.uint8,
+        normalize=config.data.normalize,
+        drop_last=True,
+        chunk_size=config.data.chunk_size,
+    )
+
+
+def build_lr(config: RunConfig, steps_per_epoch: int) -> list[float]:
+    """The learning rate of every step of the run."""
+    total = config.epochs * steps_per_epoch
+    return lr_table(config.optim.schedule, config.optim.lr, Duration.parse(config.optim.warmup).steps(steps_per_epoch, total), total)
+
+
+def random_state_of(device: torch.device) -> Tensor:
+    """The state of the generator that dropout draws from, uint8 (bytes,)."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -1,0 +1,96 @@
+"""The folder of one run.
+
+    config.json        the complete configuration, choices resolved
+    metrics.jsonl      one record an epoch
+    events.*           the same for TensorBoard
+    curves.png         the same as a picture
+    checkpoints/       the state to go on from, and the weights (see `runs.checkpoint`)
+    result.json        what came out
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcifar.config import RunConfig
+from fastcifar.errors import ConfigError
+from fastcifar.runs.files import write_text
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; accuracies are fractions, times seconds, sizes bytes; what does not apply is None."""
+
+    test_accuracy: float
+    validation_accuracy: float | None
+    averaged_test_accuracy: float | None
+    images_per_second: float
+    """Training images over the time of training, loading included; compiling and evaluation are not."""
+    seconds: float
+    seconds_by_phase: dict[str, float]
+    """data, compile, train, evaluate."""
+    flop_utilization: float | None
+    """Training FLOPs a second over what the device's matrix product reached in the same precision, measured at the end of the run."""
+    peak_memory_bytes: int | None
+    parameters: int
+    recipe: str | None
+    device: str
+    versions: dict[str, str]
+    commit: str | None
+    """Git commit of the code, where it runs from a checkout."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, as paths and what stands in them."""
+
+    path: Path
+
+    @staticmethod
+    def create(path: Path | None, config: RunConfig) -> Run:
+        """A new folder, or `./runs/NAME-TIME` where no path is given. Raises ConfigError where it holds something already."""
+        if path is None:
+            name = config.recipe or config.model.arch
+            path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            path = next(p for p in (path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))) if not p.exists())
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")
+        path.mkdir(parents=True, exist_ok=True)
+        run = Run(path)
+        run.write_config(config)
+        return run
+
+    @staticmethod
+    def open(path: Path) -> Run:
+        """An existing folder. Raises ConfigError where it is no run's."""
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{path} is no run: it has no config.json; give the folder that `fastcifar train` named.")
+        return Run(path)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def config(self) -> RunConfig:
+        """Raises ConfigError where the file is damaged or from another version."""
+        file = self.path / "config.json"
+        return RunConfig.from_json(file.read_text(), str(file))
+
+    def write_config(self, config: RunConfig) -> None:
+        write_text(self.path / "config.json", config.to_json())
+
+    def write_result(self, result: Result) -> None:
+        write_text(self.path / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+
+    def result(self) -> Result | None:
+        """None where the run has not ended."""
+        file = self.path / "result.json"
+        return Result(**json.loads(file.read_text())) if file.is_file() else None

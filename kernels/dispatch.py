@@ -1,0 +1,67 @@
+"""Decides where an op runs: as its Triton kernel, or as its reference in plain torch.
+
+`FASTCIFAR_KERNELS=reference` switches all kernels off. It is read once, at import, and the kernels are then never made: the compile
+caches of torch tell two programs apart by the kernels that they can see in an op, not by the environment.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = None
+    # triton_op would warn of the missing Triton at every op; `use_triton` says it once, and only where it matters.
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+
+__all__ = ["KERNELS_EXIST", "jit", "tl", "triton", "use_triton"]
+
+OLDEST_CAPABILITY = (7, 5)
+SWITCH = os.environ.get("FASTCIFAR_KERNELS", "triton")
+if SWITCH not in ("triton", "reference"):
+    raise ValueError(f"FASTCIFAR_KERNELS must be 'triton' or 'reference', not {SWITCH!r}.")
+
+KERNELS_EXIST = triton is not None and SWITCH == "triton"
+
+if KERNELS_EXIST:
+    jit = triton.jit
+else:
+
+    def jit(function):
+        """Leaves `function` a plain one, which is never launched."""
+        return function
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """Whether an op on `tensor` runs its Triton kernel; a GPU that has to do without is told why on stderr, once."""
+    if tensor.device.type in ("cpu", "meta") or SWITCH == "reference":
+        return False
+    reason = _obstacle(tensor.device)
+    if reason is not None:
+        _say_once(f"fastcifar: ops run as plain torch, without their kernels: {reason}.")
+    return reason is None
+
+
+@functools.cache
+def _obstacle(device: torch.device) -> str | None:
+    if triton is None:
+        return "Triton is not installed"
+    if device.type != "cuda":
+        return f"there are none for {device.type} devices"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < OLDEST_CAPABILITY:
+        return f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, and they need sm_75 or later"
+    return None
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,44 @@
+"""The averaging kernel in Triton's interpreter, on buffers that stand amid NaNs. Run with TRITON_INTERPRET=1, as its neighbour does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastcifar.kernels import averaging
+from fastcifar.kernels.averaging import BLOCK, SOURCE_DTYPES, ema_kernel, ema_update_, ema_update_reference, launch_ema_update
+
+PADDING = BLOCK + 3
+
+
+def padded(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A buffer with NaNs on both sides of `values`, and the view of them in it."""
+    buffer = torch.full((values.numel() + 2 * PADDING,), torch.nan, dtype=values.dtype)
+    view = buffer[PADDING:-PADDING]
+    view.copy_(values)
+    return buffer, view
+
+
+@pytest.mark.parametrize("dtype", SOURCE_DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 2, 127, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 1])
+@pytest.mark.parametrize("through_op", [False, True], ids=["launcher", "op"])
+def test_the_kernel_equals_the_reference_and_touches_nothing_else(
+    size: int, dtype: torch.dtype, through_op: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decay = torch.tensor(0.99)
+    average_buffer, average = padded(torch.randn(size))
+    source_buffer, source = padded(torch.randn(size).to(dtype))
+    expected_buffer, source_before = average_buffer.clone(), source_buffer.clone()
+    ema_update_reference(expected_buffer[PADDING:-PADDING], source, decay)
+    if through_op:
+        monkeypatch.setattr(averaging, "use_triton", lambda tensor: True)
+        # torch 2.11 wraps no interpreted kernel.
+        monkeypatch.setattr(averaging, "wrap_triton", lambda kernel: kernel)
+        ema_update_(average, source, decay)
+    else:
+        launch_ema_update(ema_kernel, average, source, decay)
+    torch.testing.assert_close(average_buffer, expected_buffer, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(source_buffer, source_before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_kernel_is_interpreted() -> None:
+    assert type(ema_kernel).__name__ == "InterpretedFunction"

@@ -1,0 +1,85 @@
+"""Where ops run: the switch, the missing Triton, and cards below Triton's floor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastcifar.kernels import dispatch
+
+USE_THE_OP = """
+import torch
+from types import SimpleNamespace
+from fastcifar.kernels.averaging import ema_update_
+from fastcifar.kernels.dispatch import use_triton
+
+average = torch.zeros(5)
+ema_update_(average, torch.ones(5), torch.tensor(0.5))
+assert average.tolist() == [0.5] * 5
+assert torch._library.triton.get_triton_kernels_for_op("fastcifar::ema_update_") == []
+on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
+assert not use_triton(on_a_gpu) and not use_triton(on_a_gpu)
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_the_switch_leaves_the_references_alone() -> None:
+    finished = run_python(USE_THE_OP, FASTCIFAR_KERNELS="reference")
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_without_triton_the_reference_runs_and_a_gpu_is_told_once() -> None:
+    finished = run_python("import sys; sys.modules['triton'] = None\n" + USE_THE_OP, FASTCIFAR_KERNELS="triton")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == "fastcifar: ops run as plain torch, without their kernels: Triton is not installed.\n"
+
+
+def test_a_misspelt_switch_is_refused() -> None:
+    finished = run_python("import fastcifar.kernels.dispatch", FASTCIFAR_KERNELS="off")
+    assert "ValueError: FASTCIFAR_KERNELS must be 'triton' or 'reference', not 'off'." in finished.stderr
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """What stands in for a tensor on a card; set `capability` to choose the card."""
+    card = SimpleNamespace(device=torch.device("cuda:0"), capability=(9, 0))
+    monkeypatch.setattr(dispatch, "SWITCH", "triton")
+    monkeypatch.setattr(dispatch, "triton", "installed")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card.capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GeForce GTX 1060")
+    dispatch._obstacle.cache_clear()
+    dispatch._say_once.cache_clear()
+    yield card
+    dispatch._obstacle.cache_clear()
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0), (12, 0)])
+def test_a_card_that_triton_serves_runs_kernels(
+    card: SimpleNamespace, capability: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    card.capability = capability
+    assert dispatch.use_triton(card)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_card_too_old_is_named_once(card: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    card.capability = (6, 1)
+    assert not dispatch.use_triton(card)
+    assert not dispatch.use_triton(card)
+    assert capsys.readouterr().err == (
+        "fastcifar: ops run as plain torch, without their kernels: GeForce GTX 1060 is sm_61, and they need sm_75 or later.\n"
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_no_kernel_is_missed_without_a_gpu(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not dispatch.use_triton(torch.empty(1, device=device))
+    assert capsys.readouterr().err == ""
