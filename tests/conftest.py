@@ -16,5 +16,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_data = None if folder and (Path(folder) / "cifar-10-batches-py").is_dir() else "FASTCIFAR_DATA names no folder with cifar-10-batches-py"
     for item in items:
         for marker, reason in (("gpu", no_gpu), ("data", no_data)):
-            if reason and marker in item.keywords:
+            if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -33,7 +33,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 """
 
 
-def policy(name: str) -> Policy:
+def build_policy(name: str) -> Policy:
     """The augmentation policy `name`. Raises ConfigError where there is none."""
     if name not in POLICIES:
         raise ConfigError(unknown("augmentation", name, POLICIES))

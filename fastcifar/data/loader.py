@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastcifar.augment import BACKENDS, normalization, policy
+from fastcifar.augment import BACKENDS, build_policy, normalization
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key, permutation
@@ -84,15 +84,16 @@ class Loader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `epoch` from batch `start` on, whatever was iterated before."""
+        if start >= len(self):
+            return
         key = Key(self.seed, epoch)
         order = permutation(key, len(self.dataset)) if self.shuffle else torch.arange(len(self.dataset))
-        chunks = order[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
-        labels = self.submit(key, chunks[0]) if chunks else None
-        for following in (*chunks[1:], None):
-            if labels is None:
-                return
+        first, *others = order[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
+        labels = self.submit(key, first)
+        for following in (*others, None):
             images, ready = self.applier.collect(), labels
-            labels = None if following is None else self.submit(key, following)
+            if following is not None:
+                labels = self.submit(key, following)
             yield from zip(images.split(self.batch_size), ready.split(self.batch_size), strict=True)
 
     def submit(self, key: Key, index: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def check(count: int, batch_size: int, seed: int, chunk_size: int | None, device
 
 def resolve_policy(given: str | Policy) -> Policy:
     """A policy by its name, or as it is."""
-    return policy(given) if isinstance(given, str) else given
+    return build_policy(given) if isinstance(given, str) else given
 
 
 def resolve_backend(name: str, device: torch.device) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +16,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         self.num_batches_tracked = None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
+        """Tells the base class that a file without version numbers, as safetensors is, lacks the counter on purpose."""
+        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *rest)
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -67,7 +73,9 @@ class PreActivation(nn.Module):
         return self.branch(activated) + (x if self.shortcut is None else self.shortcut(activated))
 
 
-def basic(style: type[PostActivation | PreActivation], in_channels: int, width: int, kernel: int, skip_kernel: int, stride: int) -> nn.Module:
+def basic(
+    style: type[PostActivation | PreActivation], in_channels: int, width: int, kernel: int, skip_kernel: int, stride: int
+) -> nn.Module:
     """Two `kernel` x `kernel` convolutions, the first strided."""
     return style((in_channels, width, width), (kernel, kernel), stride, 0, skip_kernel)
 

@@ -1,10 +1,10 @@
 """The state of a run on disk: folders of safetensors and JSON, published by renaming one pointer; nothing in them can execute.
 
-    checkpoints/latest                     the name of the current folder
-    checkpoints/STEP/weights.safetensors   parameters and buffers, contiguous; the metadata says how to build and feed the network
-    checkpoints/STEP/averaged.safetensors  the same of the averaged weights, where the run keeps them
-    checkpoints/STEP/state.safetensors     what else training goes on from: momenta, meters, random state
-    checkpoints/STEP/progress.json         epoch, batch, times
+checkpoints/latest                     the name of the current folder
+checkpoints/STEP/weights.safetensors   parameters and buffers, contiguous; the metadata says how to build and feed the network
+checkpoints/STEP/averaged.safetensors  the same of the averaged weights, where the run keeps them
+checkpoints/STEP/state.safetensors     what else training goes on from: momenta, meters, random state
+checkpoints/STEP/progress.json         epoch, batch, times
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from fastcifar.errors import FastcifarError
@@ -56,7 +56,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     for file in FILES:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in getattr(checkpoint, file).items()}
         if tensors:
-            save_file(tensors, partial / f"{file}.safetensors", metadata)
+            (partial / f"{file}.safetensors").write_bytes(serialize(tensors, metadata))
     write_text(partial / "progress.json", json.dumps(checkpoint.progress, indent=2) + "\n")
     if target.exists():
         shutil.rmtree(target)

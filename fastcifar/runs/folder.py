@@ -1,11 +1,11 @@
 """The folder of one run.
 
-    config.json        the complete configuration, choices resolved
-    metrics.jsonl      one record an epoch
-    events.*           the same for TensorBoard
-    curves.png         the same as a picture
-    checkpoints/       the state to go on from, and the weights (see `runs.checkpoint`)
-    result.json        what came out
+config.json        the complete configuration, choices resolved
+metrics.jsonl      one record an epoch
+events.*           the same for TensorBoard
+curves.png         the same as a picture
+checkpoints/       the state to go on from, and the weights (see `runs.checkpoint`)
+result.json        what came out
 """
 
 from __future__ import annotations

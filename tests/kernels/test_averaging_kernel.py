@@ -174,15 +174,18 @@ def test_in_the_interpreter() -> None:
 
 
 def assert_kernel_equals_reference(update: Callable[..., None], size: int, dtype: torch.dtype, padding: int) -> None:
-    """Updates a view that stands amid NaNs on the GPU; padding that is no multiple of 4 leaves it off the 16-byte grid."""
+    """Updates, on the GPU, a view amid zeros from one amid NaNs; padding that is no multiple of 8 leaves them off the 16-byte grid."""
     average, source, decay = arguments(size, dtype)
-    poisoned = torch.full((size + 2 * padding,), torch.nan, device="cuda")
-    view = poisoned[padding:-padding]
-    view.copy_(average)
-    update(view, source.cuda(), decay.cuda())
+    average_buffer = torch.zeros(size + 2 * padding, device="cuda")
+    source_buffer = torch.full((size + 2 * padding,), torch.nan, dtype=dtype, device="cuda")
+    average_view, source_view = average_buffer[padding:-padding], source_buffer[padding:-padding]
+    average_view.copy_(average)
+    source_view.copy_(source)
+    update(average_view, source_view, decay.cuda())
     ema_update_reference(average, source, decay)
-    assert torch.equal(view.cpu(), average)
-    assert poisoned.isnan().sum() == 2 * padding
+    assert torch.equal(average_view.cpu(), average)
+    assert not average_buffer[:padding].any()
+    assert not average_buffer[-padding:].any()
 
 
 @pytest.mark.gpu

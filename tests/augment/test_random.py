@@ -1,0 +1,85 @@
+"""The generator against published vectors and Triton's, and the statistics of what is drawn from it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcifar.augment.policy import standard
+from fastcifar.augment.random import Key, Stream, below, draw, permutation, philox
+
+CHI_SQUARE_99_9 = {1: 10.83, 8: 26.12, 80: 124.84, 161: 220.0}
+"""Quantiles by degrees of freedom; the last is rounded up."""
+
+
+def test_published_vectors():
+    """Random123's known answers for Philox 4x32-10 that have the two high counter words at zero."""
+    assert philox(0, torch.tensor([0]))[0].tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+def plain_philox(key: int, offset: int) -> list[int]:
+    """The same in Python's own integers, from the paper's definition."""
+    mask = 2**32 - 1
+    counter, (k0, k1) = [offset & mask, offset >> 32, 0, 0], (key & mask, key >> 32)
+    for _ in range(10):
+        a, b = 0xD2511F53 * counter[0], 0xCD9E8D57 * counter[2]
+        counter = [(b >> 32) ^ counter[1] ^ k0, b & mask, (a >> 32) ^ counter[3] ^ k1, a & mask]
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return counter
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**32 - 1, 2**63 + 12345, 2**64 - 1])
+def test_equals_a_plain_implementation(key):
+    offsets = [0, 1, 2**32 - 1, 2**32, 7 << 32 | 49_999, 2**62 + 17]
+    assert philox(key, torch.tensor(offsets)).tolist() == [plain_philox(key, offset) for offset in offsets]
+
+
+def test_equals_tritons_generator():
+    """In Triton's interpreter, which is chosen when a kernel is decorated: so in a process of its own."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, Path(__file__).with_name("triton_philox.py")], check=True, env=environment)
+
+
+def test_draws_depend_on_seed_epoch_sample_and_nothing_else():
+    index = torch.arange(100)
+    words = draw(Key(3, 5), Stream.CROP_AND_FLIP, index)
+    assert torch.equal(words[40:60], draw(Key(3, 5), Stream.CROP_AND_FLIP, index[40:60]))
+    for other in (Key(3, 6), Key(4, 5)):
+        assert not torch.equal(words, draw(other, Stream.CROP_AND_FLIP, index))
+
+
+def chi_square(counts: torch.Tensor) -> float:
+    expected = counts.sum() / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_shift_and_flip_are_uniform_and_independent():
+    params = standard().sample(Key(0, 1), torch.arange(50_000))
+    y, x = (params.shift + 4).unbind(1)
+    flip = params.flip.long()
+    assert int(params.shift.abs().max()) == 4
+    for drawn, values in ((y, 9), (x, 9), (flip, 2), (y * 9 + x, 81), ((y * 9 + x) * 2 + flip, 162)):
+        assert chi_square(torch.bincount(drawn, minlength=values).double()) < CHI_SQUARE_99_9[values - 1]
+
+
+def test_successive_epochs_and_samples_are_uncorrelated():
+    drawn = torch.stack([standard().sample(Key(0, epoch), torch.arange(20_000)).shift[:, 0].double() for epoch in range(3)])
+    neighbours = torch.stack([drawn[0, :-1], drawn[0, 1:]])
+    for pair in (drawn[:2], drawn[1:], neighbours):
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / 20_000**0.5
+
+
+def test_below_reaches_both_ends():
+    words = torch.tensor([0, 2**32 - 1])
+    assert below(words, 9).tolist() == [0, 8]
+
+
+def test_permutations_are_whole_and_differ():
+    first, second = permutation(Key(0, 0), 1000), permutation(Key(0, 1), 1000)
+    assert torch.equal(first.sort().values, torch.arange(1000))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, permutation(Key(0, 0), 1000))

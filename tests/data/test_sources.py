@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_cifar import UNREACHABLE, Tiny
+from fake_server import Server
+
+from fastcifar.data import cifar, sources
+from fastcifar.data.download import TooSlow
+from fastcifar.data.sources import cache_folder, find, load_dataset, resolve_auto, search_folders
+from fastcifar.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def tiny_cifar10(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Tiny:
+    """Puts the tiny data set in the place of CIFAR-10, with an official address that is out of reach."""
+    monkeypatch.setattr(cifar, "CIFAR10", tiny.form)
+    return tiny
+
+
+@pytest.fixture
+def mirror(server: Server, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A mirror that serves the archive."""
+    server.content = tiny.packed()
+    monkeypatch.setenv("FASTCIFAR_MIRRORS", f"http://127.0.0.1:{server.port}/good/")
+    return server
+
+
+def test_names_need_no_torch() -> None:
+    code = "import sys, fastcifar.data.sources as s; print(*s.NAMES); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["cifar10", "cifar100", "synthetic"]
+
+
+@pytest.mark.parametrize("function", [load_dataset, find])
+def test_unknown_name(function: object) -> None:
+    with pytest.raises(DataError, match="unknown dataset 'cifar11'; did you mean cifar1"):
+        function("cifar11")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "synthetic"])
+def test_unknown_split_costs_no_download(name: str, mirror: Server) -> None:
+    with pytest.raises(DataError, match="unknown split 'valid'"):
+        load_dataset(name, "valid")
+    assert mirror.ranges == []
+
+
+def test_synthetic_is_never_on_disk(tmp_path: Path) -> None:
+    assert find("synthetic", tmp_path) is None
+    assert len(load_dataset("synthetic", "test")) == 2_000
+
+
+@pytest.mark.parametrize("layout", ["folder", "archive", "the folder itself"])
+@pytest.mark.parametrize("place", ["data_dir", "FASTCIFAR_DATA", "cache"])
+def test_found(tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, layout: str, place: str) -> None:
+    home = isolated if place == "cache" else tmp_path / "home"
+    there = tiny.archive(home) if layout == "archive" else tiny.folder(home)
+    named = there if layout == "the folder itself" and place != "cache" else home
+    if place == "FASTCIFAR_DATA":
+        monkeypatch.setenv("FASTCIFAR_DATA", str(named))
+    data_dir = named if place == "data_dir" else None
+    assert find("cifar10", data_dir) == there
+    dataset = load_dataset("cifar10", "train", data_dir, download=False)
+    assert torch.equal(dataset.images, torch.from_numpy(tiny.images))
+
+
+def test_search_order(tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "second"))
+    (tmp_path / "second").mkdir()
+    assert search_folders(tmp_path / "first") == [tmp_path / "first", tmp_path / "second", isolated]
+    for folder, data_dir in ((isolated, None), (tmp_path / "second", tmp_path / "first"), (tmp_path / "first", tmp_path / "first")):
+        there = tiny.archive(folder)
+        assert find("cifar10", data_dir) == there
+    unpacked = tiny.folder(tmp_path / "first")
+    assert find("cifar10", tmp_path / "first") == unpacked
+
+
+def test_an_unfinished_folder_is_not_the_data_set(tiny: Tiny, tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path)
+    (folder / "test_batch").unlink()
+    assert find("cifar10", tmp_path) is None
+    assert find("cifar10", tiny.archive(tmp_path).parent) == tmp_path / tiny.form.archive
+
+
+def test_a_mistyped_environment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "typo"))
+    with pytest.raises(DataError, match=r"FASTCIFAR_DATA names .*typo, which is no folder; make it, correct it, or unset it\."):
+        load_dataset("cifar10")
+
+
+def test_without_download_the_folders_are_named(tmp_path: Path, isolated: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_dataset("cifar10", data_dir=tmp_path, download=False)
+    assert f"in {tmp_path} or {isolated}; put one there, or use --dataset synthetic." in str(caught.value)
+
+
+def test_downloads_into_the_cache(mirror: Server, isolated: Path, tiny: Tiny, capsys: pytest.CaptureFixture) -> None:
+    assert len(load_dataset("cifar10")) == 40
+    assert [path.name for path in isolated.iterdir()] == [tiny.form.archive]
+    captured = capsys.readouterr()
+    assert captured.err == f"fetching {isolated / tiny.form.archive}\n"
+    assert captured.out == ""
+    assert len(load_dataset("cifar10", "test")) == 10
+    assert len(mirror.ranges) == 1
+
+
+def test_downloads_into_data_dir(mirror: Server, isolated: Path, tiny: Tiny, tmp_path: Path) -> None:
+    load_dataset("cifar10", data_dir=str(tmp_path / "here"))
+    assert [path.name for path in (tmp_path / "here").iterdir()] == [tiny.form.archive]
+    assert not isolated.exists()
+
+
+@pytest.mark.parametrize("separator", [",", " ", ", ", "\n"], ids=repr)
+def test_mirrors_follow_the_official_address(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
+    given = ["https://a.example/data", "https://b.example/", f"https://c.example/x/{tiny.form.archive}"]
+    monkeypatch.setenv("FASTCIFAR_MIRRORS", separator.join(given))
+    name = tiny.form.archive
+    expected = [UNREACHABLE, f"https://a.example/data/{name}", f"https://b.example/{name}", f"https://c.example/x/{name}"]
+    assert sources._addresses(tiny.form) == expected
+
+
+def test_no_network_is_one_sentence(isolated: Path) -> None:
+    with pytest.raises(DataError, match=f"^could not fetch .*; put the file into {isolated}, or use --dataset synthetic.$"):
+        load_dataset("cifar10")
+
+
+def test_a_deadline_reaches_the_download(server: Server, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.content = tiny.packed() * 10
+    monkeypatch.setenv("FASTCIFAR_MIRRORS", f"http://127.0.0.1:{server.port}/slow/")
+    with pytest.raises(TooSlow):
+        load_dataset("cifar10", deadline_seconds=0.5)
+
+
+def test_a_bar_in_a_terminal(mirror: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    load_dataset("cifar10")
+    captured = capsys.readouterr()
+    assert "fetching" in captured.err
+    assert captured.out == ""
+
+
+def test_auto_takes_what_is_at_hand(tiny: Tiny, tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path)
+    assert resolve_auto(tmp_path) == ("cifar10", f"CIFAR-10, found at {folder}")
+
+
+def test_auto_fetches(mirror: Server, isolated: Path, tiny: Tiny) -> None:
+    assert resolve_auto() == ("cifar10", f"CIFAR-10, fetched to {isolated / tiny.form.archive}")
+
+
+@pytest.mark.parametrize("habit", ["absent", "slow"])
+def test_auto_draws_otherwise(server: Server, monkeypatch: pytest.MonkeyPatch, habit: str) -> None:
+    server.content = bytes(2_000_000)
+    monkeypatch.setattr(sources, "QUICK_DOWNLOAD", 0.5)
+    monkeypatch.setenv("FASTCIFAR_MIRRORS", f"http://127.0.0.1:{server.port}/{habit}/")
+    name, reason = resolve_auto()
+    assert name == "synthetic"
+    assert {"absent": "Not Found", "slow": "longer than 0.5 s"}[habit] in reason
+    assert reason.startswith("drawn shapes in place of CIFAR-10: ")
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"), [("linux", ".cache/fastcifar"), ("darwin", "Library/Caches/fastcifar"), ("win32", "AppData/Local/fastcifar")]
+)
+def test_cache_by_custom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, expected: str) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert cache_folder() == tmp_path / expected
+
+
+@pytest.mark.data
+def test_the_real_set_is_found(real_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert len(load_dataset("cifar10", "test", real_cifar, download=False)) == 10_000
