@@ -48,7 +48,7 @@ class DaliApplier:
         return chunk.permute(0, 3, 1, 2).clone() if self.in_dali else self.normalization(chunk.clone(), self.dtype)
 
 
-def build_pipeline(chunk_size: int, dtype: torch.dtype, normalization: Normalization, device: torch.device):  # noqa: ANN201
+def build_pipeline(chunk_size: int, dtype: torch.dtype, normalization: Normalization, device: torch.device):
     """A built `nvidia.dali.Pipeline`: uint8 NHWC images and (N, 2, 3) matrices -> NHWC images of `dtype`.
 
     Nearest neighbour is exact for the maps that `Params` holds. On a GPU the inputs are copied: with `no_copy=True` DALI would not wait for

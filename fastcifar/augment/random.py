@@ -1,7 +1,7 @@
 """Counter-based randomness: every draw is a function of (seed, epoch, sample, what is drawn), and of nothing else.
 
 So an augmented image does not depend on the batch size, the chunk size, the backend, the number of devices, or on where a run was resumed.
-The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the one that Triton's `tl.randint4x` has.
+The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), as in Triton's `tl.randint4x`.
 """
 
 from __future__ import annotations

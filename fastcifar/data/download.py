@@ -92,18 +92,8 @@ def download(
     with _turn(target, clock):
         if target.exists():
             return
-        failures = {}
         if not _is_whole(part, md5):
-            for address in addresses:
-                try:
-                    if _fetch_whole(address, part, md5, clock, progress or _silent):
-                        break
-                    failures[address] = "served a damaged file"
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    failures[address] = _reason(error)
-            else:
-                clock.check()
-                raise _failed(target, failures)
+            _fetch_from_any(addresses, part, md5, clock, progress or _silent)
         os.replace(part, target)
 
 
@@ -111,12 +101,18 @@ def _silent(received: int, total: int | None) -> None:
     """Shows no progress."""
 
 
-def _failed(target: Path, failures: dict[str, str]) -> DataError:
-    reasons = [f"{urlsplit(address).hostname or address}: {reason}" for address, reason in failures.items()]
-    return DataError(
-        f"could not fetch {target.name} ({', '.join(reasons) or 'no address is known'}); "
-        f"put the file into {target.parent}, or use --dataset synthetic."
-    )
+def _fetch_from_any(addresses: Sequence[str], part: Path, md5: str, clock: _Clock, progress: Progress) -> None:
+    failures = []
+    for address in addresses:
+        try:
+            if _fetch_whole(address, part, md5, clock, progress):
+                return
+            failures.append(f"{address}: served a damaged file")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            failures.append(f"{address}: {_reason(error)}")
+    clock.check()
+    reasons = ", ".join(failures) or "no address is known"
+    raise DataError(f"could not fetch {part.stem} ({reasons}); put the file into {part.parent}, or use --dataset synthetic.")
 
 
 def _reason(error: Exception) -> str:

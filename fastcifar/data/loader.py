@@ -12,7 +12,7 @@ from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key, permutation
 from fastcifar.data.image_set import ImageSet
-from fastcifar.errors import ConfigError, unknown
+from fastcifar.errors import ConfigError, FastcifarError, unknown
 from fastcifar.registry import load
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -72,6 +72,8 @@ class Loader:
         applier = load(BACKENDS[self.backend if self.policy.changes_images else "torch"])
         self.applier = applier((height, width), self.chunk_size, dtype, self.normalization, self.device)
         self.epoch = 0
+        self.reader: object | None = None
+        """Who has a chunk under way."""
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -89,9 +91,15 @@ class Loader:
         key = Key(self.seed, epoch)
         order = permutation(key, len(self.dataset)) if self.shuffle else torch.arange(len(self.dataset))
         first, *others = order[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
+        if self.reader is not None:
+            self.applier.collect()
+        self.reader = reader = object()
         labels = self.submit(key, first)
         for following in (*others, None):
+            if self.reader is not reader:
+                raise FastcifarError("this epoch was left for another of the same Loader; make a second Loader to read two at once.")
             images, ready = self.applier.collect(), labels
+            self.reader = None if following is None else reader
             if following is not None:
                 labels = self.submit(key, following)
             yield from zip(images.split(self.batch_size), ready.split(self.batch_size), strict=True)

@@ -71,10 +71,7 @@ def load_dataset(
     place = find(name, data_dir)
     if place is None:
         if not download:
-            folders = " or ".join(str(folder) for folder in search_folders(data_dir))
-            raise DataError(
-                f"no {form.folder} or {form.archive} in {folders}; put one there, allow the download, or use --dataset synthetic."
-            )
+            raise DataError(f"{_absence(form, data_dir)}; put one there, or use --dataset synthetic.")
         place = _fetch(form, data_dir, deadline_seconds)
     return read_cifar(form, place, split)
 
@@ -141,13 +138,18 @@ def _form(name: str) -> CifarFormat:
     return load(CIFAR_FORMATS[name])
 
 
+def _absence(form: CifarFormat, data_dir: str | Path | None) -> str:
+    return f"no {form.folder} or {form.archive} in {' or '.join(map(str, search_folders(data_dir)))}"
+
+
 def _fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float | None) -> Path:
     """Fetches the archive and says where it is now."""
     from fastcifar.data.download import download
 
     folder = Path(data_dir).expanduser() if data_dir is not None else cache_folder()
     archive = folder / form.archive
-    with _progress(archive) as progress:
+    print(f"{_absence(form, data_dir)}; fetching {archive}", file=sys.stderr)
+    with _progress(archive.name) as progress:
         download(_addresses(form), archive, form.archive_md5, progress=progress, deadline_seconds=deadline_seconds)
     return archive
 
@@ -159,17 +161,16 @@ def _addresses(form: CifarFormat) -> list[str]:
 
 
 @contextmanager
-def _progress(archive: Path) -> Iterator[Progress]:
-    """Shows a download on stderr: a bar in a terminal, else one line."""
+def _progress(name: str) -> Iterator[Progress | None]:
+    """A bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(f"fetching {archive}", file=sys.stderr)
-        yield lambda received, total: None
+        yield None
         return
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"fetching {archive.name}", total=None)
+        task = bar.add_task(f"fetching {name}", total=None)
         yield lambda received, total: bar.update(task, completed=received, total=total)

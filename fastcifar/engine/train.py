@@ -88,7 +88,7 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
     """Trains to the end, keeping the folder in step, and writes the result."""
     config = trainer.config
     console.note(
-        f"{config.model.arch}, {trainer.buckets.flat[0].numel():,} parameters, on {config.data.dataset} "
+        f"{config.model.arch}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters, on {config.data.dataset} "
         f"({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, {trainer.precision.name}, seed {config.seed}"
     )
     with StopRequest() as request:

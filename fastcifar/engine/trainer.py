@@ -10,11 +10,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastcifar.augment import normalization
 from fastcifar.augment.normalize import Normalization
-from fastcifar.augment.random import Key, philox
+from fastcifar.augment.random import philox
 from fastcifar.averaging import Buckets, ExponentialAverage
 from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet

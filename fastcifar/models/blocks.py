@@ -31,7 +31,8 @@ class PostActivation(nn.Module):
     """A residual branch with the activation after the addition (He et al. 2015, arXiv:1512.03385).
 
     `kernels` gives one convolution each, with the widths `channels[i] -> channels[i + 1]`; `strided` is the index of the convolution that
-    carries the stride. Where the shape changes, the shortcut is a convolution with batch norm. (N, C, H, W) -> (N, C', H / stride, W / stride).
+    carries the stride. Where the shape changes, the shortcut is a convolution with batch norm.
+    (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up.
     """
 
     def __init__(self, channels: tuple[int, ...], kernels: tuple[int, ...], stride: int, strided: int, skip_kernel: int) -> None:
@@ -88,7 +89,7 @@ def bottleneck(
 
 
 class Pool(nn.Module):
-    """Average pooling over `size` x `size` windows, or over the whole map where `size` is None, flattened: (N, C, H, W) -> (N, features)."""
+    """Average pooling over `size` x `size` windows, or the whole map where `size` is None: (N, C, H, W) -> (N, features)."""
 
     def __init__(self, size: int | None) -> None:
         super().__init__()

@@ -66,7 +66,7 @@ def count_network(arch: str, *, classes: int = 10, image_size: int = 32, **optio
     return NetworkCount(layers, parameters, total, total + backward.get_total_flops())
 
 
-def remember(name: str, outputs: dict[str, tuple[int, ...]]):  # noqa: ANN201
+def remember(name: str, outputs: dict[str, tuple[int, ...]]):
     """A forward hook that notes the shape a layer puts out."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -72,20 +72,22 @@ def line(record: EpochRecord) -> str:
     return json.dumps(dataclasses.asdict(record)) + "\n"
 
 
+TAGS = {
+    "train_loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "train_accuracy": "accuracy/train",
+    "validation_accuracy": "accuracy/validation",
+    "averaged_validation_accuracy": "accuracy/validation_averaged",
+    "test_accuracy": "accuracy/test",
+    "averaged_test_accuracy": "accuracy/test_averaged",
+    "lr": "lr",
+    "images_per_second": "img_per_s",
+}
+"""TensorBoard's name for each field of a record."""
+
+
 class TensorBoard:
     """Writes loss, accuracies, learning rate and img/s by epoch; what an earlier session wrote past the checkpoint is purged."""
-
-    NAMES = {
-        "train_loss": "loss/train",
-        "validation_loss": "loss/validation",
-        "train_accuracy": "accuracy/train",
-        "validation_accuracy": "accuracy/validation",
-        "averaged_validation_accuracy": "accuracy/validation_averaged",
-        "test_accuracy": "accuracy/test",
-        "averaged_test_accuracy": "accuracy/test_averaged",
-        "lr": "lr",
-        "images_per_second": "img_per_s",
-    }
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -93,7 +95,7 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1 if epochs_done else None)
 
     def write(self, record: EpochRecord) -> None:
-        for name, tag in self.NAMES.items():
+        for name, tag in TAGS.items():
             value = getattr(record, name)
             if value is not None:
                 self.writer.add_scalar(tag, value, record.epoch)
@@ -102,7 +104,7 @@ class TensorBoard:
     def final(self, epoch: int, accuracies: dict[str, float]) -> None:
         """The test accuracies at the end of the run."""
         for name, value in accuracies.items():
-            self.writer.add_scalar(self.NAMES[name], value, epoch)
+            self.writer.add_scalar(TAGS[name], value, epoch)
 
     def close(self) -> None:
         self.writer.close()

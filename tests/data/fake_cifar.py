@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fastcifar.data.cifar import CIFAR10, BatchFile, CifarFormat
 
@@ -45,8 +47,8 @@ class Tiny:
 
 def pack(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
     """A .tar.gz of files by name, or of ready-made headers without contents."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
                 archive.addfile(content)
@@ -54,7 +56,7 @@ def pack(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
                 header = tarfile.TarInfo(name)
                 header.size = len(content)
                 archive.addfile(header, io.BytesIO(content))
-    return packed.getvalue()
+    return gzip.compress(plain.getvalue(), mtime=0)
 
 
 def md5(content: bytes) -> str:
@@ -66,3 +68,12 @@ def form_of(files: dict[str, bytes]) -> CifarFormat:
     batch = {name: BatchFile(name, md5(content)) for name, content in files.items()}
     train = (batch["data_batch_1"], batch["data_batch_2"])
     return replace(CIFAR10, train=train, test=(batch["test_batch"],), meta=batch["batches.meta"], address=UNREACHABLE)
+
+
+def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, as fractions of 255, from exact counts of the 256 levels."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    shares = [torch.bincount(images[..., channel].flatten(), minlength=256).double() / images[..., channel].numel() for channel in range(3)]
+    means = [(share * levels).sum() for share in shares]
+    deviations = [(share * (levels - mean) ** 2).sum().sqrt() for share, mean in zip(shares, means, strict=True)]
+    return [mean.item() for mean in means], [deviation.item() for deviation in deviations]

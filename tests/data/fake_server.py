@@ -47,7 +47,7 @@ class Habits(BaseHTTPRequestHandler):
             self.wfile.write(content[start:half])
             if habit == "silent":
                 self.wfile.flush()
-                time.sleep(1.0)
+                time.sleep(3.0)
         elif habit == "slow":
             try:
                 for offset in range(start, len(content), 1000):

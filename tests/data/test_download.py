@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -80,9 +82,9 @@ def test_a_part_with_a_wrong_beginning_starts_over(server: Server, target: Path)
     assert server.ranges == [("good", "bytes=5-"), ("good", None)]
 
 
-@pytest.mark.parametrize("bad", ["absent", "corrupt", "truncating", "unreachable", "not an address", "other scheme"])
+@pytest.mark.parametrize("bad", ["absent", "corrupt", "truncating", "unreachable", "not an address", "malformed", "other scheme"])
 def test_the_next_address_is_tried(server: Server, target: Path, bad: str) -> None:
-    other = {"unreachable": UNREACHABLE, "not an address": "nonsense", "other scheme": Path(__file__).as_uri()}
+    other = {"unreachable": UNREACHABLE, "not an address": "nonsense", "malformed": "http://[bad", "other scheme": Path(__file__).as_uri()}
     download([other.get(bad) or server.address(bad), server.address("good")], target, md5(server.content))
     assert target.read_bytes() == server.content
     assert left(target) == ["file.bin"]
@@ -95,12 +97,12 @@ def test_a_silent_connection_is_given_up(server: Server, target: Path, monkeypat
     began = time.monotonic()
     download([server.address("silent"), server.address("good")], target, md5(server.content))
     assert target.read_bytes() == server.content
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 2.5
     assert server.ranges[-1] == ("good", f"bytes={len(server.content) // 2}-")
 
 
 def test_a_broken_connection_keeps_the_part(server: Server, target: Path) -> None:
-    with pytest.raises(DataError, match=r"127\.0\.0\.1: the connection broke off after 200000 of 400000 bytes"):
+    with pytest.raises(DataError, match=r"/truncating/file\.bin: the connection broke off after 200000 of 400000 bytes"):
         download([server.address("truncating")], target, md5(server.content))
     assert left(target) == ["file.bin.part"]
     assert (target.parent / "file.bin.part").read_bytes() == server.content[:200_000]
@@ -126,14 +128,14 @@ def test_failure_says_what_to_do(server: Server, target: Path) -> None:
     with pytest.raises(DataError) as caught:
         download([server.address("absent"), UNREACHABLE], target, md5(server.content))
     message = str(caught.value)
-    assert "127.0.0.1: Not Found, 127.0.0.1: Connection refused" in message
+    assert f"({server.address('absent')}: Not Found, {UNREACHABLE}: Connection refused)" in message
     assert message.endswith(f"; put the file into {target.parent}, or use --dataset synthetic.")
     assert "\n" not in message
 
 
 def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot write into .*; make it writable, or name another folder"):
+    with pytest.raises(DataError, match=r"cannot write into .*; make it writable, or name another folder"):
         download([server.address("good")], tmp_path / "file" / "file.bin", md5(server.content))
 
 
@@ -171,10 +173,24 @@ def test_silence_ends_with_the_deadline(server: Server, target: Path) -> None:
     began = time.monotonic()
     with pytest.raises(TooSlow):
         download([server.address("silent")], target, md5(server.content), deadline_seconds=0.3)
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 2.5
+
+
+def test_a_killed_process_is_taken_over_from(server: Server, target: Path) -> None:
+    code = "import sys, pathlib, fastcifar.data.download as d; d.download([sys.argv[1]], pathlib.Path(sys.argv[2]), '')"
+    with subprocess.Popen([sys.executable, "-c", code, server.address("slow"), str(target)]) as process:
+        part = target.with_name("file.bin.part")
+        while process.poll() is None and not (part.exists() and part.stat().st_size > 10_000):
+            time.sleep(0.02)
+        process.kill()
+    download([server.address("good")], target, md5(server.content))
+    assert target.read_bytes() == server.content
+    assert left(target) == ["file.bin"]
+    assert server.ranges[-1][1] is not None
 
 
 def test_processes_take_turns(server: Server, target: Path) -> None:
+    server.content = server.content[:100_000]
     arguments = [server.address("slow")], target, md5(server.content)
     threads = [threading.Thread(target=download, args=arguments) for _ in range(4)]
     for thread in threads:

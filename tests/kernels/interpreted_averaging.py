@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fastcifar.kernels import averaging
 from fastcifar.kernels.averaging import BLOCK, SOURCE_DTYPES, ema_kernel, ema_update_, ema_update_reference, launch_ema_update
 

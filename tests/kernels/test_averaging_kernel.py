@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastcifar.kernels import averaging
-from fastcifar.kernels.averaging import BLOCK, SOURCE_DTYPES, ema_update_, ema_update_reference
-from fastcifar.kernels.dispatch import KERNELS_EXIST
 from tolerances import assert_as_accurate_as_torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from fastcifar.kernels import averaging
+from fastcifar.kernels.averaging import BLOCK, SOURCE_DTYPES, ema_update_, ema_update_reference
+from fastcifar.kernels.dispatch import KERNELS_EXIST
 
 SIZES = (1, 2, 127, BLOCK - 1, BLOCK, BLOCK + 1, 1023, 1024, 1025, 4099, 100_003)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fastcifar.kernels import averaging
 from fastcifar.kernels.compilation import CARDS, all_compilations, compile_for
 from fastcifar.kernels.dispatch import KERNELS_EXIST

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from fastcifar.kernels import dispatch
 
 USE_THE_OP = """

@@ -1,0 +1,71 @@
+"""The configuration: round trips, defaults of the main job, and refusals that name the way out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
+from fastcifar.errors import ConfigError
+from fastcifar.recipes import RECIPES, recipe
+
+
+@given(
+    st.builds(
+        RunConfig,
+        data=st.builds(DataConfig, val_split=st.integers(0, 5000), data_dir=st.none() | st.just(Path("some/folder"))),
+        optim=st.builds(
+            OptimConfig, lr=st.floats(1e-6, 10), clip_norm=st.none() | st.floats(0.1, 5), warmup=st.sampled_from(["5%", "2ep"])
+        ),
+        engine=st.builds(EngineConfig, threads=st.none() | st.integers(1, 64), compile=st.sampled_from(["auto", "on", "off"])),
+        model=st.just(ModelConfig("resnet", blocks=(3, 3, 2, 3), channels=(64, 128, 128, 256), pool=4)),
+        epochs=st.integers(1, 1000),
+    )
+)
+def test_json_loads_back(config):
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_valid_and_carry_their_name(name):
+    config = recipe(name)
+    assert config.recipe == name
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 3}, "the configuration: unknown setting 'epoch'; did you mean epochs"),
+        ({"epochs": "3"}, "epochs is '3'; expected int"),
+        ({"epochs": True}, "epochs is True; expected int"),
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"model": []}, r"model is \[\]; expected an object"),
+        ({"model": {"arch": "resnet", "blocks": [1, "2"]}}, "blocks is '2'; expected int"),
+        ({"optim": {"optimizer": "sdg"}}, "optimizer is 'sdg'; expected sgd"),
+        ({"optim": {"lr": -1}}, "lr is -1.0; expected above 0"),
+        ({"optim": {"label_smoothing": 2}}, "label_smoothing is 2.0; expected 0 to 1"),
+        ({"optim": {"schedule": "cosin"}}, "did you mean cosine"),
+        ({"data": {"dataset": "cifar"}}, "did you mean cifar10"),
+        ({"engine": {"device": "gpu"}}, "choose auto, cpu, cuda or cuda:INDEX"),
+        ({"model": {"arch": "resnet20_v2", "blocks": [1]}}, "resnet20_v2 does not read the option 'blocks'"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
+)
+def test_damaged_files_are_refused_with_the_place(change, message):
+    text = json.dumps(json.loads(RunConfig().to_json()) | change)
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_json(text)
+
+
+def test_what_is_not_json_is_refused():
+    with pytest.raises(ConfigError, match=r"give the config.json of a run"):
+        RunConfig.from_json("{", "some/file")
+
+
+def test_changes_are_checked_too():
+    with pytest.raises(ConfigError, match="epochs is 0"):
+        replace(RunConfig(), epochs=0)
