@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from fastcifar.augment import BACKENDS, NORMALIZATIONS, POLICIES
-from fastcifar.data.sources import NAMES as DATASETS
+from fastcifar.data.sources import DATASETS
 from fastcifar.errors import ConfigError, unknown
 from fastcifar.models import check_architecture
 from fastcifar.optim.schedules import SCHEDULES, Duration

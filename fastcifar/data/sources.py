@@ -26,7 +26,7 @@ CIFAR_FORMATS = {
 DRAWN = {"synthetic": "fastcifar.data.synthetic:synthetic"}
 """Data sets that are made on the spot, and the function from a split to its images."""
 
-NAMES = (*CIFAR_FORMATS, *DRAWN)
+DATASETS = (*CIFAR_FORMATS, *DRAWN)
 
 QUICK_DOWNLOAD = 60.0
 """Seconds for which a first run waits for CIFAR-10."""
@@ -134,7 +134,7 @@ def cache_folder() -> Path:
 
 def _form(name: str) -> CifarFormat:
     if name not in CIFAR_FORMATS:
-        raise DataError(unknown("dataset", name, NAMES))
+        raise DataError(unknown("dataset", name, DATASETS))
     return load(CIFAR_FORMATS[name])
 
 

@@ -9,7 +9,7 @@ from fastcifar.config import OptimConfig
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of `config` over the parameters of `model`; on a GPU its learning rate is a tensor there, so that setting it is no sync."""
+    """The optimiser of `config` over the parameters of `model`; on a GPU its learning rate is a tensor there, set without a sync."""
     parameters = list(model.parameters())
     lr = torch.tensor(config.lr, device=parameters[0].device) if parameters[0].is_cuda else config.lr
     return torch.optim.SGD(
