@@ -19,31 +19,12 @@ from fastcifar.runs.folder import Run
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
-SMALL = [
-    "train",
-    "--dataset",
-    "synthetic",
-    "--arch",
-    "resnet",
-    "--blocks",
-    "1",
-    "1",
-    "--channels",
-    "8",
-    "16",
-    "--batch-size",
-    "250",
-    "--epochs",
-    "3",
-    "--device",
-    "cpu",
-    "--compile",
-    "off",
-]
-RESULT_KEYS = {
-    "test_accuracy", "validation_accuracy", "averaged_test_accuracy", "images_per_second", "seconds", "seconds_by_phase",
-    "flop_utilization", "peak_memory_bytes", "parameters", "recipe", "device", "versions", "commit",
-}  # fmt: skip
+SMALL = """train --dataset synthetic --arch resnet --blocks 1 --channels 16 --batch-size 250 --epochs 3
+    --device cpu --compile off""".split()
+RESULT_KEYS = set(
+    """test_accuracy validation_accuracy averaged_test_accuracy images_per_second seconds seconds_by_phase
+    flop_utilization peak_memory_bytes parameters recipe device versions commit""".split()
+)
 
 
 def weight_files(run: Path) -> dict[str, bytes]:

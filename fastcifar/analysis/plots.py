@@ -35,5 +35,6 @@ def plot_curves(records: Sequence[EpochRecord], path: Path) -> None:
                 axes.plot(epochs, [scale * value for value in values], label=label, marker="." if len(points) < 20 else None)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     FigureCanvasAgg(figure).print_png(str(path))

@@ -31,7 +31,7 @@ def mirror(server: Server, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Serve
 
 
 def test_names_need_no_torch() -> None:
-    code = "import sys, fastcifar.data.sources as s; print(*s.NAMES); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, fastcifar.data.sources as s; print(*s.DATASETS); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["cifar10", "cifar100", "synthetic"]
 
