@@ -28,7 +28,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
         notes.append(step_down)
     if data.dataset == "auto":
         name, reason = resolve_auto(data.data_dir)
-        notes.append(reason)
+        notes.append(f"Training on {reason.rstrip('.')}.")
         data = replace(data, dataset=name)
     data = replace(data, loader=resolve_backend(data.loader, device), chunk_size=data.chunk_size or CHUNK_SIZE[device.type])
     engine = replace(engine, device=str(device), precision=precision.name, threads=engine.threads or torch.get_num_threads())

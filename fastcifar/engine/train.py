@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import time
@@ -46,7 +47,7 @@ def train(config: RunConfig, out: str | Path | None = None, *, console: Console 
     trainer, test = build_trainer(config)
     run = Run.create(Path(out) if out else None, config)
     for note in notes:
-        console.note(note)
+        console.note(note, prominent=True)
     return carry_out(run, trainer, test, console)
 
 
@@ -74,6 +75,9 @@ def build_trainer(config: RunConfig) -> tuple[Trainer, ImageSet]:
         keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = not config.engine.deterministic
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(config.engine.deterministic)
     full = load_dataset(config.data.dataset, "train", config.data.data_dir)
     test = load_dataset(config.data.dataset, "test", config.data.data_dir)
@@ -122,7 +126,7 @@ def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console
     total, saved, cost = trainer.config.epochs, sum(trainer.seconds.values()), 0.0
 
     def tick(batch: int) -> None:
-        console.tick(trainer.steps_done, trainer.epoch + 1, total)
+        console.tick(trainer.steps_done, trainer.epoch + 1, total, trainer.lr[trainer.steps_done - 1])
 
     while trainer.epoch < total:
         ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)

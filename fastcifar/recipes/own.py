@@ -9,5 +9,5 @@ def quickstart() -> RunConfig:
         model=ModelConfig(arch="resnet", blocks=(1, 1, 1), channels=(16, 32, 64), pre_activation=True, final_norm=True),
         data=DataConfig(dataset="auto"),
         optim=OptimConfig(lr=0.2, warmup="15%", ema_decay=0.99),
-        epochs=4,
+        epochs=5,
     )

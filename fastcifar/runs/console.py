@@ -22,10 +22,11 @@ class Console:
         self.rich = RichConsole(highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
         self.batch_size, self.first, self.started, self.shown = 0, 0, 0.0, 0.0
+        self.last = ""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, prominent: bool = False) -> None:
         """One line that stays."""
-        self.rich.print(text, markup=False)
+        self.rich.print(text, markup=False, style="bold reverse" if prominent else None)
 
     def begin(self, step: int, total_steps: int, batch_size: int) -> None:
         """Training starts, or goes on, after `step` steps."""
@@ -36,18 +37,20 @@ class Console:
             self.progress.start()
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
 
-    def tick(self, step: int, epoch: int, epochs: int) -> None:
-        """A step has been launched."""
+    def tick(self, step: int, epoch: int, epochs: int, lr: float) -> None:
+        """A step has been launched. Loss and accuracy shown are those of the last whole epoch, since newer ones would wait for the device."""
         now = time.perf_counter()
         if self.progress and now - self.shown > REFRESH_SECONDS:
             self.shown = now
             rate = (step - self.first) * self.batch_size / (now - self.started)
-            self.progress.update(self.task, completed=step, description=f"epoch {epoch}/{epochs}", rate=f"{rate:,.0f} img/s", refresh=True)
+            description = f"epoch {epoch}/{epochs}  {self.last}lr {lr:.4f}"
+            self.progress.update(self.task, completed=step, description=description, rate=f"{rate:,.0f} img/s", refresh=True)
 
     def write(self, record: EpochRecord) -> None:
         """An epoch has ended."""
-        remaining = (record.epochs - record.epoch) * (time.perf_counter() - self.started) / max(1, record.step - self.first)
-        left = remaining * record.step / record.epoch
+        self.last = f"loss {record.train_loss:.4f}  train {percent(record.train_accuracy)}  "
+        per_step = (time.perf_counter() - self.started) / (record.step - self.first)
+        left = per_step * record.step / record.epoch * (record.epochs - record.epoch)
         shown = {
             "loss": f"{record.train_loss:.4f}",
             "train": percent(record.train_accuracy),
