@@ -38,7 +38,7 @@ class Console:
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
 
     def tick(self, step: int, epoch: int, epochs: int, lr: float) -> None:
-        """A step has been launched. Loss and accuracy shown are those of the last whole epoch, since newer ones would wait for the device."""
+        """A step has been launched; loss and accuracy stay those of the last epoch, since newer ones would wait for the device."""
         now = time.perf_counter()
         if self.progress and now - self.shown > REFRESH_SECONDS:
             self.shown = now
