@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet
     from fastcifar.data.loader import Loader
     from fastcifar.data.sources import load_dataset
-    from fastcifar.engine.train import resume, train
+    from fastcifar.engine.run import resume, train
     from fastcifar.errors import FastcifarError
     from fastcifar.models import build_model
     from fastcifar.recipes import recipe
@@ -28,8 +28,8 @@ _HOMES = {
     "build_model": "fastcifar.models",
     "load_dataset": "fastcifar.data.sources",
     "recipe": "fastcifar.recipes",
-    "resume": "fastcifar.engine.train",
-    "train": "fastcifar.engine.train",
+    "resume": "fastcifar.engine.run",
+    "train": "fastcifar.engine.run",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -45,6 +45,30 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """Draw what augmentation policies make of some images, as PNG pictures."""
+
+    policies: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Policies, such as standard, autoaugment or crop:4,cutout:4x4; all that have a name by default."""
+    augment: str | None = None
+    """The same for one policy."""
+    dataset: str = "auto"
+    """Data set: a name, or the path of a .npz file, a folder of .npy files, or an image folder (PATH@32)."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in."""
+    out: Path = Path("preview")
+    """A .png file; or a folder, which gets a page for each policy and all.png."""
+    seed: int = 0
+    """Of the augmentation."""
+    epoch: int = 0
+    """The epoch whose draws are shown."""
+    count: int = 12
+    """Images, evenly spread over the data set."""
+    show_params: bool = False
+    """Print what was drawn for each image."""
+
+
+@dataclass(frozen=True)
 class Count:
     """Count the layers, parameters and FLOPs of an architecture."""
 
@@ -65,13 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNALLED + 2
 
 
-def parse(arguments: list[str]) -> Train | Eval | Count:
+def parse(arguments: list[str]) -> Train | Eval | Count | Preview:
     """The command that `arguments` ask for; for help and unknown flags, which tyro answers, it exits. Raises ConfigError."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(unknown("command", arguments[0], COMMANDS))
-    if "--resume" in arguments and len(arguments) != 3:
+    if value_of("--resume", arguments) and len(arguments) > (3 if "--resume" in arguments else 2):
         raise ConfigError("--resume RUN goes on with the settings of that run; leave the other flags out.")
-    defaults = {"train": Train(run=starting_point(arguments)), "count": Count()}
+    defaults = {"train": Train(run=starting_point(arguments)), "count": Count(), "preview": Preview()}
     kinds: list[Any] = [
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, **({"default": defaults[name]} if name in defaults else {}))]
         for name, (kind, _) in COMMANDS.items()
@@ -85,14 +109,16 @@ def starting_point(arguments: list[str]) -> RunConfig:
     given = {name: value_of(name, arguments) for name in ("--config", "--recipe")}
     if all(given.values()):
         raise ConfigError("--config and --recipe both name a configuration to start from; give one of them.")
+    start = RunConfig()
     if given["--recipe"]:
-        return recipe(given["--recipe"])
+        start = recipe(given["--recipe"])
     if given["--config"]:
         path = Path(given["--config"])
         if not path.is_file():
             raise ConfigError(f"{path} is no file; give the config.json of a run.")
-        return RunConfig.from_json(path.read_text(errors="replace"), str(path))
-    return RunConfig()
+        start = RunConfig.from_json(path.read_text(errors="replace"), str(path))
+    # Another architecture has other options: those of the one it takes the place of are not for it.
+    return replace(start, model=ModelConfig()) if value_of("--arch", arguments) not in (None, start.model.arch) else start
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
@@ -106,7 +132,7 @@ def value_of(flag: str, arguments: list[str]) -> str | None:
 
 
 def train(command: Train) -> int:
-    from fastcifar.engine.train import resume, train
+    from fastcifar.engine.run import resume, train
     from fastcifar.runs.console import Console
     from fastcifar.runs.interrupt import Interrupted
 
@@ -130,6 +156,23 @@ def evaluate(command: Eval) -> int:
     return 0
 
 
+def preview(command: Preview) -> int:
+    from fastcifar.augment.policy import POLICIES, parse
+
+    policies = (command.augment,) if command.augment else command.policies or tuple(POLICIES)
+    for text in policies:
+        parse(text)
+    from fastcifar.data.sources import load_dataset, resolve_auto
+    from fastcifar.diagnostics.preview import preview
+
+    name = resolve_auto(command.data_dir)[0] if command.dataset == "auto" else command.dataset
+    dataset = load_dataset(name, "train", command.data_dir)
+    options = {"seed": command.seed, "epoch": command.epoch, "count": command.count, "show_params": command.show_params}
+    for path in preview(policies, dataset, command.out, **options):
+        print(path)
+    return 0
+
+
 def count(command: Count) -> int:
     from fastcifar.diagnostics.count import print_count
 
@@ -137,10 +180,15 @@ def count(command: Count) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {"train": (Train, train), "eval": (Eval, evaluate), "count": (Count, count)}
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "train": (Train, train),
+    "eval": (Eval, evaluate),
+    "count": (Count, count),
+    "preview": (Preview, preview),
+}
 
 
-def command_name(command: Train | Eval | Count) -> str:
+def command_name(command: Train | Eval | Count | Preview) -> str:
     return next(name for name, (kind, _) in COMMANDS.items() if isinstance(command, kind))
 
 

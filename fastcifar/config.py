@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from fastcifar.augment import BACKENDS, NORMALIZATIONS, POLICIES
-from fastcifar.data.sources import DATASETS
+from fastcifar.augment import BACKENDS, NORMALIZATIONS
+from fastcifar.augment.policy import parse
+from fastcifar.data.sources import is_known, unknown_dataset
 from fastcifar.errors import ConfigError, unknown
 from fastcifar.models import check_architecture
 from fastcifar.optim.schedules import SCHEDULES, Duration
@@ -58,23 +61,25 @@ class DataConfig:
     """The images, and what is done to them on their way to the network."""
 
     dataset: str = "cifar10"
-    """Data set; `auto` takes CIFAR-10 where it is at hand or quickly downloaded, else the built-in synthetic set."""
+    """Data set: a name, or the path of a .npz file, a folder of .npy files, or one of pictures (at 48 pixels: PATH@48). `auto` takes
+    CIFAR-10 where it is at hand or quickly downloaded, else the built-in synthetic set."""
     data_dir: Path | None = None
     """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
     val_split: int = 0
     """Training images set apart for validation, the same share of each class."""
     augment: str = "standard"
-    """Augmentation policy."""
+    """Augmentation policy: names and settings joined by commas, such as standard,cutout:1x16 or transform2,rotate:20."""
     normalize: str = "true"
     """Mean and deviation: true (the data set's own), kuangliu, half or none."""
     loader: str = "auto"
-    """Augmentation backend: auto, dali or torch."""
+    """Augmentation backend: auto, dali, torch or triton."""
     chunk_size: int | None = None
     """Images augmented at once; suited to the device by default."""
 
     def __post_init__(self) -> None:
-        check_name("dataset", self.dataset, ("auto", *DATASETS))
-        check_name("augmentation", self.augment, POLICIES)
+        if self.dataset != "auto" and not is_known(self.dataset):
+            raise ConfigError(unknown_dataset(self.dataset))
+        parse(self.augment)
         check_name("normalisation", self.normalize, NORMALIZATIONS)
         check_name("loader", self.loader, ("auto", *BACKENDS))
         check_range("val_split", self.val_split, 0)
@@ -131,7 +136,7 @@ class EngineConfig:
     """Only deterministic GPU algorithms; the CPU's always are."""
 
     def __post_init__(self) -> None:
-        if self.device.split(":")[0] not in ("auto", "cpu", "cuda"):
+        if not re.fullmatch("auto|cpu|cuda(:(0|[1-9][0-9]?))?", self.device):
             raise ConfigError(f"device {self.device!r} is not known; choose auto, cpu, cuda or cuda:INDEX.")
         check_range("threads", self.threads, 1)
 
@@ -149,7 +154,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     epochs: int = 200
-    """Passes over the training set."""
+    """Passes over the training set, the last batch left out where it is not full."""
     batch_size: int = 128
     """Images a step."""
     seed: int = 0
@@ -170,10 +175,14 @@ class RunConfig:
 
     @staticmethod
     def from_json(text: str, where: str = "the configuration") -> RunConfig:
-        """The configuration that `to_json` wrote. Raises ConfigError for unknown keys and wrong types, naming `where` it stands."""
+        """The configuration in `text`; what it leaves out has its default.
+
+        Raises:
+            ConfigError: not JSON, unknown keys, wrong types or values; the sentence begins with `where`.
+        """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not JSON ({error}); give the config.json of a run.") from error
         return build(RunConfig, data, where)
 
@@ -192,28 +201,52 @@ def check_range(name: str, value: float | None, low: float, high: float = float(
     raise ConfigError(f"{name} is {value}; expected {expected if high == float('inf') else f'{low} to {high}'}.")
 
 
-def build(kind: Any, value: Any, where: str) -> Any:
-    """`value`, as read from JSON, in the type `kind`: a dataclass of this file, or the type of one of its fields."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where} is {value!r}; expected an object with the settings {', '.join(hints)}.")
-        for key in value:
-            if key not in hints:
-                raise ConfigError(f"{where}: {unknown('setting', key, hints)}")
-        return kind(**{key: build(hints[key], entry, f"{where}: {key}") for key, entry in value.items()})
+def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
+    """`value`, as read from JSON, in the type `kind`.
+
+    Args:
+        kind: a dataclass, a TypedDict, or the type of one of their fields.
+        value: what `json.loads` returned.
+        where: what the error's sentence begins with.
+        complete: whether every key of a dataclass must be there, those with a default too; of a TypedDict they always must.
+
+    Raises:
+        ConfigError: keys are missing or unknown, or a value is of another type or refused by the dataclass.
+    """
+    if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
+        return build_record(kind, value, where, complete)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        return None if value is None else build(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(build(arguments[0], entry, where) for entry in value)
-    if origin is Literal and value in arguments:
-        return value
+        return None if value is None else build(arguments[0], value, where, complete=complete)
+    if origin in (tuple, list) and isinstance(value, list):
+        kinds = arguments if origin is tuple and arguments[-1] is not Ellipsis else arguments[:1] * len(value)
+        if len(kinds) == len(value):
+            return origin(build(part, entry, where) for part, entry in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {key: build(arguments[1], entry, f"{where}: {key}") for key, entry in value.items()}
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
-    if isinstance(kind, type) and type(value) is kind:
+    if kind is Any or (origin is Literal and value in arguments) or (isinstance(kind, type) and type(value) is kind):
         return value
-    expected = " or ".join(map(str, arguments)) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"{where} is {value!r}; expected {expected}.")
+    expected = " or ".join(map(str, arguments)) if origin is Literal else kind.__name__ if isinstance(kind, type) else str(kind)
+    raise ConfigError(f"{where} is {reprlib.repr(value)}; expected {expected}.")
+
+
+def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
+    """`build` for a dataclass or a TypedDict."""
+    hints = typing.get_type_hints(kind)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is {reprlib.repr(value)}; expected an object with the keys {', '.join(hints)}.")
+    for key in value:
+        if key not in hints:
+            raise ConfigError(f"{where}: {unknown('key', key, hints)}")
+    needed = hints if complete or typing.is_typeddict(kind) else ()
+    if missing := [key for key in needed if key not in value]:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}, so it is damaged or another version's.")
+    entries = {key: build(hints[key], entry, f"{where}: {key}", complete=complete) for key, entry in value.items()}
+    try:
+        return kind(**entries)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy, in float32: logits (N, classes) of any float dtype, labels int64 (N,) -> ().
+    """Mean cross-entropy, in float32: logits (N, classes) of any float dtype, labels int64 (N,) or shares (N, classes) -> ().
 
     With `smoothing`, that share of each target is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """

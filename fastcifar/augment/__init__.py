@@ -1,47 +1,39 @@
-"""Augmentation: policies say what, `random` says when and how much, the appliers do it. The maps here are torch-free."""
+"""Augmentation: `policy` says what, `random` and `sampling` when and how much, the appliers do it. What stands here is torch-free.
+
+Every applier carries out the same `sampling.Params` over a data set that lives on the device:
+
+    applier = load(BACKENDS[name])(images, policy, normalization, dtype, chunk_size)
+    applier.submit(index, params)           # starts on a chunk: int64 (N,) and its parameters, on the CPU
+    batch = applier.collect()               # the chunk submitted last: (N, 3, H, W) in channels_last, in memory of its own
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fastcifar.errors import ConfigError, unknown
-from fastcifar.registry import load
 
-if TYPE_CHECKING:
-    from fastcifar.augment.policy import Policy
-    from fastcifar.data.image_set import ImageSet
-
-POLICIES: dict[str, str] = {
-    "none": "fastcifar.augment.policy:none",
-    "standard": "fastcifar.augment.policy:standard",
-}
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation a channel, as fractions of 255."""
 
 BACKENDS: dict[str, str] = {
     "torch": "fastcifar.augment.torch_apply:TorchApplier",
     "dali": "fastcifar.augment.dali_apply:DaliApplier",
+    "triton": "fastcifar.augment.triton_apply:TritonApplier",
 }
 
-NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]] | None] = {
+NORMALIZATIONS: dict[str, Statistics | None] = {
     "true": None,
     "kuangliu": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""Mean and standard deviation a channel, as fractions of 255; `true` takes the data set's own.
+"""By name; `true` is the data set's own.
 
 `kuangliu` is reports 3 and 4's: its deviations are those of single images, averaged. `none` only scales to [0, 1].
 """
 
 
-def build_policy(name: str) -> Policy:
-    """The augmentation policy `name`. Raises ConfigError where there is none."""
-    if name not in POLICIES:
-        raise ConfigError(unknown("augmentation", name, POLICIES))
-    return load(POLICIES[name])()
-
-
-def normalization(name: str, dataset: ImageSet) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of the preset `name` for `dataset`. Raises ConfigError where there is no such preset."""
+def normalization(name: str, own: Statistics) -> Statistics:
+    """The preset `name`, for a data set whose statistics are `own`. Raises ConfigError where there is no such preset."""
     if name not in NORMALIZATIONS:
         raise ConfigError(unknown("normalisation", name, NORMALIZATIONS))
-    return NORMALIZATIONS[name] or (dataset.mean, dataset.std)
+    return NORMALIZATIONS[name] or own

@@ -1,65 +1,237 @@
-"""What is done to the images: a policy draws the parameters of each sample; an applier carries them out."""
+"""What is done to the images, as a value: written `crop:4,flip:0.5`, composed by commas, checked where it is built; free of torch.
+
+The order of operations is always: one warp (crop, mirror, rotation, translation, shear), the automatic policy, greyscale, erased squares,
+normalisation, mixing of two images. It does not depend on the order in which they are written.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
-import torch
-from torch import Tensor
+from fastcifar.errors import ConfigError, unknown
 
-from fastcifar.augment.random import Key, Stream, below, draw
+FILLS = ("black", "mean", "reflect", "clamp")
 
 
-@dataclass(frozen=True, eq=False)
-class Params:
-    """One row a sample, on the CPU."""
+@dataclass(frozen=True)
+class Erase:
+    """Squares painted over, each image getting `count` of `size` pixels a side with `probability`."""
 
-    shift: Tensor
-    """int64 (N, 2): how far the picture's window is moved down and right, in pixels; what it uncovers is 0 (black)."""
-    flip: Tensor
-    """bool (N,): whether the shifted picture is mirrored left to right."""
+    count: int
+    size: int
+    probability: float = 1.0
+    inside: bool = False
+    """Whole squares in black, as Albumentations' CoarseDropout; else centres are uniform, squares clipped at the border, and filled
+    with the data set's mean, as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552)."""
 
-    def __len__(self) -> int:
-        return len(self.flip)
 
-    def matrix(self, width: int) -> Tensor:
-        """The same as one affine map a sample, from output to input pixels, with corner-based coordinates: float32 (N, 2, 3).
+@dataclass(frozen=True)
+class Mix:
+    """Each image mixed with another one and its label: `kind` mixup or cutmix, shares drawn from Beta(alpha, alpha)."""
 
-        Mirroring maps x to width - x, and it comes after the shift: input x = (width - x or x) + shift.
-        """
-        flip = self.flip.to(torch.float32)
-        matrix = torch.zeros(len(self), 2, 3)
-        matrix[:, 0, 0] = 1 - 2 * flip
-        matrix[:, 0, 2] = width * flip + self.shift[:, 1]
-        matrix[:, 1, 1] = 1
-        matrix[:, 1, 2] = self.shift[:, 0]
-        return matrix
+    kind: str
+    alpha: float
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A crop after zero padding, then a mirror image with a probability."""
+    """A composition of augmentations; `str(policy)` is its canonical text, which `parse` reads back.
 
-    padding: int = 0
-    """Pixels of padding on each side, from which a window of the image's own size is taken."""
-    flip_probability: float = 0.0
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    crop: int = 0
+    """Pixels of padding on each side, from which a window of the image's own size is cut."""
+    flip: float = 0.0
+    """Probability of the mirror image."""
+    alternating: bool = False
+    """Mirror a random half in the first epoch, the other half in the next, and so on (Jordan 2024, arXiv:2404.00498)."""
+    rotate: float = 0.0
+    """Largest angle, in degrees, either way."""
+    turns: bool = False
+    """A quarter turn, a half, three quarters, or none."""
+    translate: float = 0.0
+    """Largest shift along each axis, as a share of the side, in whole pixels."""
+    shear: float = 0.0
+    """Largest angle of a horizontal shear, in degrees, either way."""
+    fill: str = "black"
+    """Beyond the border: black, mean, reflect or clamp."""
+    interpolation: str = "nearest"
+    """nearest or bilinear."""
+    automatic: tuple[str, tuple[int, ...]] | None = None
+    """Name of an automatic policy and its numbers."""
+    greyscale: float = 0.0
+    """Probability of losing the colour."""
+    erase: Erase | None = None
+    mix: Mix | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"augmentation {name} is {getattr(self, name):g}; give a value from {low:g} to {high:g}.")
+        if self.erase and not (1 <= self.erase.count <= 64 and 1 <= self.erase.size <= 1024 and 0 <= self.erase.probability <= 1):
+            raise ConfigError("augmentation cutout takes 1 to 64 squares of at least one pixel, such as cutout:4x4.")
+        if self.mix and not 0.05 <= self.mix.alpha <= 100:
+            raise ConfigError(f"augmentation {self.mix.kind} is {self.mix.alpha:g}; give a value from 0.05 to 100.")
+        if self.automatic and self.automatic[0] == "randaugment":
+            rounds, magnitude = self.automatic[1]
+            if not (1 <= rounds <= 8 and 0 <= magnitude <= 30):
+                raise ConfigError(f"augmentation randaugment is {rounds},{magnitude}; give 1 to 8 operations and a magnitude of 0 to 30.")
+
+    @property
+    def warps(self) -> bool:
+        return any((self.crop, self.flip, self.alternating, self.rotate, self.turns, self.translate, self.shear))
 
     @property
     def changes_images(self) -> bool:
-        return bool(self.padding or self.flip_probability)
+        return self.warps or any((self.automatic, self.greyscale, self.erase))
 
-    def sample(self, key: Key, index: Tensor) -> Params:
-        """The parameters of the samples at `index`, int64 (N,) on the CPU, in the epoch that `key` names."""
-        words = draw(key, Stream.CROP_AND_FLIP, index)
-        shift = below(words[:, :2], 2 * self.padding + 1) - self.padding
-        return Params(shift, words[:, 2] < round(self.flip_probability * 2**32))
+    def __str__(self) -> str:
+        parts = [f"{name}:{getattr(self, name):g}" for name, *_ in RANGES if getattr(self, name)]
+        parts += ["flip:alternating"] * self.alternating + ["turns"] * self.turns
+        parts += [f"fill:{self.fill}"] * (self.fill != "black") + [self.interpolation] * (self.interpolation != "nearest")
+        if self.automatic:
+            name, numbers = self.automatic
+            parts.append(":".join([name, ",".join(map(str, numbers))]) if numbers else name)
+        if self.erase:
+            name = "coarse" if self.erase.inside else "cutout"
+            shape = f"{name}:{self.erase.count}x{self.erase.size}"
+            parts.append(shape if self.erase.probability == 1 else f"{shape}:{self.erase.probability:g}")
+        parts += [f"{self.mix.kind}:{self.mix.alpha:g}"] if self.mix else []
+        return ",".join(parts) or "none"
 
 
-def none() -> Policy:
-    """The images as they are."""
-    return Policy()
+RANGES = (
+    ("crop", 0, 64),
+    ("flip", 0, 1),
+    ("rotate", 0, 180),
+    ("translate", 0, 1),
+    ("shear", 0, 80),
+    ("greyscale", 0, 1),
+)
+"""The plain numbers of a `Policy` with their least and greatest values."""
+
+POLICIES: dict[str, str] = {
+    "none": "",
+    "standard": "crop:4,flip:0.5",
+    "transform1": "crop:4,flip:0.5,rotate:15,translate:0.1",
+    "transform2": "crop:4,flip:0.5,rotate:30,translate:0.2,shear:10",
+    "transform3": "crop:4,flip:0.5,greyscale:0.1",
+    "transform1_reflect": "transform1,fill:reflect,bilinear",
+    "transform2_reflect": "transform2,fill:reflect,bilinear",
+    "rotate5": "rotate:5",
+    "cutout_4x4": "cutout:4x4",
+    "cutout_1x16": "cutout:1x16",
+    "coarse_dropout": "coarse:8x8:0.5",
+    "airbench": "crop:2,flip:alternating,fill:reflect",
+}
+"""Names for compositions: report 1's transforms (its ranges are not given: these are ours) and their mended forms; report 2's cutouts;
+report 5's dropout, which is Albumentations' default."""
 
 
-def standard() -> Policy:
-    """A random crop after 4 pixels of zero padding, and a mirror image half of the time (He et al. 2015, section 4.2)."""
-    return Policy(padding=4, flip_probability=0.5)
+def parse(text: str) -> Policy:
+    """The policy that `text` describes: names and settings joined by commas, of which later ones override earlier ones.
+
+    Raises:
+        ConfigError: a part that is not known, or a value that it cannot have; the sentence names the valid form.
+    """
+    policy = Policy()
+    for part in split(text):
+        name, _, value = part.partition(":")
+        if name in POLICIES:
+            if value:
+                raise ConfigError(f"augmentation {name} takes no value; override one of its settings, as in {name},rotate:5.")
+            policy = replace(policy, **changes(parse(POLICIES[name])))
+        elif name in PARTS:
+            form, read = PARTS[name]
+            try:
+                policy = replace(policy, **read(value))
+            except (ValueError, KeyError):
+                raise ConfigError(f"augmentation {part!r} cannot be read; write it as {form}.") from None
+        else:
+            raise ConfigError(unknown("augmentation", name, (*POLICIES, *PARTS)))
+    return policy
+
+
+def changes(policy: Policy) -> dict[str, object]:
+    """What differs from doing nothing; a plain flip replaces an alternating one."""
+    differing = {field.name: getattr(policy, field.name) for field in fields(Policy) if getattr(policy, field.name) != field.default}
+    return {"alternating": False, **differing} if policy.flip else differing
+
+
+def split(text: str) -> list[str]:
+    """The parts between commas; a number alone belongs to the part before it, as in `randaugment:2,9`."""
+    return [part.strip() for part in re.split(r",(?!\s*[\d.]+\s*(?:,|$))", text) if part.strip()]
+
+
+def number(name: str, default: float | None = None) -> Callable[[str], dict[str, object]]:
+    """Reads a plain number into the field `name`; without a default it must be given."""
+    kind = int if name == "crop" else float
+    return lambda value: {name: kind(value) if value or default is None else default}
+
+
+def read_flip(value: str) -> dict[str, object]:
+    return {"alternating": True, "flip": 0.0} if value == "alternating" else {"alternating": False, **number("flip", 0.5)(value)}
+
+
+def read_name(field: str, valid: tuple[str, ...]) -> Callable[[str], dict[str, object]]:
+    """Reads one of `valid` into `field`."""
+    return lambda value: {field: valid[valid.index(value)]}
+
+
+def read_bare(field: str, setting: object) -> Callable[[str], dict[str, object]]:
+    """A part without a value."""
+    return lambda value: {field: {"": setting}[value]}
+
+
+def read_automatic(name: str, *defaults: int) -> Callable[[str], dict[str, object]]:
+    """An automatic policy with as many whole numbers as `defaults`."""
+
+    def read(value: str) -> dict[str, object]:
+        numbers = tuple(int(part) for part in value.split(",")) if value else defaults
+        if len(numbers) != len(defaults):
+            raise ValueError("another count of numbers")
+        return {"automatic": (name, numbers)}
+
+    return read
+
+
+def read_squares(inside: bool, default: str) -> Callable[[str], dict[str, object]]:
+    """`KxS` or `KxS:probability`."""
+
+    def read(value: str) -> dict[str, object]:
+        shape, _, probability = (value or default).partition(":")
+        count, size = (int(part) for part in shape.split("x"))
+        return {"erase": Erase(count, size, float(probability or 1), inside)}
+
+    return read
+
+
+def read_mix(kind: str) -> Callable[[str], dict[str, object]]:
+    return lambda value: {"mix": Mix(kind, float(value or 1))}
+
+
+PARTS: dict[str, tuple[str, Callable[[str], dict[str, object]]]] = {
+    "crop": ("crop or crop:4 (pixels)", number("crop", 4)),
+    "flip": ("flip, flip:0.5 (probability) or flip:alternating", read_flip),
+    "rotate": ("rotate:15 (degrees)", number("rotate")),
+    "turns": ("turns", read_bare("turns", True)),
+    "translate": ("translate:0.1 (share of the side)", number("translate")),
+    "shear": ("shear:10 (degrees)", number("shear")),
+    "fill": (f"fill:{'|'.join(FILLS)}", read_name("fill", FILLS)),
+    "nearest": ("nearest", read_bare("interpolation", "nearest")),
+    "bilinear": ("bilinear", read_bare("interpolation", "bilinear")),
+    "autoaugment": ("autoaugment", read_automatic("autoaugment")),
+    "autoaugment_tv": ("autoaugment_tv", read_automatic("autoaugment_tv")),
+    "randaugment": ("randaugment:2,9 (operations, magnitude of 30)", read_automatic("randaugment", 2, 9)),
+    "trivialaugment": ("trivialaugment", read_automatic("trivialaugment")),
+    "greyscale": ("greyscale:0.1 (probability)", number("greyscale")),
+    "cutout": ("cutout:1x16 (squares x pixels a side), or cutout:1x16:0.5 (with a probability)", read_squares(False, "1x16")),
+    "coarse": ("coarse:8x8:0.5 (squares x pixels a side, probability)", read_squares(True, "8x8:0.5")),
+    "mixup": ("mixup or mixup:1 (alpha)", read_mix("mixup")),
+    "cutmix": ("cutmix or cutmix:1 (alpha)", read_mix("cutmix")),
+}
+"""What a policy is composed of: how it is written, and what it sets."""

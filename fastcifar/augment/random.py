@@ -22,6 +22,15 @@ class Stream(IntEnum):
     """What is drawn. A number, once given, stays: giving one anew would change every run that is ever repeated."""
 
     CROP_AND_FLIP = 0
+    ALTERNATING_FLIP = 1
+    AFFINE = 2
+    GREYSCALE = 3
+    ERASE = 4
+    MIX = 5
+    BRANCH = 6
+    CHOICE = 7
+    ORDER = 8
+    DROPOUT = 9
 
 
 @dataclass(frozen=True)
@@ -54,16 +63,22 @@ def philox(key: int, offset: Tensor) -> Tensor:
 
 
 def multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the 64-bit product; the halves keep every intermediate within int64."""
-    product_low = a * (b & 0xFFFF)
-    product_high = a * (b >> 16)
-    middle = product_high + (product_low >> 16)
-    return middle >> 16, (middle & 0xFFFF) << 16 | product_low & 0xFFFF
+    """High and low 32 bits of the 64-bit product; int64 wraps around, which leaves the right bits, with a sign that the mask takes off."""
+    product = a * b
+    return product >> 32 & MASK, product & MASK
 
 
-def draw(key: Key, stream: Stream, index: Tensor) -> Tensor:
-    """Four random 32-bit words for each sample: int64 (N,) indices within the data set -> int64 (N, 4)."""
-    return philox(key.epoch << 32 | key.seed, index | int(stream) << 32)
+def draw(key: Key, stream: Stream, index: Tensor, turn: int = 0) -> Tensor:
+    """Four random 32-bit words for each sample: int64 (N,) indices within the data set -> int64 (N, 4).
+
+    `turn`, below 2**16, tells repeated draws of one stream apart.
+    """
+    return philox(key.epoch << 32 | key.seed, index | (turn << 8 | int(stream)) << 32)
+
+
+def uniform(words: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) from 32-bit words: int64 -> float64, of the same shape."""
+    return words.double() * 2.0**-32
 
 
 def below(words: Tensor, bound: int) -> Tensor:
@@ -73,5 +88,20 @@ def below(words: Tensor, bound: int) -> Tensor:
 
 def permutation(key: Key, count: int) -> Tensor:
     """The order of `count` samples in an epoch: int64 (count,), on the CPU."""
-    mixed = philox(key.epoch << 32 | key.seed, torch.tensor([MASK << 31]))[0]
-    return torch.randperm(count, generator=torch.Generator().manual_seed(int(mixed[0]) << 31 | int(mixed[1]) >> 1))
+    return torch.randperm(count, generator=epoch_generator(key))
+
+
+def uniform_row(key: Key, count: int) -> Tensor:
+    """Uniform numbers in [0, 1) for the places of an epoch: float64 (count,), on the CPU."""
+    return torch.rand(count, dtype=torch.float64, generator=epoch_generator(key))
+
+
+def epoch_generator(key: Key) -> torch.Generator:
+    """Torch's own generator, for what is drawn once an epoch."""
+    return torch.Generator().manual_seed(epoch_seed(key, Stream.ORDER))
+
+
+def epoch_seed(key: Key, stream: Stream) -> int:
+    """A seed of 63 bits for a generator of torch's own, from 0 up to 2**63 - 1."""
+    first, second, *_ = draw(key, stream, torch.zeros(1, dtype=torch.int64))[0].tolist()
+    return first << 31 | second >> 1

@@ -2,57 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from fastcifar.augment.automatic import GEOMETRIC, Operation
+from fastcifar.augment.colour import apply_operation
+from fastcifar.augment.geometry import Resampling
 from fastcifar.augment.normalize import Normalization
-from fastcifar.augment.policy import Params
+from fastcifar.augment.policy import Policy
+from fastcifar.augment.random import Key
+from fastcifar.augment.sampling import Params, Slot, sample
+from fastcifar.kernels.augment import augment_reference
 
+if TYPE_CHECKING:
+    from fastcifar.data.image_set import ImageSet
 
-def shift_and_flip(images: Tensor, params: Params) -> Tensor:
-    """uint8 (N, H, W, C) -> the same shape, shifted over black and mirrored as `params` says.
-
-    A shifted row is one run of bytes in the padded images, so the crop is a selection of rows; it runs at the speed of a copy.
-    """
-    count, height, width, channels = images.shape
-    device = images.device
-    shift = params.shift.to(device, non_blocking=True)
-    margin = int(params.shift.abs().max()) if count else 0
-    if margin:
-        padded = F.pad(images, (0, 0, margin, margin, margin, margin))
-        line, stride = torch.arange(count, device=device)[:, None], width + 2 * margin
-        y = line * (height + 2 * margin) + shift[:, :1] + margin + torch.arange(height, device=device)
-        start = (y * stride + shift[:, 1:] + margin) * channels
-        runs = padded.as_strided((padded.numel() - width * channels + 1, width * channels), (1, 1))
-        images = runs.index_select(0, start.flatten()).view(count, height, width, channels)
-    mirrored = params.flip.nonzero()[:, 0].to(device, non_blocking=True)
-    return images.index_copy(0, mirrored, images.index_select(0, mirrored).flip(2)) if len(mirrored) else images
+Colour = tuple[int, int, int]
+BLACK: Colour = (0, 0, 0)
 
 
 class TorchApplier:
-    """Carries out `Params` with torch operators on the images' own device and stream.
+    """Carries out `Params` with torch operators, on the stream that is current.
 
     Args:
-        shape: height and width of the images.
-        chunk_size: most images in one call; unused here.
-        dtype: of the images given back; uint8 leaves them unnormalised.
-        normalization: applied for every other dtype.
-        device: where the images are; unused here.
+        dataset: the images, on the device.
+        policy: what is done; its fill and interpolation are read here, all else comes with the parameters.
+        normalization: applied where `dtype` is not uint8.
+        dtype: of the images given back.
+        chunk_size: most samples in one call.
     """
 
-    def __init__(
-        self, shape: tuple[int, int], chunk_size: int, dtype: torch.dtype, normalization: Normalization, device: torch.device
-    ) -> None:
-        self.dtype, self.normalization = dtype, normalization
+    function: Callable[..., Tensor] = staticmethod(augment_reference)
+    """Gathers, warps, greys, erases and normalises: `kernels.augment.augment`, or its reference."""
+
+    def __init__(self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int) -> None:
+        self.images, self.dtype = dataset.images, dtype
+        self.resampling = resampling(policy, dataset.mean)
+        self.erase_colour = BLACK if policy.erase and policy.erase.inside else as_bytes(dataset.mean)
+        self.scale, self.offset = normalization.affine(self.images.device)
         self.pending: Tensor | None = None
 
-    def submit(self, images: Tensor, params: Params) -> None:
-        """Start on a chunk: uint8 (N, H, W, 3) and its parameters."""
-        self.pending = self.normalization(shift_and_flip(images, params), self.dtype)
+    def submit(self, index: Tensor, params: Params) -> None:
+        self.pending = self.apply(index, params).permute(0, 3, 1, 2)
 
     def collect(self) -> Tensor:
-        """The chunk submitted last: (N, 3, H, W) in channels_last."""
         result, self.pending = self.pending, None
         assert result is not None, "collect() without submit()"
         return result
+
+    def apply(self, index: Tensor, params: Params) -> Tensor:
+        """(N, H, W, 3) of `dtype`: one pass over memory, or two with the automatic policy between them."""
+        if not params.slots:
+            return self.one_pass(self.images, index, params.warp, self.resampling, params)
+        images = self.one_pass(self.images, index, params.warp, self.resampling, None)
+        for slot in params.slots:
+            images = self.apply_slot(images, slot)
+        return self.one_pass(images, None, None, self.resampling, params)
+
+    def one_pass(self, images: Tensor, index: Tensor | None, warp: Tensor | None, how: Resampling, ending: Params | None) -> Tensor:
+        """Gather and warp, then greyscale, erasing and normalisation as `ending` says; without it the bytes: (N, H, W, 3)."""
+        grey, boxes, dtype = (None, None, torch.uint8) if ending is None else (ending.grey, ending.boxes, self.dtype)
+        normalizing = (None, None) if dtype == torch.uint8 else (self.scale, self.offset)
+        return self.function(images, index, warp, grey, boxes, *normalizing, dtype, how.fill, how.colour, how.bilinear, self.erase_colour)
+
+    def apply_slot(self, images: Tensor, slot: Slot) -> Tensor:
+        """One turn of an automatic policy: each group of equal operations at once; all geometric ones are one group.
+
+        The groups are made of CPU tensors, so that their sizes are known without waiting for the device.
+        """
+        result = images.clone()
+        operations = torch.where(torch.isin(slot.operation, GEOMETRIC_NUMBERS), int(Operation.ROTATE), slot.operation)
+        for operation in map(Operation, operations.unique().tolist()):
+            if operation != Operation.IDENTITY:
+                members = (operations == operation).nonzero()[:, 0]
+                result.index_copy_(0, members.to(images.device, non_blocking=True), self.apply_group(images, members, operation, slot))
+        return result
+
+    def apply_group(self, images: Tensor, members: Tensor, operation: Operation, slot: Slot) -> Tensor:
+        """One operation over the images at `members`, int64 (G,) on the CPU: uint8 (G, H, W, 3)."""
+        if operation in GEOMETRIC:
+            return self.one_pass(images, members, slot.warp[members], Resampling(colour=(slot.fill,) * 3), None)
+        return apply_operation(images.index_select(0, members.to(images.device, non_blocking=True)), operation, slot.value[members])
+
+
+GEOMETRIC_NUMBERS = torch.tensor(sorted(GEOMETRIC))
+
+
+def resampling(policy: Policy, mean: tuple[float, float, float]) -> Resampling:
+    """How a policy's warp reads pixels of a data set whose mean colour is `mean`, as fractions of 255."""
+    fill = policy.fill if policy.fill in ("reflect", "clamp") else "constant"
+    return Resampling(policy.interpolation == "bilinear", fill, as_bytes(mean) if policy.fill == "mean" else BLACK)
+
+
+def as_bytes(colour: tuple[float, float, float]) -> Colour:
+    """Fractions of 255 to the nearest bytes."""
+    red, green, blue = (round(255 * part) for part in colour)
+    return red, green, blue
+
+
+def augmented(policy: Policy, dataset: ImageSet, key: Key, index: Tensor) -> Tensor:
+    """What training sees of the samples at `index`, int64 (N,), in the epoch that `key` names: uint8 (N, H, W, 3); mixing is left out."""
+    normalization = Normalization(dataset.mean, dataset.std)
+    applier = TorchApplier(dataset, policy, normalization, torch.uint8, len(index))
+    return applier.apply(index, sample(policy, key, index, tuple(dataset.images.shape[1:3]), len(dataset)))

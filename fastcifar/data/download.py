@@ -31,8 +31,10 @@ Progress = Callable[[int, int | None], None]
 
 TIMEOUT = 10.0
 """Seconds until a silent connection is given up."""
-PATIENCE = 5.0
+MEASURING = 5.0
 """Seconds, at most, for which the rate is measured before it is judged."""
+SOON = 300.0
+"""Seconds for the rest of the file beyond which another address is tried."""
 CHUNK = 2**18
 """Bytes asked of the connection at once."""
 
@@ -56,10 +58,20 @@ class _Clock:
     def left(self) -> float:
         return self.start + self.allowed - time.monotonic()
 
-    def check(self, rate: float = math.inf, missing: int = 0) -> None:
-        """Raises TooSlow if `missing` bytes at `rate`, in bytes per second, take longer than what is left."""
-        if missing > rate * self.left() or self.left() < 0:
-            raise TooSlow(f"the download would take longer than {self.allowed:g} s; run again to resume it, or use --dataset synthetic.")
+    def check(self) -> None:
+        """Raises TooSlow if nothing is left."""
+        if self.left() < 0:
+            raise self.too_slow()
+
+    def too_slow(self) -> TooSlow:
+        return TooSlow(f"the download would take longer than {self.allowed:g} s; run again to resume it, or use --dataset synthetic.")
+
+
+class _Slow(Exception):
+    """One address serves too slowly, at `rate` bytes per second."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
 
 
 def download(
@@ -72,6 +84,9 @@ def download(
 ) -> None:
     """Fetches `target` from the first of `addresses` that serves it whole; returns at once where it exists.
 
+    An address at which the rest would take longer than five minutes, or than the deadline allows, is left for the next one; if none is
+    better, and there is time, for the fastest of them.
+
     Bytes are gathered in ``target.part``, which outlives a broken connection, Ctrl-C and a killed process: the next address, or the
     next run, asks only for the rest. `target` appears by one rename, once the md5 of the whole is right. Processes that want the same
     target take turns, by a lock on ``target.lock``, and find it there when their turn comes.
@@ -81,10 +96,10 @@ def download(
         target: the file to make; its folder is made too.
         md5: of the whole file, in hexadecimal.
         progress: called after every chunk with (bytes at hand, bytes in all or None).
-        deadline_seconds: the whole download must end within so many seconds; judged once the rate was measured for at most 5 s.
+        deadline_seconds: the whole download must end within so many seconds; judged once a rate was measured for at most 5 s.
 
     Raises:
-        TooSlow: it would take longer than `deadline_seconds`; the part is kept.
+        TooSlow: it would take longer than `deadline_seconds` from every address; the part is kept.
         DataError: no address served the file, or the folder cannot be written.
     """
     clock = _Clock(deadline_seconds)
@@ -102,17 +117,32 @@ def _silent(received: int, total: int | None) -> None:
 
 
 def _fetch_from_any(addresses: Sequence[str], part: Path, md5: str, clock: _Clock, progress: Progress) -> None:
-    failures = []
-    for address in addresses:
+    failures: list[str] = []
+    slow: dict[str, float] = {}
+    for address, patience in _attempts(addresses, slow, clock):
         try:
-            if _fetch_whole(address, part, md5, clock, progress):
+            if _fetch_whole(address, part, md5, clock, patience, progress):
                 return
             failures.append(f"{address}: served a damaged file")
+        except _Slow as found:
+            slow[address] = found.rate
         except (OSError, http.client.HTTPException, ValueError) as error:
             failures.append(f"{address}: {_reason(error)}")
+    if slow:
+        raise clock.too_slow()
     clock.check()
     reasons = ", ".join(failures) or "no address is known"
     raise DataError(f"could not fetch {part.stem} ({reasons}); put the file into {part.parent}, or use --dataset synthetic.")
+
+
+def _attempts(addresses: Sequence[str], slow: dict[str, float], clock: _Clock) -> Iterator[tuple[str, float]]:
+    """Each address and the seconds that the rest may take from it; then, without that limit, those found `slow`, the fastest first."""
+    for number, address in enumerate(addresses, start=1):
+        yield address, math.inf if number == len(addresses) and not slow else SOON
+    if clock.left() > SOON:
+        for address in sorted(slow, key=slow.__getitem__, reverse=True):
+            del slow[address]
+            yield address, math.inf
 
 
 def _reason(error: Exception) -> str:
@@ -162,18 +192,18 @@ def _locked(handle: BinaryIO) -> bool:
     return True
 
 
-def _fetch_whole(address: str, part: Path, md5: str, clock: _Clock, progress: Progress) -> bool:
+def _fetch_whole(address: str, part: Path, md5: str, clock: _Clock, patience: float, progress: Progress) -> bool:
     """Completes the part from `address` and says whether it is now right; if not, it is gone."""
     resumed = part.exists()
-    _fetch(address, part, clock, progress)
+    _fetch(address, part, clock, patience, progress)
     if _is_whole(part, md5):
         return True
     part.unlink(missing_ok=True)
     # The fault may lie in the bytes that were there before, so the same address has one more chance from the start.
-    return resumed and _fetch_whole(address, part, md5, clock, progress)
+    return resumed and _fetch_whole(address, part, md5, clock, patience, progress)
 
 
-def _fetch(address: str, part: Path, clock: _Clock, progress: Progress) -> None:
+def _fetch(address: str, part: Path, clock: _Clock, patience: float, progress: Progress) -> None:
     """Appends to the part what it lacks, as far as the server has it."""
     have = part.stat().st_size if part.exists() else 0
     if urlsplit(address).scheme not in ("http", "https"):
@@ -191,7 +221,7 @@ def _fetch(address: str, part: Path, clock: _Clock, progress: Progress) -> None:
         if start > have:
             raise ConnectionError(f"sent bytes from {start} on, asked for {have}")
         file.truncate(start)
-        _copy(response, file, start, total, clock, progress)
+        _copy(response, file, start, total, clock, patience, progress)
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
@@ -204,16 +234,21 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     return 0, response.length
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, clock: _Clock, progress: Progress) -> None:
+def _copy(
+    response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, clock: _Clock, patience: float, progress: Progress
+) -> None:
+    """Appends the response to `file`. Raises _Slow where the rest would take longer than `patience` or the deadline allows."""
     received, began = start, time.monotonic()
-    patience = min(PATIENCE, clock.left() / 4)
+    measuring = min(MEASURING, clock.left() / 4)
     while chunk := response.read1(CHUNK):
         file.write(chunk)
         received += len(chunk)
         progress(received, total)
+        clock.check()
         elapsed = time.monotonic() - began
-        rate = (received - start) / elapsed if elapsed > patience else math.inf
-        clock.check(rate, total - received if total else 0)
+        rate = (received - start) / elapsed if elapsed > measuring else math.inf
+        if total and total - received > rate * min(patience, clock.left()):
+            raise _Slow(rate)
     if total and received < total:
         raise ConnectionError(f"the connection broke off after {received} of {total} bytes")
 

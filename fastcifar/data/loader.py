@@ -1,33 +1,49 @@
-"""From an `ImageSet` to batches: permute, cut into chunks, augment a chunk while the one before it is used."""
+"""From an `ImageSet` to batches: order the samples, cut them into chunks, augment a chunk while the one before it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fastcifar.augment import BACKENDS, build_policy, normalization
+from fastcifar.augment import BACKENDS, normalization
+from fastcifar.augment.mixing import mix_images, mix_labels
 from fastcifar.augment.normalize import Normalization
-from fastcifar.augment.policy import Policy
-from fastcifar.augment.random import Key, permutation
+from fastcifar.augment.policy import Policy, parse
+from fastcifar.augment.random import Key
+from fastcifar.augment.sampling import Mixing, sample
 from fastcifar.data.image_set import ImageSet
+from fastcifar.data.order import Order
 from fastcifar.errors import ConfigError, FastcifarError, unknown
 from fastcifar.registry import load
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Images augmented at once. On a CPU a chunk should stay in the caches; on a GPU it should outweigh DALI's cost a call."""
+"""Images augmented at once. On a CPU a chunk should stay in the caches; on a GPU it should outweigh the cost of a call."""
+MEMORY_SHARE = 16
+"""On a GPU a chunk takes at most this fraction of the memory that is free."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What has been submitted to the applier and not collected yet."""
+
+    labels: Tensor
+    mixing: Mixing | None
 
 
 class Loader:
     """Augmented batches of a data set that lives on the device; iterate over it for one epoch after another.
 
-    What a sample looks like depends on (seed, epoch, its index in the data set) alone: not on the batch size, the chunks or the backend.
+    What a sample looks like depends on (seed, epoch, its index in the data set) alone: not on the batch size, the chunks, the backend, or
+    on how many processes share the epoch.
 
     Args:
-        dataset: the images, or anything of the form of `ImageSet`.
-        policy: augmentation, by name or as a `Policy`.
-        backend: "torch", "dali", or "auto": DALI on a GPU where it is installed, torch elsewhere (on a CPU it is the faster one).
+        dataset: the images: any uint8 NHWC images with labels.
+        policy: augmentation, as text (`augment.policy.parse`) or as a `Policy`.
+        backend: "torch", "dali", "triton", or "auto": DALI on a GPU where it is installed, torch elsewhere (on a CPU it is the fastest).
         batch_size: images a batch.
         seed: from 0 up to 2**32 - 1.
         device: where the data set is moved and the batches come out.
@@ -35,10 +51,14 @@ class Loader:
         normalize: preset of mean and deviation: "true" (the data set's own), "kuangliu", "half" or "none".
         shuffle: a new order each epoch, else the data set's.
         drop_last: leave out the last batch where it is not full.
-        chunk_size: images augmented at once; a suitable one by default.
+        chunk_size: images augmented at once; by default as suits the device and its free memory.
+        mask: bool (N,): the samples to take; all by default.
+        weights: float (N,), none negative: samples are drawn by weight, with replacement, as many an epoch as there are to take. One that
+            is drawn twice in an epoch looks the same twice.
+        rank, world_size: take every `world_size`-th sample of the common order, from `rank` on; what does not divide evenly is left out.
 
     Yields:
-        images of `dtype`, (B, 3, H, W) in channels_last, and labels, int64 (B,).
+        images of `dtype`, (B, 3, H, W) in channels_last, and labels: int64 (B,), or with mixup and cutmix float32 (B, classes).
 
     Raises:
         ConfigError: a name that is not known, a size out of range, or a device or backend that is not there.
@@ -58,26 +78,31 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         chunk_size: int | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.device = torch.device(device)
-        check(len(dataset), batch_size, seed, chunk_size, self.device)
+        self.order = Order(len(dataset), seed, shuffle=shuffle, mask=mask, weights=weights, rank=rank, world_size=world_size)
+        check(len(self.order), batch_size, drop_last, chunk_size, self.device)
         self.dataset = dataset.to(self.device)
-        self.policy = resolve_policy(policy)
-        self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
+        self.policy = parse(policy) if isinstance(policy, str) else policy
+        self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.backend = resolve_backend(backend, self.device)
-        target = min(chunk_size or CHUNK_SIZE[self.device.type], len(dataset))
+        target = min(chunk_size or default_chunk_size(self.device, self.dataset), len(self.order))
         self.chunk_size = max(1, target // batch_size) * batch_size
-        self.normalization = Normalization(*normalization(normalize, dataset))
-        height, width = dataset.images.shape[1:3]
-        applier = load(BACKENDS[self.backend if self.policy.changes_images else "torch"])
-        self.applier = applier((height, width), self.chunk_size, dtype, self.normalization, self.device)
+        self.normalization = Normalization(*normalization(normalize, (dataset.mean, dataset.std)))
+        applier = load(BACKENDS[self.backend])
+        self.applier = applier(self.dataset, self.policy, self.normalization, dtype, self.chunk_size * (2 if self.policy.mix else 1))
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.epoch = 0
         self.reader: object | None = None
         """Who has a chunk under way."""
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self.dataset) // self.batch_size if self.drop_last else -(-len(self.dataset) // self.batch_size)
+        return len(self.order) // self.batch_size if self.drop_last else -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The next epoch."""
@@ -89,34 +114,61 @@ class Loader:
         if start >= len(self):
             return
         key = Key(self.seed, epoch)
-        order = permutation(key, len(self.dataset)) if self.shuffle else torch.arange(len(self.dataset))
-        first, *others = order[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
+        first, *others = self.order.epoch(epoch)[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
         if self.reader is not None:
+            self.reader = None
             self.applier.collect()
+        chunk = self.submit(key, first)
         self.reader = reader = object()
-        labels = self.submit(key, first)
         for following in (*others, None):
             if self.reader is not reader:
                 raise FastcifarError("this epoch was left for another of the same Loader; make a second Loader to read two at once.")
-            images, ready = self.applier.collect(), labels
+            images, labels = self.collect(chunk)
             self.reader = None if following is None else reader
             if following is not None:
-                labels = self.submit(key, following)
-            yield from zip(images.split(self.batch_size), ready.split(self.batch_size), strict=True)
+                chunk = self.submit(key, following)
+            yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
-    def submit(self, key: Key, index: Tensor) -> Tensor:
-        """Starts on the samples at `index`, int64 (N,) on the CPU; gives their labels, int64 (N,)."""
-        on_device = index.to(self.device, non_blocking=True)
-        self.applier.submit(self.dataset.images.index_select(0, on_device), self.policy.sample(key, index))
-        return self.dataset.labels.index_select(0, on_device)
+    def submit(self, key: Key, index: Tensor) -> Chunk:
+        """Starts on the samples at `index`, int64 (N,) on the CPU, on a stream of its own where there is one."""
+        size, taken = self.dataset.images.shape[1:3], self.order.taken
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with self.aside():
+            params = sample(self.policy, key, index, size, len(taken))
+            if params.mixing is not None:
+                partner = taken[params.mixing.partner]
+                index = torch.cat((index, partner))
+                params = replace(sample(replace(self.policy, mix=None), key, index, size, len(taken)), mixing=params.mixing)
+            self.applier.submit(index, params)
+            return Chunk(self.dataset.labels.index_select(0, index.to(self.device, non_blocking=True)), params.mixing)
+
+    def collect(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Images and labels of a chunk, ready for the current stream."""
+        with self.aside():
+            images, labels = self.applier.collect(), chunk.labels
+            if chunk.mixing is not None:
+                half = len(labels) // 2
+                images = mix_images(images[:half], images[half:], chunk.mixing)
+                labels = mix_labels(labels[:half], labels[half:], chunk.mixing, len(self.dataset.classes))
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            images.record_stream(current)
+            labels.record_stream(current)
+        return images, labels
+
+    def aside(self) -> AbstractContextManager:
+        """The loader's own stream, where there is one."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
-def check(count: int, batch_size: int, seed: int, chunk_size: int | None, device: torch.device) -> None:
+def check(count: int, batch_size: int, drop_last: bool, chunk_size: int | None, device: torch.device) -> None:
     """Raises ConfigError where a `Loader` cannot be built."""
-    if not 1 <= batch_size <= count:
+    if not count:
+        raise ConfigError("there are no images to load; give a data set, and a mask, that leave at least one.")
+    if batch_size < 1 or (drop_last and batch_size > count):
         raise ConfigError(f"batch size {batch_size} does not suit {count} images; give a size from 1 to {count}.")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed {seed} is out of range; give one from 0 to {2**32 - 1}.")
     if chunk_size is not None and chunk_size < 1:
         raise ConfigError(f"chunk size {chunk_size} is out of range; give at least 1.")
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -125,13 +177,17 @@ def check(count: int, batch_size: int, seed: int, chunk_size: int | None, device
         raise ConfigError(f"device {device.type!r} is not supported; choose one of {', '.join(CHUNK_SIZE)}.")
 
 
-def resolve_policy(given: str | Policy) -> Policy:
-    """A policy by its name, or as it is."""
-    return build_policy(given) if isinstance(given, str) else given
+def default_chunk_size(device: torch.device, dataset: ImageSet) -> int:
+    """As many images as suit the device: on a GPU at most a share of what memory is free, counted as float32."""
+    most = CHUNK_SIZE[device.type]
+    if device.type != "cuda" or not len(dataset):
+        return most
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(most, free // MEMORY_SHARE // (4 * dataset.images[0].numel())))
 
 
 def resolve_backend(name: str, device: torch.device) -> str:
-    """The backend that `name` stands for on `device`."""
+    """The backend that `name` stands for on `device`. Raises ConfigError where there is none of that name."""
     if name == "auto":
         return "dali" if device.type == "cuda" and dali_installed() else "torch"
     if name not in BACKENDS:

@@ -1,8 +1,9 @@
-"""Data sets by name: where each is looked for, and how it is fetched. Torch is imported once a data set is asked for, not before."""
+"""Data sets by name or path: where each is looked for, and how it is fetched. Torch is imported once one is asked for, not before."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ DRAWN = {"synthetic": "fastcifar.data.synthetic:synthetic"}
 
 DATASETS = (*CIFAR_FORMATS, *DRAWN)
 
+IMAGE_SIZE = 32
+"""Pixels a side of the pictures of an image folder, where its path names no size."""
+IMAGE_SIZES = range(4, 1025)
+
 QUICK_DOWNLOAD = 60.0
 """Seconds for which a first run waits for CIFAR-10."""
 
@@ -42,13 +47,16 @@ def load_dataset(
 ) -> ImageSet:
     """The data set `name`, whole and in memory.
 
+    A path leads to the user's own: a .npz file, or a folder of .npy files, as `arrays.read_arrays` has them; or an image folder with
+    ``train/CLASS/*`` and ``test/CLASS/*``, resized to 32 pixels a side, or to SIZE if the path is followed by ``@SIZE``.
+
     CIFAR is looked for in `data_dir`, then ``$FASTCIFAR_DATA``, then the user's cache; each may hold the unpacked folder or the
     .tar.gz as its authors publish them, or be that folder itself. Every file is checked against its md5 at every read. What is
     nowhere is fetched into `data_dir`, or into the cache where none is given, from the authors and then from
     ``$FASTCIFAR_MIRRORS``: addresses of folders or archives, separated by spaces or commas.
 
     Args:
-        name: "cifar10", "cifar100" or "synthetic".
+        name: "cifar10", "cifar100" or "synthetic"; or a path, for which `data_dir` and what follows it have no meaning.
         split: "train" or "test".
         data_dir: the folder to look in first, and to fetch into.
         download: whether to fetch what is not at hand.
@@ -56,7 +64,7 @@ def load_dataset(
 
     Returns:
         images uint8 (N, 32, 32, 3), RGB; labels int64 (N,); class names, and mean and std of the train split.
-        N is 50,000 and 10,000 for CIFAR, 10,000 and 2,000 for "synthetic".
+        N is 50,000 and 10,000 for CIFAR, 10,000 and 2,000 for "synthetic"; sizes other than 32 are possible for paths alone.
 
     Raises:
         DataError: an unknown name or split, or files that are missing, damaged or out of reach.
@@ -64,6 +72,8 @@ def load_dataset(
     """
     if name in DRAWN:
         return load(DRAWN[name])(split)
+    if is_path(name):
+        return _read_path(name, split)
     from fastcifar.data.cifar import read_cifar
 
     form = _form(name)
@@ -77,13 +87,16 @@ def load_dataset(
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path | None:
-    """The folder of batches or the archive that `load_dataset` would read; None where it is not at hand, or is never on disk.
+    """The file or folder that `load_dataset` would read; None where it is not at hand, or is never on disk.
 
     Raises:
         DataError: an unknown name, or ``$FASTCIFAR_DATA`` is set but names no folder.
     """
     if name in DRAWN:
         return None
+    if is_path(name):
+        path, _ = _path_and_size(name)
+        return path if os.path.exists(path) else None
     form = _form(name)
     for folder in search_folders(data_dir):
         for batches in (folder / form.folder, folder):
@@ -92,6 +105,23 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
         if (folder / form.archive).is_file():
             return folder / form.archive
     return None
+
+
+def is_known(name: str) -> bool:
+    """Whether `name` is one of `DATASETS`, or a path; the path may yet lead nowhere."""
+    return name in DATASETS or is_path(name)
+
+
+def is_path(name: str) -> bool:
+    """Whether `name` is read as a path. The names of `DATASETS` never are: a folder called cifar10 is reached as ./cifar10."""
+    looks_so = "/" in name or os.sep in name or "@" in name or name.endswith(".npz")
+    return name not in DATASETS and (looks_so or os.path.exists(name))
+
+
+def unknown_dataset(name: str) -> str:
+    """A sentence saying that `name` is no data set, with the nearest names."""
+    sentence = unknown("dataset", name, DATASETS)
+    return f"{sentence[:-1]}, or a path such as ./set.npz or ./pictures@32{sentence[-1]}"
 
 
 def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
@@ -134,8 +164,35 @@ def cache_folder() -> Path:
 
 def _form(name: str) -> CifarFormat:
     if name not in CIFAR_FORMATS:
-        raise DataError(unknown("dataset", name, DATASETS))
+        raise DataError(unknown_dataset(name))
     return load(CIFAR_FORMATS[name])
+
+
+def _read_path(name: str, split: str) -> ImageSet:
+    path, size = _path_and_size(name)
+    if os.path.isfile(path) or os.path.exists(path / "train_images.npy"):
+        if size is not None:
+            raise DataError(f"{path} holds arrays, and @{size} resizes pictures; leave it out.")
+        from fastcifar.data.arrays import read_arrays
+
+        return read_arrays(path, split)
+    if os.path.isdir(path / "train"):
+        from fastcifar.data.image_folder import read_image_folder
+
+        return read_image_folder(path, split, IMAGE_SIZE if size is None else size)
+    found = "holds neither train_images.npy nor train/CLASS/*.png" if os.path.exists(path) else "does not exist"
+    raise DataError(f"{path} {found}; give a .npz file, a folder of .npy files, or one of pictures in train/CLASS and test/CLASS.")
+
+
+def _path_and_size(name: str) -> tuple[Path, int | None]:
+    """What stands before an @ and its number, and the number; a path that exists is taken as it stands."""
+    plain = Path(name).expanduser()
+    before, at, size = name.rpartition("@")
+    if not at or "/" in size or os.sep in size or os.path.exists(plain):
+        return plain, None
+    if not re.fullmatch("[0-9]{1,4}", size) or int(size) not in IMAGE_SIZES:
+        raise DataError(f"{name} has no size after its @; give {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels, as in {before}@32.")
+    return Path(before).expanduser(), int(size)
 
 
 def _absence(form: CifarFormat, data_dir: str | Path | None) -> str:

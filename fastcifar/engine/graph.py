@@ -35,6 +35,8 @@ def compile_where_it_pays(function: Callable, requested: str, rehearse: Callable
         rehearse: runs one forward and backward pass through the function it is given, and leaves no trace of it.
         steps: steps still to run.
     """
+    if not steps:
+        return Compiled(function, requested == "on", "Not compiled: no step is left to run.")
     if requested == "off":
         return Compiled(function, False, "Not compiled, as asked.")
     if requested == "auto":

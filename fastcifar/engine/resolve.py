@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from fastcifar.augment.policy import parse
 from fastcifar.config import RunConfig
 from fastcifar.data.loader import CHUNK_SIZE, resolve_backend
-from fastcifar.data.sources import resolve_auto
+from fastcifar.data.sources import is_path, resolve_auto
 from fastcifar.engine.host import resolve_device
 from fastcifar.engine.precision import resolve_precision
 
@@ -24,12 +26,21 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
     engine, data = config.engine, config.data
     device = resolve_device(engine.device)
     precision, step_down = resolve_precision(engine.precision, device)
-    if step_down:
-        notes.append(step_down)
     if data.dataset == "auto":
         name, reason = resolve_auto(data.data_dir)
         notes.append(f"Training on {reason.rstrip('.')}.")
         data = replace(data, dataset=name)
-    data = replace(data, loader=resolve_backend(data.loader, device), chunk_size=data.chunk_size or CHUNK_SIZE[device.type])
+    elif is_path(data.dataset):
+        data = replace(data, dataset=str(Path(data.dataset).expanduser().resolve()))
+    if step_down:
+        notes.append(step_down)
+    if data.data_dir is not None:
+        data = replace(data, data_dir=data.data_dir.expanduser().resolve())
+    data = replace(
+        data,
+        augment=str(parse(data.augment)),
+        loader=resolve_backend(data.loader, device),
+        chunk_size=data.chunk_size or CHUNK_SIZE[device.type],
+    )
     engine = replace(engine, device=str(device), precision=precision.name, threads=engine.threads or torch.get_num_threads())
     return replace(config, data=data, engine=engine), notes

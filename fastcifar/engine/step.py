@@ -11,7 +11,7 @@ from torch import Tensor
 from fastcifar.averaging import ExponentialAverage
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""uint8 images (B, 3, H, W) and int64 labels (B,) -> the mean loss and the number of right answers, both ()."""
+"""uint8 images (B, 3, H, W) and their labels -> the mean loss and the number of right answers, both ()."""
 
 
 @dataclass
@@ -96,6 +96,17 @@ class Average:
         self.average.update(work.step)
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the steps of an epoch."""
+
+    loss: float
+    """Of the loss times the images of a step."""
+    correct: float
+    first_bad_step: int | None
+    """Whose loss was not finite."""
+
+
 class Meter:
     """Sums of an epoch on the device, read once: loss times images, right answers, and the first step whose loss was not finite."""
 
@@ -115,7 +126,7 @@ class Meter:
         self.sums[1].add_(work.correct)
         self.sums[2].copy_(torch.minimum(self.sums[2], torch.where(loss.isfinite(), self.NEVER, float(work.step))))
 
-    def read(self) -> tuple[float, float, int | None]:
-        """Summed loss, right answers, and the first bad step or None; waits for the device."""
+    def read(self) -> Totals:
+        """Waits for the device."""
         loss, correct, bad = self.sums.tolist()
-        return loss, correct, None if bad == self.NEVER else int(bad)
+        return Totals(loss, correct, None if bad == self.NEVER else int(bad))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.normalize import Normalization
-from fastcifar.augment.random import philox
+from fastcifar.augment.random import Key, Stream, epoch_seed
 from fastcifar.averaging import Buckets, ExponentialAverage
 from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet
@@ -22,8 +22,9 @@ from fastcifar.engine.evaluate import Evaluation, evaluate
 from fastcifar.engine.graph import compile_where_it_pays
 from fastcifar.engine.host import synchronize
 from fastcifar.engine.precision import Precision
-from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Objective, Step, Update, Workspace
+from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Objective, Step, Totals, Update, Workspace
 from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.kernels.augment import normalize_reference
 from fastcifar.losses import cross_entropy
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
@@ -40,13 +41,26 @@ class Trainer:
         train: the training images.
         validation: images set apart, or None.
         watched: the test images, where they are to be evaluated every epoch, or None.
+        began: `time.perf_counter()` when the run, or its resumption, began.
     """
 
-    def __init__(self, config: RunConfig, train: ImageSet, validation: ImageSet | None = None, watched: ImageSet | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        train: ImageSet,
+        validation: ImageSet | None = None,
+        watched: ImageSet | None = None,
+        began: float | None = None,
+    ) -> None:
+        now = time.perf_counter()
+        self.began = now if began is None else began
+        self.earlier = 0.0
+        """Seconds before the last resumption."""
         self.config, self.device = config, torch.device(config.engine.device)
         self.precision = Precision(config.engine.precision)
         self.loader = build_loader(config, train)
         self.normalization: Normalization = self.loader.normalization
+        self.scale, self.offset = self.normalization.affine(self.device)
         self.steps_per_epoch = len(self.loader)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.validation, self.watched = (part and part.to(self.device) for part in (validation, watched))
@@ -54,14 +68,14 @@ class Trainer:
         options = {"classes": len(train.classes), "image_size": train.images.shape[1], **config.model.options}
         self.model = build_model(config.model.arch, **options).to(self.device, memory_format=torch.channels_last)
         self.buckets = Buckets(self.model)
-        self.optimizer = build_optimizer(config.optim, self.model)
+        optim = config.optim
+        self.optimizer = build_optimizer(self.model, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
-        decay = config.optim.ema_decay
-        self.average = ExponentialAverage(self.buckets, decay, self.total_steps) if decay else None
+        self.average = ExponentialAverage(self.buckets, optim.ema_decay, self.total_steps) if optim.ema_decay else None
         self.lr = build_lr(config, self.steps_per_epoch)
         self.meter = Meter(self.device)
         self.epoch, self.batch = 0, 0
-        self.seconds: Counter[str] = Counter(data=0.0, compile=0.0, train=0.0, evaluate=0.0)
+        self.seconds: Counter[str] = Counter(data=now - self.began, compile=0.0, train=0.0, evaluate=0.0)
         self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
         self.step = self.build_step(self.objective)
 
@@ -70,11 +84,17 @@ class Trainer:
         return self.epoch * self.steps_per_epoch + self.batch
 
     def objective(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The forward pass, from uint8 (B, 3, H, W) to the mean loss and the number of right answers; compiled as a whole."""
+        """The forward pass, from uint8 (B, 3, H, W) to the mean loss and the number of right answers; compiled as a whole.
+
+        Labels are int64 (B,), or float32 (B, classes) of mixed images, whose answer is the larger share.
+        """
         with self.precision.autocast(self.device):
-            logits = self.model(self.normalization(images.permute(0, 2, 3, 1), self.precision.dtype))
+            logits = self.model(
+                normalize_reference(images.permute(0, 2, 3, 1), self.scale, self.offset, self.precision.dtype).permute(0, 3, 1, 2)
+            )
         loss = cross_entropy(logits, labels, self.config.optim.label_smoothing)
-        return loss, (logits.detach().argmax(dim=1) == labels).sum()
+        hard = labels if labels.dim() == 1 else labels.argmax(dim=1)
+        return loss, (logits.detach().argmax(dim=1) == hard).sum()
 
     def build_step(self, objective: Objective) -> Step:
         """The parts of a step, in order."""
@@ -88,32 +108,35 @@ class Trainer:
 
     def compile(self) -> str:
         """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned."""
-        start = time.perf_counter()
         remaining = self.total_steps - self.steps_done
-        outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining)
+        with self.clock("compile"):
+            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining)
         self.step = self.build_step(outcome.function)
         choice = "on" if outcome.compiled else "off"
         self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
-        self.seconds["compile"] += time.perf_counter() - start
         return outcome.message
 
     def rehearse(self, objective: Objective) -> None:
         """One forward and backward pass that leaves weights, buffers and random state as they were."""
         kept, random_state = self.buckets.flat[1].clone(), random_state_of(self.device)
-        size = self.loader.dataset.images.shape[1:3]
-        images = torch.zeros(self.config.batch_size, *size, 3, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
-        loss, _ = objective(images, torch.zeros(self.config.batch_size, dtype=torch.int64, device=self.device))
-        loss.backward()
-        synchronize(self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.buckets.flat[1].copy_(kept)
-        set_random_state(self.device, random_state)
+        size, count = self.loader.dataset.images.shape[1:3], self.config.batch_size
+        images = torch.zeros(count, *size, 3, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device)
+        soft = nn.functional.one_hot(labels, len(self.loader.dataset.classes)).float()
+        try:
+            loss, _ = objective(images, soft if self.loader.policy.mix else labels)
+            loss.backward()
+            synchronize(self.device)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.buckets.flat[1].copy_(kept)
+            set_random_state(self.device, random_state)
 
     def run_epoch(self, stop: Callable[[], bool], tick: Callable[[int], None]) -> bool:
         """Trains to the end of the epoch, from where it stands; False where `stop` said so before."""
         if self.batch == 0:
             self.meter.reset()
-            torch.manual_seed(int(philox(self.config.seed, torch.tensor([self.epoch]))[0, 0]))
+            torch.manual_seed(epoch_seed(Key(self.config.seed, self.epoch), Stream.DROPOUT))
         self.model.train()
         batches = self.loader.batches(self.epoch, self.batch)
         while True:
@@ -141,9 +164,14 @@ class Trainer:
         finally:
             self.seconds[phase] += time.perf_counter() - start
 
-    def check_finite(self) -> None:
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, without the time between an end and a resumption."""
+        return self.earlier + time.perf_counter() - self.began
+
+    def check_finite(self, totals: Totals) -> None:
         """Raises FastcifarError where the loss of a step since the epoch began was not finite."""
-        _, _, bad = self.meter.read()
+        bad = totals.first_bad_step
         if bad is not None:
             raise FastcifarError(
                 f"the loss became infinite or NaN at step {bad} of {self.total_steps} (epoch {bad // self.steps_per_epoch + 1}, "
@@ -162,9 +190,8 @@ class Trainer:
             with self.average.swapped_in():
                 return raw, evaluate(self.model, dataset, self.normalization, self.precision)
 
-    def record(self) -> EpochRecord:
+    def record(self, totals: Totals) -> EpochRecord:
         """What the epoch that has just ended came to."""
-        loss, correct, _ = self.meter.read()
         images = self.steps_per_epoch * self.config.batch_size
         validation, averaged = self.evaluate(self.validation)
         test, averaged_test = self.evaluate(self.watched)
@@ -173,15 +200,15 @@ class Trainer:
             epochs=self.config.epochs,
             step=self.steps_done,
             lr=self.lr[self.steps_done - 1],
-            train_loss=loss / images,
-            train_accuracy=correct / images,
+            train_loss=totals.loss / images,
+            train_accuracy=totals.correct / images,
             validation_loss=validation and validation.loss,
             validation_accuracy=validation and validation.accuracy,
             averaged_validation_accuracy=averaged and averaged.accuracy,
             test_accuracy=test and test.accuracy,
             averaged_test_accuracy=averaged_test and averaged_test.accuracy,
             images_per_second=self.images_per_second,
-            seconds=sum(self.seconds.values()),
+            seconds=self.elapsed,
         )
 
     @property
@@ -200,7 +227,7 @@ class Trainer:
             with self.average.swapped_in():
                 averaged = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         progress: dict[str, Any] = {"epoch": self.epoch, "batch": self.batch, "step": self.steps_done}
-        progress |= {"seconds": dict(self.seconds), "scaler": self.scaler.state_dict()}
+        progress |= {"elapsed": self.elapsed, "seconds": dict(self.seconds), "scaler": self.scaler.state_dict()}
         return Checkpoint(dict(self.model.state_dict()), averaged, state, progress, self.network)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -217,7 +244,8 @@ class Trainer:
         self.meter.sums.copy_(checkpoint.state["meter"])
         set_random_state(self.device, checkpoint.state["random"])
         self.epoch, self.batch = checkpoint.progress["epoch"], checkpoint.progress["batch"]
-        self.seconds = Counter(checkpoint.progress["seconds"])
+        self.earlier = checkpoint.progress["elapsed"]
+        self.seconds.update(checkpoint.progress["seconds"])
         if self.precision.scaled:
             self.scaler.load_state_dict(checkpoint.progress["scaler"])
 

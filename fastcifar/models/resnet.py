@@ -49,10 +49,11 @@ def resnet(
     """
     stages = len(blocks)
     kernels, skip_kernels = per_stage("kernels", kernels, stages), per_stage("skip_kernels", skip_kernels, stages)
-    check_shape(blocks, channels, kernels, skip_kernels, block, pre_activation, final_norm, dropout)
+    stem_channels = channels[0] if stem_channels is None and channels else stem_channels
+    check_shape(blocks, channels, stem_channels, block, pre_activation, final_norm, dropout)
     build, expansion = BLOCKS[block]
     style = PreActivation if pre_activation else PostActivation
-    width, size = stem_channels or channels[0], image_size
+    width, size = stem_channels, image_size
     layers: dict[str, nn.Module] = {"stem": convolution(3, width, 3)}
     if not pre_activation:
         layers |= {"stem_norm": BatchNorm2d(width), "stem_relu": nn.ReLU()}
@@ -85,8 +86,7 @@ def per_stage(name: str, values: Sequence[int], stages: int) -> tuple[int, ...]:
 def check_shape(
     blocks: Sequence[int],
     channels: Sequence[int],
-    kernels: Sequence[int],
-    skip_kernels: Sequence[int],
+    stem_channels: int | None,
     block: str,
     pre_activation: bool,
     final_norm: bool,
@@ -95,8 +95,8 @@ def check_shape(
     """Raises ConfigError where the values of `resnet` contradict each other."""
     if not blocks or len(blocks) != len(channels):
         raise ConfigError(f"blocks names {len(blocks)} stages and channels {len(channels)}; give one number of each for every stage.")
-    if min(*blocks, *channels, *kernels, *skip_kernels) < 1:
-        raise ConfigError("blocks, channels and kernels must all be at least 1.")
+    if min(*blocks, *channels, stem_channels) < 1:
+        raise ConfigError("blocks, channels and stem_channels must all be at least 1.")
     if block not in BLOCKS:
         raise ConfigError(f"block {block!r} is not known; choose one of {', '.join(BLOCKS)}.")
     if final_norm and not pre_activation:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastcifar.config import OptimConfig
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of `config` over the parameters of `model`; on a GPU its learning rate is a tensor there, set without a sync."""
+def build_optimizer(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum over the parameters of `model`; on a GPU its learning rate is a tensor there, set without a sync."""
     parameters = list(model.parameters())
-    lr = torch.tensor(config.lr, device=parameters[0].device) if parameters[0].is_cuda else config.lr
-    return torch.optim.SGD(
-        parameters, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay, fused=True
-    )
+    rate = torch.tensor(lr, device=parameters[0].device) if parameters[0].is_cuda else lr
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay, fused=True)
+    if momentum:
+        # Left to itself, the fused kernel makes these at the first step, uninitialised, and keeps them so where a loss scale overflows.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

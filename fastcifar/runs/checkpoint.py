@@ -2,7 +2,7 @@
 
 checkpoints/latest                     the name of the current folder
 checkpoints/STEP/weights.safetensors   parameters and buffers, contiguous; the metadata says how to build and feed the network
-checkpoints/STEP/averaged.safetensors  the same of the averaged weights, where the run keeps them
+checkpoints/STEP/averaged.safetensors  the same of the averaged weights; without tensors where the run keeps no average
 checkpoints/STEP/state.safetensors     what else training goes on from: momenta, meters, random state
 checkpoints/STEP/progress.json         epoch, batch, times
 """
@@ -11,18 +11,52 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from fastcifar.config import build, check_range
 from fastcifar.errors import FastcifarError
-from fastcifar.runs.files import write_text
+from fastcifar.runs.files import publish, read_json, reading, write_bytes, write_text, writing
+
+RESTART = "start the run again"
+
+
+class Progress(TypedDict):
+    """How far a run has come."""
+
+    epoch: int
+    """Epochs done."""
+    batch: int
+    """Batches done of the epoch after them."""
+    step: int
+    """Steps done in all."""
+    elapsed: float
+    """Seconds, those between an end and a resumption left out."""
+    seconds: dict[str, float]
+    """By phase."""
+    scaler: dict[str, Any]
+    """State of the gradient scaler; empty where the precision needs none."""
+
+
+class Network(TypedDict):
+    """How to build and feed the network that weights belong to."""
+
+    arch: str
+    options: dict[str, Any]
+    """Of `build_model`, with `classes` and `image_size`."""
+    classes: list[str]
+    """Their names."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """Of the normalisation, as fractions of 255."""
 
 
 @dataclass(frozen=True)
@@ -33,81 +67,114 @@ class Checkpoint:
     averaged: dict[str, Tensor]
     """Empty where the run keeps no average."""
     state: dict[str, Tensor]
-    progress: dict[str, Any]
-    network: dict[str, Any] = field(default_factory=dict)
-    """How to build and feed the network: arch, options, classes, image_size, mean, std."""
+    progress: Progress
+    network: Network
 
 
 FILES = ("weights", "averaged", "state")
+
+OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
+"""Names of the folders that `save` makes, and may remove."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Publishes `checkpoint` in `folder`, then removes the one before it; killed at any moment, it leaves one that is whole.
 
     A step has one state only, so one that is published already is left alone.
+
+    Raises:
+        FastcifarError: `folder` cannot be written, or its pointer is damaged; the checkpoint before stays.
     """
     name = f"{checkpoint.progress['step']:08d}"
     partial, target = folder / f".{name}.partial", folder / name
     if latest(folder) == target:
         return
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with writing(folder):
+        clear(partial)
+        clear(target)
+        try:
+            write(partial, checkpoint)
+            publish(partial, target)
+        except Exception:
+            clear(partial)
+            raise
+        write_text(folder / "latest", name + "\n")
+        for other in folder.iterdir():
+            if OWN.fullmatch(other.name) and other != target:
+                clear(other)
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Makes `folder`, with the files of `checkpoint`."""
+    folder.mkdir(parents=True)
     metadata = {"network": json.dumps(checkpoint.network)}
     for file in FILES:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in getattr(checkpoint, file).items()}
-        if tensors:
-            (partial / f"{file}.safetensors").write_bytes(serialize(tensors, metadata))
-    write_text(partial / "progress.json", json.dumps(checkpoint.progress, indent=2) + "\n")
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
-    write_text(folder / "latest", name + "\n")
-    for other in folder.iterdir():
-        if other.is_dir() and other != target:
-            shutil.rmtree(other, ignore_errors=True)
+        write_bytes(folder / f"{file}.safetensors", serialize(tensors, metadata))
+    write_text(folder / "progress.json", json.dumps(checkpoint.progress, indent=2) + "\n")
+
+
+def clear(folder: Path) -> None:
+    """Removes `folder` as far as the system allows."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
     """The current checkpoint's folder, or None before the first. Raises FastcifarError where the pointer is damaged."""
     pointer = folder / "latest"
-    if not pointer.is_file():
+    if not os.path.isfile(pointer):
         return None
-    name = pointer.read_text().strip()
-    if not name.isdigit() or not (folder / name).is_dir():
-        raise FastcifarError(f"{pointer} names no checkpoint beside it; write the name of one there, or start the run again.")
+    with reading(pointer, "write the name of a checkpoint beside it there, or start the run again"):
+        name = pointer.read_text("utf-8").strip()
+        if not re.fullmatch("[0-9]+", name) or not (folder / name).is_dir():
+            raise ValueError("it names no checkpoint beside it")
     return folder / name
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The current checkpoint, on the CPU, or None before the first. Raises FastcifarError where a file is damaged."""
+    """The current checkpoint, on the CPU, or None before the first. Raises FastcifarError where a file is missing or damaged."""
     current = latest(folder)
     if current is None:
         return None
-    network, weights = read_tensors(current / "weights.safetensors")
-    others = {file: read_tensors(current / f"{file}.safetensors")[1] for file in FILES[1:] if (current / f"{file}.safetensors").exists()}
-    try:
-        progress = json.loads((current / "progress.json").read_text())
-    except (OSError, ValueError) as error:
-        raise FastcifarError(f"{current / 'progress.json'} cannot be read ({error}); start the run again.") from error
-    return Checkpoint(weights, others.get("averaged", {}), others.get("state", {}), progress, network)
+    tensors = {file: read_tensors(current / f"{file}.safetensors") for file in FILES}
+    progress = read_json(current / "progress.json", Progress, RESTART)
+    return Checkpoint(**tensors, progress=progress, network=read_network(current / "weights.safetensors"))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The `network` metadata and the tensors of a file. Raises FastcifarError where it is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            network = json.loads((file.metadata() or {}).get("network", "{}"))
-            return network, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FastcifarError(f"{path} cannot be read ({error}); it is no whole safetensors file: start the run again.") from error
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises FastcifarError where it is missing or damaged."""
+    with reading(path, RESTART), safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def read_network(path: Path) -> Network:
+    """How to build and feed the network that the weights in a file belong to. Raises FastcifarError where the file does not say it."""
+    with reading(path, RESTART), safe_open(path, framework="pt") as file:
+        network = build(Network, json.loads((file.metadata() or {}).get("network", "{}")), "network", complete=True)
+        for mean, std in zip(network["mean"], network["std"], strict=True):
+            check_range("mean", mean, 0, 1)
+            check_range("std", std, 0, 1, exclusive=True)
+        return network
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copies `weights` into the tensors of `model`, which keep their memory format. Raises FastcifarError where they do not fit."""
+    copy_tensors(weights, model.state_dict(), source)
 
 
 @torch.no_grad()
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copies `weights` into the tensors of `model`, which keep their memory format. Raises FastcifarError where names or shapes differ."""
-    own = model.state_dict()
-    wrong = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]
-    if wrong:
-        raise FastcifarError(f"{source} does not fit the network: {wrong[0]} differs; give the configuration that it was trained with.")
+def copy_tensors(stored: dict[str, Tensor], own: dict[str, Tensor], source: str) -> None:
+    """Copies what was `stored` into the tensors of the same names in `own`, which keep their device and memory format.
+
+    Raises:
+        FastcifarError: names, shapes or types differ; nothing was copied, and the sentence begins with `source`.
+    """
+    if differing := stored.keys() ^ own.keys():
+        key = min(differing)
+        raise FastcifarError(f"{source} {'lacks' if key in own else 'has an unknown'} {key}; give the configuration that it was made with.")
     for key, tensor in own.items():
-        tensor.copy_(weights[key])
+        found, expected = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (stored[key], tensor))
+        if found != expected:
+            raise FastcifarError(f"{source} has {key} as {found}, expected {expected}; give the configuration that it was made with.")
+    for key, tensor in own.items():
+        tensor.copy_(stored[key])

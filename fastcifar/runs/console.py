@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from fastcifar.runs.folder import Result
 from fastcifar.runs.records import EpochRecord
@@ -16,10 +16,10 @@ REFRESH_SECONDS = 0.25
 
 
 class Console:
-    """Shows a run as it goes."""
+    """Shows a run as it goes, on `rich`, by default the standard output."""
 
-    def __init__(self) -> None:
-        self.rich = RichConsole(highlight=False, soft_wrap=True)
+    def __init__(self, rich: RichConsole | None = None) -> None:
+        self.rich = rich or RichConsole(highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
         self.batch_size, self.first, self.started, self.shown = 0, 0, 0.0, 0.0
         self.last = ""
@@ -32,7 +32,8 @@ class Console:
         """Training starts, or goes on, after `step` steps."""
         self.batch_size, self.first, self.started = batch_size, step, time.perf_counter()
         if self.rich.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+            left = TimeRemainingColumn(table_column=Column(no_wrap=True))  # in a narrow terminal only the bar gives way
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), left)
             self.progress = Progress(*columns, console=self.rich, transient=True, auto_refresh=False)
             self.progress.start()
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
@@ -93,8 +94,7 @@ class Silence(Console):
     """Shows nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.rich = RichConsole(quiet=True)
+        super().__init__(RichConsole(quiet=True))
 
 
 def percent(fraction: float | None) -> str:

@@ -1,16 +1,83 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and whose damage is told in one sentence."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from fastcifar.config import build
+from fastcifar.errors import ConfigError, FastcifarError
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Makes an OSError within the block a FastcifarError that says in one sentence that `place` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise FastcifarError(
+            f"{place} cannot be written ({reason(error)}); make room there, make it writable, or choose another folder."
+        ) from error
+
+
+@contextmanager
+def reading(place: Path | str, remedy: str) -> Iterator[None]:
+    """Makes any damage met within the block a FastcifarError that says in one sentence what is wrong with `place`, and the `remedy`."""
+    try:
+        yield
+    except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
+        raise FastcifarError(f"{place} cannot be read ({reason(error)}); {remedy}.") from error
+
+
+def reason(error: BaseException) -> str:
+    """What `error` says, on one line, shortened, without the full stop."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:400].rstrip(".")
+
+
+def read_json(path: Path, kind: Any, remedy: str) -> Any:
+    """The content of `path` as a `kind`, a dataclass or TypedDict of which no key may be missing. Raises FastcifarError."""
+    with reading(path, remedy):
+        return build(kind, json.loads(path.read_text("utf-8")), path.name, complete=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` so that a reader finds either what was there before or all of `text`."""
+    """Writes `path` so that a reader finds either what was there before or all of `text`. Raises FastcifarError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `path` so that a reader finds, even after a power failure, either what was there before or all of `content`.
+
+    Raises:
+        FastcifarError: it cannot be written; nothing is left behind.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with writing(path):
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            publish(partial, path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Renames `partial`, which stands beside it, to `target`, and sees to it that the disk knows, where the system offers that."""
+    os.replace(partial, target)
+    with suppress(OSError):  # Windows opens no folders, and some network file systems do not sync them
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

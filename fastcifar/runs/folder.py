@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.config import RunConfig
 from fastcifar.errors import ConfigError
-from fastcifar.runs.files import write_text
+from fastcifar.runs.files import read_json, write_text, writing
 
 
 @dataclass(frozen=True)
@@ -52,22 +54,35 @@ class Run:
 
     @staticmethod
     def create(path: Path | None, config: RunConfig) -> Run:
-        """A new folder, or `./runs/NAME-TIME` where no path is given. Raises ConfigError where it holds something already."""
+        """A new folder, or `./runs/NAME-TIME` where no path is given.
+
+        Raises:
+            ConfigError: the folder holds something already.
+            FastcifarError: it cannot be made or written; what was made of it is gone again.
+        """
         if path is None:
             name = config.recipe or config.model.arch
             path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            path = next(p for p in (path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))) if not p.exists())
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")
-        path.mkdir(parents=True, exist_ok=True)
-        run = Run(path)
-        run.write_config(config)
-        return run
+            path = next(p for p in (path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))) if not os.path.exists(p))
+        with writing(path):
+            if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
+                raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")
+            made = [place for place in (path, *path.parents) if not os.path.exists(place)]
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                run = Run(path)
+                run.write_config(config)
+                return run
+            except BaseException:
+                for place in made:
+                    with suppress(OSError):
+                        place.rmdir()
+                raise
 
     @staticmethod
     def open(path: Path) -> Run:
         """An existing folder. Raises ConfigError where it is no run's."""
-        if not (path / "config.json").is_file():
+        if not os.path.isfile(path / "config.json"):
             raise ConfigError(f"{path} is no run: it has no config.json; give the folder that `fastcifar train` named.")
         return Run(path)
 
@@ -80,9 +95,8 @@ class Run:
         return self.path / "checkpoints"
 
     def config(self) -> RunConfig:
-        """Raises ConfigError where the file is damaged or from another version."""
-        file = self.path / "config.json"
-        return RunConfig.from_json(file.read_text(), str(file))
+        """Raises FastcifarError where the file is damaged, or not complete, as another version's may be."""
+        return read_json(self.path / "config.json", RunConfig, "mend it, or start the run again")
 
     def write_config(self, config: RunConfig) -> None:
         write_text(self.path / "config.json", config.to_json())
@@ -91,6 +105,8 @@ class Run:
         write_text(self.path / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
 
     def result(self) -> Result | None:
-        """None where the run has not ended."""
+        """None where the run has not ended. Raises FastcifarError where the file is damaged."""
         file = self.path / "result.json"
-        return Result(**json.loads(file.read_text())) if file.is_file() else None
+        if not os.path.isfile(file):
+            return None
+        return read_json(file, Result, f"delete it, and let --resume {self.path} write it again")

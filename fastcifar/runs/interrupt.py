@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
+NOTICE = b"stopping after this step; press Ctrl-C again to quit at once\n"
 
 
 class Interrupted(Exception):
@@ -19,7 +23,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first signal is noted in `signal_number`; a second one acts as if it had not been caught."""
+    """While entered, the first signal is noted in `signal_number`, and said so; a second one acts as if it had not been caught."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -31,8 +35,11 @@ class StopRequest:
         return self
 
     def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler; it writes past Python's buffers, in the midst of whose work it may stand."""
         self.signal_number = number
         self.restore()
+        with suppress(OSError):
+            os.write(STDERR, NOTICE)
 
     def restore(self) -> None:
         for number, handler in self.previous.items():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fastcifar.runs.files import write_text
+from fastcifar.config import build
+from fastcifar.runs.files import reading, write_text, writing
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,36 @@ class Sink(Protocol):
 
 
 def read_records(path: Path) -> list[EpochRecord]:
-    """The records in a metrics.jsonl, those of a half-written last line left out."""
-    if not path.exists():
+    """The records in a metrics.jsonl, a half-written last line left out. Raises FastcifarError where it is damaged."""
+    if not os.path.exists(path):
         return []
-    whole = path.read_text().split("\n")[:-1]
-    return [EpochRecord(**json.loads(line)) for line in whole]
+    with reading(path, "delete it"):
+        lines = path.read_text("utf-8").split("\n")[:-1]
+    records = []
+    for number, text in enumerate(lines, start=1):
+        with reading(f"{path}, line {number},", "delete the line"):
+            records.append(build(EpochRecord, json.loads(text), "record", complete=True))
+    return records
 
 
 class JsonLines:
-    """Appends to metrics.jsonl, after cutting it back to the epochs that the checkpoint holds."""
+    """Appends to metrics.jsonl, after cutting it back to the epochs that the checkpoint holds. Raises FastcifarError where it cannot."""
 
     def __init__(self, path: Path, epochs_done: int) -> None:
+        self.path = path
         kept = [record for record in read_records(path) if record.epoch <= epochs_done]
         write_text(path, "".join(map(line, kept)))
-        self.file = open(path, "a")  # noqa: SIM115
+        with writing(path):
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, record: EpochRecord) -> None:
-        self.file.write(line(record))
-        self.file.flush()
+        with writing(self.path):
+            self.file.write(line(record))
+            self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with writing(self.path):
+            self.file.close()
 
 
 def line(record: EpochRecord) -> str:
@@ -87,24 +98,32 @@ TAGS = {
 
 
 class TensorBoard:
-    """Writes loss, accuracies, learning rate and img/s by epoch; what an earlier session wrote past the checkpoint is purged."""
+    """Writes loss, accuracies, learning rate and img/s by epoch; what an earlier session wrote past the checkpoint is purged.
+
+    Raises FastcifarError where it cannot write.
+    """
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1 if epochs_done else None)
+        self.folder = folder
+        with writing(folder):
+            self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def write(self, record: EpochRecord) -> None:
-        for name, tag in TAGS.items():
-            value = getattr(record, name)
-            if value is not None:
-                self.writer.add_scalar(tag, value, record.epoch)
-        self.writer.flush()
+        self.add(record.epoch, {name: getattr(record, name) for name in TAGS})
 
     def final(self, epoch: int, accuracies: dict[str, float]) -> None:
         """The test accuracies at the end of the run."""
-        for name, value in accuracies.items():
-            self.writer.add_scalar(TAGS[name], value, epoch)
+        self.add(epoch, accuracies)
+
+    def add(self, epoch: int, values: dict[str, float | None]) -> None:
+        with writing(self.folder):
+            for name, value in values.items():
+                if value is not None:
+                    self.writer.add_scalar(TAGS[name], value, epoch)
+            self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()
+        with writing(self.folder):
+            self.writer.close()

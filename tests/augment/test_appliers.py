@@ -1,92 +1,211 @@
-"""Both appliers against PIL and against each other, over the same parameters."""
+"""The appliers against PIL and torchvision, and against each other, over the same parameters."""
+
+import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.autoaugment import _apply_op
 
-from fastcifar.augment import BACKENDS, build_policy
+from fastcifar.augment import BACKENDS
+from fastcifar.augment.automatic import ENHANCING, Operation
+from fastcifar.augment.dali_apply import DENSE_CALLS
+from fastcifar.augment.geometry import ONE
 from fastcifar.augment.normalize import Normalization
-from fastcifar.augment.policy import Params, Policy
+from fastcifar.augment.policy import POLICIES, Policy, parse
 from fastcifar.augment.random import Key
+from fastcifar.augment.sampling import Params, Slot, sample, slot_warp
+from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
 from fastcifar.registry import load
 
-NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-CPU = torch.device("cpu")
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+EXACT = [
+    *(name for name in POLICIES if name != "transform3"),
+    "crop:3",
+    "flip:1",
+    "turns,flip",
+    "rotate:30,fill:mean",
+    "transform2,fill:clamp",
+    "transform1,bilinear",
+    "rotate:180,translate:0.5,shear:40,fill:reflect",
+    "cutout:2x5",
+    "standard,coarse:3x4",
+]
+"""Policies that every backend carries out to the last bit."""
 
 
-def applier(backend: str, shape: tuple[int, int], dtype: torch.dtype = torch.uint8, chunk_size: int = 256):
+def need(backend: str) -> None:
     if backend == "dali":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
-    return load(BACKENDS[backend])(shape, chunk_size, dtype, NORMALIZATION, CPU)
 
 
-def apply(backend: str, images: torch.Tensor, params: Params, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-    chosen = applier(backend, tuple(images.shape[1:3]), dtype)
-    chosen.submit(images, params)
-    return chosen.collect()
+def image_set(count: int, size: tuple[int, int] = (32, 32)) -> ImageSet:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8, generator=generator)
+    return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("any",), MEAN, STD)
 
 
-def with_pil(image: torch.Tensor, shift: torch.Tensor, flip: bool, padding: int) -> np.ndarray:
-    """Pad, crop, mirror, as torchvision does it with PIL."""
-    height, width = image.shape[:2]
-    padded = ImageOps.expand(Image.fromarray(image.numpy()), padding, fill=0)
-    y, x = (shift + padding).tolist()
-    cropped = padded.crop((x, y, x + width, y + height))
-    return np.asarray(ImageOps.mirror(cropped) if flip else cropped)
+def apply(backend: str, policy: Policy, dataset: ImageSet, params: Params, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    need(backend)
+    applier = load(BACKENDS[backend])(dataset, policy, Normalization(MEAN, STD), dtype, len(dataset))
+    applier.submit(torch.arange(len(dataset)), params)
+    images = applier.collect()
+    assert images.dtype == dtype
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def drawn(policy: Policy, dataset: ImageSet, epoch: int = 0) -> Params:
+    return sample(policy, Key(7, epoch), torch.arange(len(dataset)), tuple(dataset.images.shape[1:3]), len(dataset))
+
+
+def with_pil(image: torch.Tensor, map_: torch.Tensor, fill: tuple[int, int, int]) -> np.ndarray:
+    """PIL's own resampling by the same map; PIL adds the half pixel itself, so it is taken out of the offsets."""
+    a, b, c, d, e, f = (map_.double() / ONE).tolist()
+    matrix = (a, b, c - (a + b) / 2, d, e, f - (d + e) / 2)
+    picture = Image.fromarray(image.numpy())
+    return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(32, 32), (17, 23), (5, 8)], ids=str)
-@pytest.mark.parametrize("chosen", [Policy(4, 0.5), Policy(2, 0.0), Policy(0, 1.0), Policy()], ids=["standard", "crop", "flip", "none"])
-def test_equals_pil_to_the_last_bit(backend, shape, chosen):
-    images = torch.randint(0, 256, (67, *shape, 3), dtype=torch.uint8)
-    params = chosen.sample(Key(0, 0), torch.arange(67))
-    augmented = apply(backend, images, params)
-    assert augmented.is_contiguous(memory_format=torch.channels_last)
-    for i in range(67):
-        expected = with_pil(images[i], params.shift[i], bool(params.flip[i]), 4)
+@pytest.mark.parametrize("size", [(32, 32), (17, 23), (5, 8)], ids=str)
+@pytest.mark.parametrize("text", ["standard", "crop", "flip", "transform1", "transform2", "turns", "none"])
+def test_warps_equal_pil_to_the_last_bit(backend, size, text):
+    dataset, policy = image_set(60, size), parse(text)
+    if text == "turns" and size[0] != size[1]:
+        pytest.skip("quarter turns are about the centre of square images")
+    params = drawn(policy, dataset)
+    augmented = apply(backend, policy, dataset, params)
+    for i in range(60):
+        expected = dataset.images[i].numpy() if params.warp is None else with_pil(dataset.images[i], params.warp[i], (0, 0, 0))
         assert np.array_equal(augmented[i].permute(1, 2, 0), expected), i
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8], ids=str)
-def test_backends_agree_in_every_dtype(dtype):
-    images = torch.randint(0, 256, (200, 32, 32, 3), dtype=torch.uint8)
-    params = build_policy("standard").sample(Key(1, 2), torch.arange(200))
-    reference, device_pipeline = (apply(backend, images, params, dtype) for backend in ("torch", "dali"))
-    assert reference.dtype == device_pipeline.dtype == dtype
-    # Both round the same float32 value once, but for DALI's fused multiply-add.
-    torch.testing.assert_close(reference, device_pipeline, rtol=2e-6 if dtype == torch.float32 else 1e-3, atol=1e-6)
+@pytest.mark.parametrize("text", EXACT)
+def test_backends_agree_to_the_last_bit(text):
+    dataset, policy = image_set(150), parse(text)
+    params = drawn(policy, dataset)
+    reference = apply("torch", policy, dataset, params)
+    for backend in ("dali", "triton"):
+        assert torch.equal(apply(backend, policy, dataset, params), reference), backend
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_normalisation_against_float64(dtype):
-    images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (NORMALIZATION.mean, NORMALIZATION.std))
-    expected = (images.double() / 255 - mean) / std
-    got = NORMALIZATION(images, dtype).permute(0, 2, 3, 1).double()
-    # Scale, product, offset and sum are rounded to float32, half an eps each; then the result to its dtype.
-    terms = images.double() / 255 / std + mean / std
-    bound = 1.5 * torch.finfo(torch.float32).eps * terms + 0.5 * torch.finfo(dtype).eps * expected.abs()
-    assert bool(((got - expected).abs() <= bound).all())
+@pytest.mark.parametrize("text", ["standard,cutout:2x6", "randaugment:1,0,greyscale:0"])
+def test_backends_normalise_alike(text, dtype):
+    dataset, policy = image_set(100), parse(text)
+    params = drawn(policy, dataset)
+    reference = apply("torch", policy, dataset, params, dtype)
+    for backend in ("dali", "triton"):
+        # The same float32 value, rounded once, but for DALI's fused multiply-add; one grey level is 0.017.
+        levels = 0.02 if params.slots and backend == "dali" else 0
+        torch.testing.assert_close(apply(backend, policy, dataset, params, dtype), reference, rtol=2e-3, atol=1e-6 + levels)
 
 
-def test_dali_chunks_do_not_overwrite_each_other():
-    chosen = applier("dali", (32, 32), chunk_size=64)
-    images = torch.randint(0, 256, (3, 64, 32, 32, 3), dtype=torch.uint8)
-    params = [build_policy("standard").sample(Key(0, epoch), torch.arange(64)) for epoch in range(3)]
+def test_dali_greyscale_is_within_one_level():
+    dataset, policy = image_set(300), parse("greyscale:0.5")
+    params = drawn(policy, dataset)
+    reference, dali = (apply(backend, policy, dataset, params).int() for backend in ("torch", "dali"))
+    assert int((reference - dali).abs().max()) <= 1
+    assert torch.equal(reference[~params.grey], dali[~params.grey])
+
+
+def one_operation(operation: Operation, values: torch.Tensor) -> Params:
+    operations = torch.full((len(values),), int(operation))
+    slot = Slot(operations, values, slot_warp(operations, values, (32, 32)), 0)
+    return Params(None, (slot,), None, None, None)
+
+
+VALUES = {
+    **{operation: (-0.3, 0.99) for operation in (Operation.SHEAR_X, Operation.SHEAR_Y)},
+    **{operation: (-14.0, 9.0) for operation in (Operation.TRANSLATE_X, Operation.TRANSLATE_Y)},
+    Operation.ROTATE: (-135.0, 30.0),
+    Operation.SOLARIZE: (0.0, 256.0),
+    Operation.POSTERIZE: (1.0, 8.0),
+}
+WHOLE = (Operation.TRANSLATE_X, Operation.TRANSLATE_Y, Operation.POSTERIZE)
+BOUNDS = {Operation.BRIGHTNESS: 1, Operation.CONTRAST: 2, Operation.COLOR: 2}
+"""Grey levels by which DALI's own operators may differ from PIL; everything else is exact."""
+
+
+def with_torchvision(picture: Image.Image, operation: Operation, value: float) -> Image.Image:
+    """torchvision's own step of its automatic policies; its enhancement factors are relative to 1."""
+    name = "".join(part.capitalize() for part in operation.name.split("_"))
+    magnitude = value - 1 if operation in ENHANCING else value
+    return _apply_op(picture, name, magnitude, InterpolationMode.NEAREST, fill=[0, 0, 0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operation", Operation, ids=lambda operation: operation.name.lower())
+def test_automatic_operations_against_torchvision_on_pil_images(backend, operation):
+    dataset = image_set(80)
+    low, high = VALUES.get(operation, (0.05, 1.95))
+    values = torch.linspace(low, high, 80, dtype=torch.float64)
+    values = values.round() if operation in WHOLE else values
+    got = apply(backend, parse("trivialaugment"), dataset, one_operation(operation, values))
+    worst = 0
+    for image, value, augmented in zip(dataset.images, values.tolist(), got, strict=True):
+        expected = np.asarray(with_torchvision(Image.fromarray(image.numpy()), operation, value))
+        worst = max(worst, int(np.abs(augmented.permute(1, 2, 0).numpy().astype(int) - expected).max()))
+    assert worst <= (BOUNDS[operation] if backend == "dali" and operation in DENSE_CALLS else 0)
+
+
+@pytest.mark.parametrize("name", ["autoaugment_tv", "randaugment:2,9", "trivialaugment"])
+def test_whole_policies_against_torchvision_on_pil_images(name):
+    """Every sample's own operations, in order, as torchvision carries them out one image at a time."""
+    dataset, policy = image_set(200), parse(name)
+    params = drawn(policy, dataset)
+    got = apply("torch", policy, dataset, params)
+    for i in range(200):
+        picture = Image.fromarray(dataset.images[i].numpy())
+        for slot in params.slots:
+            picture = with_torchvision(picture, Operation(int(slot.operation[i])), float(slot.value[i]))
+        assert np.array_equal(got[i].permute(1, 2, 0), np.asarray(picture)), i
+
+
+def test_fill_of_the_papers_policy_is_grey():
+    dataset = image_set(4)
+    params = drawn(parse("autoaugment"), dataset)
+    slot = params.slots[0]
+    values = torch.full((4,), 9.0, dtype=torch.float64)
+    operations = torch.full((4,), int(Operation.TRANSLATE_Y))
+    moved = replace(slot, operation=operations, value=values, warp=slot_warp(operations, values, (32, 32)))
+    got = apply("torch", parse("autoaugment"), dataset, replace(params, slots=(moved,)))
+    assert torch.equal(got[:, :, :9], torch.full((4, 3, 9, 32), 128, dtype=torch.uint8))
+    assert torch.equal(got[:, :, 9:].permute(0, 2, 3, 1), dataset.images[:, :-9])
+
+
+def test_erased_squares_take_the_mean_or_black():
+    dataset = image_set(50)
+    for text, colour in (("cutout:1x8", (125, 123, 114)), ("coarse:2x6", (0, 0, 0))):
+        policy = parse(text)
+        params = drawn(policy, dataset)
+        got = apply("torch", policy, dataset, params).permute(0, 2, 3, 1)
+        expected = dataset.images.clone()
+        for image, boxes in zip(expected, params.boxes.tolist(), strict=True):
+            for top, left, bottom, right in boxes:
+                image[top:bottom, left:right] = torch.tensor(colour, dtype=torch.uint8)
+        assert torch.equal(got, expected)
+
+
+def test_chunks_do_not_overwrite_each_other():
+    need("dali")
+    dataset, policy = image_set(64), parse("standard")
+    applier = load(BACKENDS["dali"])(dataset, policy, Normalization(MEAN, STD), torch.uint8, 64)
+    params = [drawn(policy, dataset, epoch) for epoch in range(3)]
     outputs = []
-    for chunk, drawn in zip(images, params, strict=True):
-        chosen.submit(chunk, drawn)
-        outputs.append(chosen.collect())
-    for chunk, drawn, output in zip(images, params, outputs, strict=True):
-        assert torch.equal(output, apply("torch", chunk, drawn))
+    for each in params:
+        applier.submit(torch.arange(64), each)
+        outputs.append(applier.collect())
+    for each, output in zip(params, outputs, strict=True):
+        assert torch.equal(output, apply("torch", policy, dataset, each))
 
 
 def test_absent_dali_is_one_sentence(monkeypatch):
-    import builtins
-
     genuine = builtins.__import__
 
     def refuse(name, *rest):
@@ -96,9 +215,4 @@ def test_absent_dali_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match=r"install nvidia-dali-cuda130 or choose --loader torch\.$"):
-        load(BACKENDS["dali"])((32, 32), 8, torch.uint8, NORMALIZATION, CPU)
-
-
-def test_unknown_policy_names_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean standard"):
-        build_policy("standart")
+        load(BACKENDS["dali"])(image_set(2), Policy(), Normalization(MEAN, STD), torch.uint8, 8)

@@ -5,9 +5,12 @@ import torch
 
 import fastcifar
 from fastcifar.augment import BACKENDS
+from fastcifar.augment.policy import parse
+from fastcifar.augment.random import Key
+from fastcifar.augment.sampling import sample
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
-from fastcifar.errors import ConfigError, DataError
+from fastcifar.errors import ConfigError, DataError, FastcifarError
 
 COUNT = 205
 
@@ -87,7 +90,12 @@ def test_public_interface_gives_normalised_channels_last(dataset):
     ("options", "message"),
     [
         ({"batch_size": 0}, "from 1 to 205"),
-        ({"batch_size": 206}, "from 1 to 205"),
+        ({"batch_size": 206, "drop_last": True}, "from 1 to 205"),
+        ({"mask": torch.zeros(COUNT, dtype=torch.bool)}, "leave at least one"),
+        ({"mask": torch.ones(COUNT)}, r"mask is torch.float32 \(205,\); expected bool"),
+        ({"weights": -torch.ones(COUNT)}, "none of them negative"),
+        ({"weights": torch.zeros(COUNT)}, "no finite sum above 0"),
+        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
         ({"seed": -1}, "seed -1 is out of range"),
         ({"chunk_size": 0}, "chunk size 0"),
         ({"backend": "dally"}, "did you mean dali"),
@@ -116,3 +124,93 @@ def test_bad_arguments_are_one_sentence(dataset, options, message):
 def test_image_sets_are_checked_where_they_are_built(images, labels, message):
     with pytest.raises(DataError, match=message):
         ImageSet(images, labels, ("a", "b"), (0, 0, 0), (1, 1, 1))
+
+
+def test_ranks_share_the_epoch(dataset):
+    """Together they see what one process sees, in the order of their turns; what does not divide evenly is left out."""
+    whole = epoch(loader(dataset, policy="transform2"))
+    ranks = [epoch(loader(dataset, policy="transform2", batch_size=9, rank=rank, world_size=3)) for rank in range(3)]
+    for part in (0, 1):
+        interleaved = torch.stack([rank[part] for rank in ranks], dim=1).flatten(0, 1)
+        assert torch.equal(interleaved, whole[part][: COUNT // 3 * 3])
+
+
+def test_a_mask_takes_samples_without_changing_them(dataset):
+    mask = dataset.labels % 3 == 0
+    images, labels = epoch(loader(dataset, mask=mask))
+    assert torch.equal(labels.sort().values, mask.nonzero()[:, 0])
+    all_images, all_labels = epoch(loader(dataset))
+    place = {int(label): i for i, label in enumerate(all_labels)}
+    assert torch.equal(images, all_images[[place[int(label)] for label in labels]])
+
+
+def test_weights_decide_how_often_samples_are_drawn(dataset):
+    weights = torch.zeros(COUNT)
+    weights[3], weights[200] = 1, 3
+    labels = torch.cat([epoch(loader(dataset, weights=weights, seed=seed))[1] for seed in range(20)])
+    assert set(labels.tolist()) == {3, 200}
+    assert 0.7 < float((labels == 200).float().mean()) < 0.8
+
+
+def test_a_batch_larger_than_the_set_is_the_whole_set(dataset):
+    (batch,) = loader(dataset, batch_size=1000)
+    assert len(batch[1]) == COUNT
+
+
+@pytest.mark.parametrize("kind", ["mixup:0.4", "cutmix"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mixed_images_are_blends_of_the_augmented_ones(dataset, kind, backend):
+    """Whatever the batch and chunk size; labels are the shares."""
+    policy = parse(f"standard,{kind}")
+    images, labels = epoch(loader(dataset, policy=policy, backend=backend, batch_size=64, chunk_size=70))
+    plain_images, order = epoch(loader(dataset, policy="standard"))
+    plain = plain_images[order.argsort()].int()
+    mixing = sample(policy, Key(0, 0), order, (32, 32), COUNT).mixing
+    assert labels.dtype == torch.float32
+    torch.testing.assert_close(labels.sum(1), torch.ones(COUNT))
+    for i in range(COUNT):
+        own, other, share = int(order[i]), int(mixing.partner[i]), int(mixing.share[i])
+        expected = torch.zeros(COUNT)
+        expected[own] += share / 256
+        expected[other] += 1 - share / 256
+        torch.testing.assert_close(labels[i], expected)
+        if mixing.box is None:
+            assert torch.equal(images[i].int(), (plain[own] * share + plain[other] * (256 - share) + 128) // 256)
+        else:
+            top, left, bottom, right = mixing.box[i].tolist()
+            pasted = plain[own].clone()
+            pasted[:, top:bottom, left:right] = plain[other][:, top:bottom, left:right]
+            assert torch.equal(images[i].int(), pasted)
+
+
+def test_mixed_floats_are_blends_too(dataset):
+    """In the dtype of the images; bytes are only rounded in addition."""
+    bytes_, floats = (epoch(loader(dataset, policy="mixup", dtype=dtype, normalize="none"))[0] for dtype in (torch.uint8, torch.float32))
+    assert float((bytes_ / 255 - floats).abs().max()) <= 0.5 / 255 + 1e-6
+
+
+def test_one_epoch_at_a_time(dataset):
+    chosen = loader(dataset, chunk_size=20)
+    first = iter(chosen)
+    next(first)
+    second = list(chosen)
+    assert torch.equal(torch.cat([labels for _, labels in second]), epoch_labels(dataset, 1))
+    with pytest.raises(FastcifarError, match="make a second Loader"):
+        list(first)
+
+
+def epoch_labels(dataset: ImageSet, number: int) -> torch.Tensor:
+    return torch.cat([labels for _, labels in loader(dataset).batches(number)])
+
+
+def test_an_interrupted_chunk_does_not_spoil_the_next_epoch(dataset, monkeypatch):
+    chosen = loader(dataset)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chosen.applier, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(chosen)
+    assert len(list(chosen)) == len(chosen)

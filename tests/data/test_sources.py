@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fake_cifar import UNREACHABLE, Tiny
@@ -11,7 +12,7 @@ from fake_server import Server
 
 from fastcifar.data import cifar, sources
 from fastcifar.data.download import TooSlow
-from fastcifar.data.sources import cache_folder, find, load_dataset, resolve_auto, search_folders
+from fastcifar.data.sources import cache_folder, find, is_known, load_dataset, resolve_auto, search_folders, unknown_dataset
 from fastcifar.errors import DataError
 
 
@@ -38,8 +39,75 @@ def test_names_need_no_torch() -> None:
 
 @pytest.mark.parametrize("function", [load_dataset, find])
 def test_unknown_name(function: object) -> None:
-    with pytest.raises(DataError, match="unknown dataset 'cifar11'; did you mean cifar1"):
+    with pytest.raises(DataError, match=r"unknown dataset 'cifar11'; did you mean cifar1.*, or a path such as \./set\.npz or .*\?$"):
         function("cifar11")
+
+
+def test_a_name_like_no_other() -> None:
+    expected = "choose one of cifar10, cifar100, synthetic, or a path such as ./set.npz or ./pictures@32."
+    assert unknown_dataset("zzz") == f"unknown dataset 'zzz'; {expected}"
+
+
+def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    known = ["cifar10", "cifar100", "synthetic", "here", "./gone", "a/b", "own.npz", "own@32", "~/own", str(tmp_path), "a/" + 300 * "b"]
+    assert [name for name in known if not is_known(name)] == []
+    assert [name for name in ("cifar11", "", "own", "auto", "x" * 300, "a\0b") if is_known(name)] == []
+
+
+def test_a_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "synthetic").mkdir()
+    assert len(load_dataset("synthetic", "test")) == 2_000
+    with pytest.raises(DataError, match=r"synthetic holds neither train_images\.npy nor train/CLASS/\*\.png; give a \.npz file"):
+        load_dataset("./synthetic")
+
+
+def write_arrays(path: Path) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
+    np.savez(path, train_images=images, train_labels=[0, 1, 0, 1], test_images=images, test_labels=[1, 1, 0, 0])
+    return path
+
+
+def test_paths_to_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_arrays(tmp_path / "own.npz").parent)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("own.npz", "./own.npz", "~/own.npz", str(tmp_path / "own.npz")):
+        assert load_dataset(name, "test").labels.tolist() == [1, 1, 0, 0]
+    assert find("own.npz") == Path("own.npz")
+    assert find("other.npz") is None
+
+
+def test_an_at_that_belongs_to_the_path(tmp_path: Path) -> None:
+    (tmp_path / "me@32").mkdir()
+    assert len(load_dataset(str(write_arrays(tmp_path / "me@32" / "own.npz")))) == 4
+    assert len(load_dataset(str(write_arrays(tmp_path / "own@64.npz")))) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.npz", r"^gone\.npz does not exist; give a \.npz file, a folder of \.npy files, or one of pictures in train/CLASS"),
+        ("gone@32", r"^gone does not exist; give"),
+        ("me@home/gone", r"^me@home/gone does not exist; give"),
+        ("a/" + 300 * "b", "does not exist; give"),
+        ("own.npz@32", r"own\.npz holds arrays, and @32 resizes pictures; leave it out\.$"),
+        ("readme.txt", r"readme\.txt is no \.npz file, or a damaged one; write it anew with numpy\.savez\.$"),
+        (".", "holds neither"),
+        ("pictures@", r"^pictures@ has no size after its @; give 4 to 1024 pixels, as in pictures@32\.$"),
+        ("pictures@big", "has no size after its @"),
+        ("pictures@3", "has no size after its @"),
+        ("pictures@2000", "has no size after its @"),
+        ("pictures@" + 5000 * "9", "has no size after its @"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    monkeypatch.chdir(write_arrays(tmp_path / "own.npz").parent)
+    (tmp_path / "readme.txt").write_text("hello")
+    with pytest.raises(DataError, match=message):
+        load_dataset(name)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "synthetic"])

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from fastcifar.analysis.plots import plot_curves
-from fastcifar.config import RunConfig
+from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
-from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes
+from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes, resolve_device
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models.count import count_network
@@ -43,8 +43,9 @@ def train(config: RunConfig, out: str | Path | None = None, *, console: Console 
         Interrupted: the run was stopped by a signal, and saved.
     """
     console = console or Silence()
+    began = time.perf_counter()
     config, notes = resolve(config)
-    trainer, test = build_trainer(config)
+    trainer, test = build_trainer(config, began)
     run = Run.create(Path(out) if out else None, config)
     for note in notes:
         console.note(note, prominent=True)
@@ -53,13 +54,13 @@ def train(config: RunConfig, out: str | Path | None = None, *, console: Console 
 
 def resume(path: str | Path, *, console: Console | None = None) -> Result:
     """Goes on with the run in the folder `path` from its last checkpoint, with the choices stored there. Raises as `train`."""
-    console = console or Silence()
+    console, began = console or Silence(), time.perf_counter()
     run = Run.open(Path(path))
     finished = run.result()
     if finished is not None:
         console.note(f"{run.path} has ended already.")
         return finished
-    trainer, test = build_trainer(run.config())
+    trainer, test = build_trainer(run.config(), began)
     state = checkpoints.load(run.checkpoints)
     if state is not None:
         trainer.restore(state)
@@ -67,25 +68,33 @@ def resume(path: str | Path, *, console: Console | None = None) -> Result:
     return carry_out(run, trainer, test, console)
 
 
-def build_trainer(config: RunConfig) -> tuple[Trainer, ImageSet]:
+def build_trainer(config: RunConfig, began: float) -> tuple[Trainer, ImageSet]:
     """The trainer of a resolved configuration, and the test images."""
-    if config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
-    if config.engine.device == "cpu":
-        keep_freed_memory()
-    else:
-        torch.backends.cudnn.benchmark = not config.engine.deterministic
-    if config.engine.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(config.engine.deterministic)
+    prepare_machine(config.engine)
     full = load_dataset(config.data.dataset, "train", config.data.data_dir)
     test = load_dataset(config.data.dataset, "test", config.data.data_dir)
     training, validation = full, None
     if config.data.val_split:
         kept, apart = validation_split(full.labels, config.data.val_split, config.seed, len(full.classes))
         training, validation = full.subset(kept), full.subset(apart)
-    return Trainer(config, training, validation, test if config.watch_test else None), test
+    return Trainer(config, training, validation, test if config.watch_test else None, began), test
+
+
+def prepare_machine(engine: EngineConfig) -> None:
+    """Settings of the whole process that a run relies on."""
+    if engine.threads:
+        torch.set_num_threads(engine.threads)
+    device = resolve_device(engine.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    else:
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not engine.deterministic
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = engine.precision != "fp32"
+    if engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(engine.deterministic)
 
 
 def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> Result:
@@ -96,7 +105,8 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         f"({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, {trainer.precision.name}, seed {config.seed}"
     )
     with StopRequest() as request:
-        console.note(trainer.compile())
+        message = trainer.compile()
+        console.note(message, prominent=config.engine.compile == "on" and trainer.config.engine.compile == "off")
         run.write_config(trainer.config)
         sinks = (console, JsonLines(run.metrics, trainer.epoch), tensorboard := TensorBoard(run.path, trainer.epoch))
         console.begin(trainer.steps_done, trainer.total_steps, config.batch_size)
@@ -123,19 +133,20 @@ def test_accuracies(trainer: Trainer, test: ImageSet) -> dict[str, float]:
 
 def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console, request: StopRequest) -> None:
     """The epochs that remain. Raises Interrupted, with the state saved, where `request` was made."""
-    total, saved, cost = trainer.config.epochs, sum(trainer.seconds.values()), 0.0
+    total, saved, cost = trainer.config.epochs, trainer.elapsed, 0.0
 
     def tick(batch: int) -> None:
         console.tick(trainer.steps_done, trainer.epoch + 1, total, trainer.lr[trainer.steps_done - 1])
 
     while trainer.epoch < total:
         ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)
-        trainer.check_finite()
+        totals = trainer.meter.read()
+        trainer.check_finite(totals)
         if ended:
-            record = trainer.record()
+            record = trainer.record(totals)
             for sink in sinks:
                 sink.write(record)
-        elapsed = sum(trainer.seconds.values())
+        elapsed = trainer.elapsed
         stopping = request.signal_number is not None
         if stopping or trainer.epoch == total or cost <= CHECKPOINT_SHARE * (elapsed - saved):
             start = time.perf_counter()
@@ -156,7 +167,7 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
         validation_accuracy=records[-1].validation_accuracy,
         averaged_test_accuracy=accuracies.get("averaged_test_accuracy"),
         images_per_second=trainer.images_per_second,
-        seconds=sum(trainer.seconds.values()),
+        seconds=trainer.elapsed,
         seconds_by_phase=dict(trainer.seconds),
         flop_utilization=trainer.images_per_second * count.training_flops / peak_rate,
         peak_memory_bytes=peak_memory_bytes(trainer.device),
@@ -181,11 +192,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit that the package's own checkout stands at."""
+    """The git commit that the package's own checkout stands at, marked -dirty where its files differ."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        described = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(described, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,0 +1,166 @@
+"""The operations of automatic augmentation that move no pixel, each to the last bit as PIL computes it.
+
+Images are contiguous uint8 (N, H, W, 3) on any device; factors, bits and thresholds are float64 (N, 1, 1, 1) there. Nothing makes the host
+wait for the device. Pixels are counted in float32, which is exact for images of less than 2^24.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcifar.augment.automatic import Operation
+
+LEVELS = 256
+
+
+def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tensor:
+    """One operation over a group of images, by as much as each one's value says.
+
+    Args:
+        images: uint8 (N, H, W, 3), contiguous.
+        operation: any but the geometric ones.
+        value: float64 (N,) in the operation's unit, on the CPU or on the images' device.
+
+    Returns:
+        A new uint8 (N, H, W, 3).
+    """
+    amount = value.to(images.device, non_blocking=True)[:, None, None, None]
+    match operation:
+        case Operation.IDENTITY:
+            return images.clone()
+        case Operation.AUTO_CONTRAST:
+            return auto_contrast(images)
+        case Operation.INVERT:
+            return ~images
+        case Operation.EQUALIZE:
+            return equalize(images)
+        case Operation.SOLARIZE:
+            return solarize(images, amount)
+        case Operation.POSTERIZE:
+            return posterize(images, amount)
+        case Operation.CONTRAST:
+            return blend(mean_luma(images), images, amount)
+        case Operation.COLOR:
+            return saturate(images, amount)
+        case Operation.BRIGHTNESS:
+            return blend(torch.zeros_like(amount), images, amount)
+        case Operation.SHARPNESS:
+            return sharpen(images, amount)
+    raise ValueError(f"{operation!r} moves pixels: carry it out as a warp")
+
+
+def greyscale(images: Tensor) -> Tensor:
+    """PIL's mode "L", repeated in each channel: uint8 (N, H, W, 3) -> the same shape."""
+    grey = luma(images).to(torch.uint8)
+    return torch.stack((grey, grey, grey), dim=3)
+
+
+def luma(images: Tensor) -> Tensor:
+    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W), 0 to 255."""
+    red, green, blue = (channel.int() for channel in images.unbind(3))
+    return red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000) >> 16
+
+
+def mean_luma(images: Tensor) -> Tensor:
+    """The grey level to which contrast is reduced (`ImageEnhance.Contrast`), halves rounded up: int64 (N, 1, 1, 1)."""
+    pixels = images.shape[1] * images.shape[2]
+    return ((2 * luma(images).sum((1, 2)) + pixels) // (2 * pixels))[:, None, None, None]
+
+
+def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """From `degenerate` (whole numbers, as large as `images` or one an image) at 0 to `images` at 1, and beyond.
+
+    As in PIL's Blend.c, the product and the sum are each rounded to float32, so neither a lerp nor a fused multiply-add will do.
+    """
+    degenerate = degenerate.float()
+    return images.float().sub_(degenerate).mul_(factor.float()).add_(degenerate).clamp_(0, 255).to(torch.uint8)
+
+
+def saturate(images: Tensor, factor: Tensor) -> Tensor:
+    """Away from, or towards, the grey image (`ImageEnhance.Color`), a channel at a time, to spare three copies of the grey."""
+    grey = luma(images)[..., None].float()
+    return torch.cat([blend(grey, channel, factor) for channel in images.split(1, dim=3)], dim=3)
+
+
+def sharpen(images: Tensor, factor: Tensor) -> Tensor:
+    """Away from, or towards, the smoothed image (`ImageEnhance.Sharpness`); the border stays."""
+    sharpened = images.clone()
+    sharpened[:, 1:-1, 1:-1] = blend(smooth(images), images[:, 1:-1, 1:-1], factor)
+    return sharpened
+
+
+def smooth(images: Tensor) -> Tensor:
+    """The mean of a pixel's 3x3 neighbourhood, itself 5 times, rounded (`ImageFilter.SMOOTH`): float32 (N, H - 2, W - 2, 3).
+
+    As 13 is odd, no mean is near a half, and any rounding gives what PIL's does.
+    """
+    levels = images.short()
+    rows = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
+    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * levels[:, 1:-1, 1:-1]
+    return total.float().div_(13).round_()
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keeps the uppermost bits (`ImageOps.posterize`); none leaves black."""
+    return images & (LEVELS - (LEVELS >> bits.int())).to(torch.uint8)
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Inverts what is not below the threshold (`ImageOps.solarize`), which may be fractional."""
+    # A threshold above 255 inverts nothing, but is no byte: for it the bits to flip are none.
+    flip = (255 * (threshold <= 255)).to(torch.uint8)
+    reached = images >= threshold.ceil().clamp(0, 255).to(torch.uint8)
+    return images ^ (reached.view(torch.uint8) * flip)
+
+
+def auto_contrast(images: Tensor) -> Tensor:
+    """Stretches each channel to all levels (`ImageOps.autocontrast`); constant channels stay.
+
+    In float64 as in Python, whose rounding decides wherever the exact result is a whole number: the lightest level may become 254.
+    """
+    low, high = extrema(images)
+    # A tensor over a tensor: for a number over a tensor PyTorch multiplies by the reciprocal, which rounds twice.
+    scale = torch.where(high > low, torch.full_like(low, 255) / (high - low), 1.0)
+    offset = torch.where(high > low, -low * scale, 0.0)
+    levels = torch.arange(LEVELS, dtype=torch.float64, device=images.device)
+    tables = (levels * scale).add_(offset).clamp_(0, 255).to(torch.uint8)
+    return look_up(tables, table_index(images)).view_as(images)
+
+
+def extrema(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The darkest and the lightest level of each channel: float64 (N, 3, 1) each.
+
+    Columns are reduced first, over rows of bytes: with channels innermost the whole reduction is slow on a CPU.
+    """
+    low, high = images.amin(1).amin(1), images.amax(1).amax(1)
+    return low[:, :, None].double(), high[:, :, None].double()
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Makes the levels of each channel about equally frequent (`ImageOps.equalize`); those of too few pixels besides the lightest stay."""
+    count, device = len(images), images.device
+    index = table_index(images)
+    ones = torch.ones(1, device=device).expand(index.shape)
+    histogram = torch.zeros(count * 3 * LEVELS, device=device).index_add_(0, index, ones).view(count, 3, LEVELS)
+    darker = histogram.cumsum(2).sub_(histogram)
+    # The greatest count at a level that occurs; in place, as fresh memory costs a CPU more than the arithmetic.
+    darker_than_lightest = histogram.clamp_(max=1).mul_(darker).amax(2, keepdim=True)
+    step = darker_than_lightest // 255
+    tables = darker.add_(step // 2).div_(step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
+    unchanged = torch.arange(LEVELS, dtype=torch.uint8, device=device)
+    return look_up(torch.where(step > 0, tables, unchanged), index).view_as(images)
+
+
+def table_index(images: Tensor) -> Tensor:
+    """Where each byte's level is in tables of shape (N, 3, 256): int32 (N * H * W * 3,)."""
+    levels = images.flatten(1).int()
+    count, size = levels.shape
+    levels += torch.arange(size, dtype=torch.int32, device=images.device) % 3 * LEVELS
+    levels += torch.arange(0, count * 3 * LEVELS, 3 * LEVELS, dtype=torch.int32, device=images.device)[:, None]
+    return levels.flatten()
+
+
+def look_up(tables: Tensor, index: Tensor) -> Tensor:
+    """The entry for each byte: uint8 (N, 3, 256) and `table_index` -> uint8 (N * H * W * 3,)."""
+    return tables.flatten().index_select(0, index)

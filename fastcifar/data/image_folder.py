@@ -1,0 +1,141 @@
+"""Data sets that people bring as folders of pictures, ``train/CLASS/*`` and ``test/CLASS/*``: decoded once, then read from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from fastcifar.data.arrays import SPLITS, read_arrays
+from fastcifar.data.image_set import ImageSet
+from fastcifar.data.sources import cache_folder
+from fastcifar.errors import DataError, unknown
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""All that Pillow may take a file for, whatever its name: some of its other decoders run programs."""
+
+Pictures = dict[str, list[Path]]
+"""The files of each class, both in ascending order of their names."""
+
+VERSION = 1
+"""Of the decoding: another number leaves the caches of earlier versions unread."""
+
+
+def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
+    """Reads the pictures of `folder`, each cut to its largest centred square and resized to `size` pixels a side.
+
+    Both splits are decoded at once and kept in the user's cache, as a .npz file such as `read_arrays` reads. A picture that is added,
+    removed or changed leads to another cache file. Classes and files are in ascending order of their names.
+
+    Args:
+        folder: holds ``train/CLASS/*`` and ``test/CLASS/*``, PNG, JPEG, WebP or BMP; hidden and other files are passed over.
+        split: "train" or "test".
+        size: side of the images, in pixels.
+
+    Returns:
+        images uint8 (N, size, size, 3), RGB; labels int64 (N,); mean and std of the train split.
+
+    Raises:
+        DataError: a picture cannot be decoded, a class is empty, the splits' classes differ, or the cache cannot be written.
+    """
+    if split not in SPLITS:
+        raise DataError(unknown("split", split, SPLITS))
+    pictures = {part: list_pictures(folder / part) for part in SPLITS}
+    for part, other in (SPLITS, SPLITS[::-1]):
+        for name in sorted(pictures[part].keys() - pictures[other].keys()):
+            raise DataError(f"{folder / part / name} is a class that {folder / other} lacks; give both splits the same classes.")
+    cache = cache_folder() / f"{folder.resolve().name}-{size}-{digest(folder, pictures, size)}.npz"
+    with suppress(DataError):  # not there, or damaged: then it is made anew
+        return read_arrays(cache, split)
+    print(f"decoding {folder} at {size}x{size} pixels into {cache}", file=sys.stderr)
+    write_arrays(cache, decode_all(pictures, size))
+    return read_arrays(cache, split)
+
+
+def list_pictures(folder: Path) -> Pictures:
+    """The pictures in each folder of `folder`, at least one in each."""
+    try:
+        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        pictures = {name: sorted(path for path in (folder / name).iterdir() if is_picture(path)) for name in classes}
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); expected {folder.name}/CLASS/*.png.") from None
+    if not pictures:
+        raise DataError(f"{folder} holds no classes; expected a folder of pictures for each, {folder.name}/CLASS/*.png.")
+    for name, files in pictures.items():
+        if not files:
+            raise DataError(f"{folder / name} holds no pictures; put some there ({', '.join(SUFFIXES)}), or remove it from both splits.")
+    return pictures
+
+
+def is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def digest(folder: Path, pictures: dict[str, Pictures], size: int) -> str:
+    """Changes with the size of the images, and with the name, length or time of any picture."""
+    lines = [f"{VERSION} {size}"]
+    for path in (path for split in pictures.values() for files in split.values() for path in files):
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); replace it or remove it.") from None
+        lines.append(f"{path.relative_to(folder).as_posix()} {state.st_size} {state.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def decode_all(pictures: dict[str, Pictures], size: int) -> dict[str, np.ndarray]:
+    """The arrays that `read_arrays` expects."""
+    from PIL import Image
+
+    arrays = {"classes": np.array(list(pictures["train"]))}
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for split, classes in pictures.items():
+            paths = [path for files in classes.values() for path in files]
+            arrays[f"{split}_images"] = np.empty((len(paths), size, size, 3), np.uint8)
+            for row, image in enumerate(pool.map(lambda path: decode(path, size), paths)):
+                arrays[f"{split}_images"][row] = image
+            arrays[f"{split}_labels"] = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+    return arrays
+
+
+def decode(path: Path, size: int) -> np.ndarray:
+    """uint8 (size, size, 3), RGB, the right way up; the pixels as they are where the picture has that size already."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("more than 8 bits a channel")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS))
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is no {', '.join(FORMATS)} picture; replace it or remove it.") from None
+    except Exception as error:  # on hostile bytes, Pillow raises nearly anything
+        raise DataError(f"{path} cannot be decoded ({str(error).rstrip('.')}); replace it or remove it.") from None
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a .npz file that appears whole or not at all."""
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
+            partial = Path(file.name)
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder.") from None
+    finally:
+        if partial:
+            partial.unlink(missing_ok=True)

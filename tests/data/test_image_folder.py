@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcifar.data import image_folder
+from fastcifar.data.sources import load_dataset
+from fastcifar.errors import DataError
+
+
+def picture(seed: int, height: int = 32, width: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def write(folder: Path, pictures: dict[str, Image.Image | bytes]) -> Path:
+    for name, content in pictures.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content.save(path)
+    return folder
+
+
+NAMES = [
+    "train/bee/2.png",
+    "train/bee/1.png",
+    "train/ant/b.BMP",
+    "train/ant/a.png",
+    "train/ant/c.webp",
+    "test/ant/x.jpeg",
+    "test/bee/y.jpg",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "own", {name: picture(seed) for seed, name in enumerate(NAMES)})
+
+
+def cached(isolated: Path) -> list[Path]:
+    return sorted(isolated.iterdir()) if isolated.exists() else []
+
+
+def test_pictures_in_order(folder: Path) -> None:
+    train, test = load_dataset(str(folder)), load_dataset(str(folder), "test")
+    assert train.classes == test.classes == ("ant", "bee")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert test.labels.tolist() == [0, 1]
+    assert test.images.shape == (2, 32, 32, 3)
+    assert (train.mean, train.std) == (test.mean, test.std)
+    for row, seed in {0: 3, 1: 2, 3: 1, 4: 0}.items():
+        assert np.array_equal(train.images[row], np.asarray(picture(seed)))
+
+
+@pytest.mark.parametrize("size", [8, 32, 33])
+@pytest.mark.parametrize(("height", "width"), [(20, 50), (50, 20), (64, 64), (5, 7), (1, 1)])
+def test_any_size_becomes_the_asked_one(tmp_path: Path, size: int, height: int, width: int) -> None:
+    pictures = {name: picture(seed, height, width) for seed, name in enumerate(["train/ant/a.png", "train/ant/b.png", "test/ant/c.png"])}
+    assert load_dataset(f"{write(tmp_path / 'own', pictures)}@{size}").images.shape == (2, size, size, 3)
+
+
+def test_the_middle_is_kept_and_smoothed(tmp_path: Path) -> None:
+    """A red bar left, a blue one right, and between them a fine chequerboard, which becomes grey."""
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, :32, 0], pixels[:, 96:, 2] = 255, 255
+    pixels[:, 32:96] = 255 * (np.indices((64, 64)).sum(0) % 2)[..., None]
+    image = image_folder.decode(write(tmp_path, {"wide.png": Image.fromarray(pixels)}) / "wide.png", 16)
+    assert np.abs(image.astype(int) - 128).max() <= 12
+
+
+def test_exif_orientation_is_respected(tmp_path: Path) -> None:
+    pixels = np.full((32, 32, 3), 250, np.uint8)
+    pixels[:16] = 10
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    image = image_folder.decode(tmp_path / "turned.jpg", 32)
+    assert image[:14].min() > 200
+    assert image[-14:].max() < 60
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_other_colours_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    picture(0).convert(mode).save(path)
+    with Image.open(path) as image:
+        assert np.array_equal(image_folder.decode(path, 32), np.asarray(image.convert("RGB")))
+
+
+def test_the_cache_is_read_in_place_of_the_pictures(
+    folder: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    first = load_dataset(str(folder))
+    [cache] = cached(isolated)
+    assert capsys.readouterr().err == f"decoding {folder} at 32x32 pixels into {cache}\n"
+    assert cache.suffix == ".npz"
+    monkeypatch.setattr(image_folder, "decode", lambda path, size: pytest.fail(f"decoded {path}"))
+    assert first.images.equal(load_dataset(str(folder)).images)
+    assert len(load_dataset(f"{folder}@32", "test")) == 2
+    assert capsys.readouterr().err == ""
+    assert np.array_equal(load_dataset(str(cache)).images, first.images)
+
+
+CHANGES = {
+    "another size": lambda folder: None,
+    "a time": lambda folder: os.utime(folder / "train/ant/a.png", ns=(0, 10**9 + 1)),
+    "a picture": lambda folder: picture(99).save(folder / "train/ant/new.png"),
+    "a name": lambda folder: (folder / "test/bee/y.jpg").rename(folder / "test/bee/z.jpg"),
+    "a length": lambda folder: (folder / "test/bee/y.jpg").write_bytes((folder / "test/bee/y.jpg").read_bytes() + b"\0"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_makes_another_cache(folder: Path, isolated: Path, change: str) -> None:
+    load_dataset(str(folder))
+    CHANGES[change](folder)
+    load_dataset(f"{folder}@16" if change == "another size" else str(folder))
+    assert len(cached(isolated)) == 2
+
+
+def test_the_folder_may_move(folder: Path, isolated: Path) -> None:
+    load_dataset(str(folder))
+    (folder.parent / "elsewhere").mkdir()
+    load_dataset(str(folder.rename(folder.parent / "elsewhere" / "own")))
+    assert len(cached(isolated)) == 1
+
+
+def test_other_files_are_passed_over(folder: Path, isolated: Path) -> None:
+    load_dataset(str(folder))
+    write(
+        folder,
+        {"readme.txt": b"a", "train/notes.txt": b"b", "train/ant/Thumbs.db": b"c", "train/ant/._a.png": b"d", "train/.old/a.png": b"e"},
+    )
+    assert len(load_dataset(str(folder))) == 5
+    assert len(cached(isolated)) == 1
+
+
+def test_a_damaged_cache_is_made_anew(folder: Path, isolated: Path) -> None:
+    first = load_dataset(str(folder))
+    [cache] = cached(isolated)
+    cache.write_bytes(cache.read_bytes()[:-100])
+    assert first.images.equal(load_dataset(str(folder)).images)
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full disk", "interrupt"])
+def test_the_cache_appears_whole_or_not_at_all(
+    folder: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail_half_way(file: object, **arrays: np.ndarray) -> None:
+        file.write(b"half")
+        raise failure
+
+    monkeypatch.setattr(np, "savez", fail_half_way)
+    with pytest.raises(DataError if isinstance(failure, OSError) else KeyboardInterrupt) as caught:
+        load_dataset(str(folder))
+    assert cached(isolated) == []
+    if isinstance(failure, OSError):
+        assert "cannot be written (No space left on device); make room there, or set XDG_CACHE_HOME" in str(caught.value)
+
+
+def test_a_cache_that_is_no_folder(folder: Path, isolated: Path) -> None:
+    isolated.parent.mkdir()
+    isolated.write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        load_dataset(str(folder))
+
+
+def huge_png() -> bytes:
+    """The header of a PNG with 400 million pixels, and a little of its data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def encoded(place: Path, image: Image.Image, suffix: str) -> bytes:
+    image.save(path := place / f"encoded{suffix}")
+    return path.read_bytes()
+
+
+DAMAGE = {
+    "empty": (lambda place: b"", "is no PNG, JPEG, WEBP, BMP picture"),
+    "text": (lambda place: b"hello", "is no PNG, JPEG, WEBP, BMP picture"),
+    "postscript": (lambda place: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", "is no PNG, JPEG, WEBP, BMP picture"),
+    "another format": (lambda place: encoded(place, picture(0), ".gif"), "is no PNG, JPEG, WEBP, BMP picture"),
+    "truncated png": (lambda place: encoded(place, picture(0), ".png")[:1500], r"cannot be decoded \("),
+    "truncated jpeg": (lambda place: encoded(place, picture(0), ".jpg")[:700], r"cannot be decoded \(.*truncated"),
+    "bomb": (lambda place: huge_png(), r"cannot be decoded \(.*decompression bomb"),
+    "16 bits": (
+        lambda place: encoded(place, Image.fromarray(np.full((32, 32), 40_000, np.uint16)), ".png"),
+        r"cannot be decoded \(more than 8 bits a channel\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_picture_is_named(folder: Path, tmp_path: Path, isolated: Path, content: object, message: str) -> None:
+    write(folder, {"train/bee/bad.png": content(tmp_path)})
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(str(folder))
+    assert str(caught.value).startswith(str(folder / "train/bee/bad.png"))
+    assert re.search(r"[^.]; replace it or remove it\.$", str(caught.value))
+    assert cached(isolated) == []
+
+
+def test_a_bomb_below_pillows_second_limit_is_refused_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"a\.png cannot be decoded \(.*decompression bomb"):
+        load_dataset(str(folder))
+
+
+def test_classes_that_differ(folder: Path) -> None:
+    picture(0).save(write(folder, {"test/cow/x.txt": b""}) / "test/cow/z.png")
+    with pytest.raises(DataError, match=r"test/cow is a class that .*train lacks; give both splits the same classes\.$"):
+        load_dataset(str(folder))
+    picture(0).save(write(folder, {"train/cow/x.txt": b"", "train/bat/x.txt": b""}) / "train/cow/z.png")
+    picture(0).save(folder / "train/bat/z.png")
+    with pytest.raises(DataError, match=r"train/bat is a class that .*test lacks"):
+        load_dataset(str(folder))
+
+
+def test_an_empty_class(folder: Path) -> None:
+    write(folder, {"train/cow/a.tiff": b"", "test/cow/b.tiff": b""})
+    with pytest.raises(DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, \.bmp\)"):
+        load_dataset(str(folder))
+
+
+def test_a_split_without_classes_or_none_at_all(folder: Path) -> None:
+    for path in sorted((folder / "test").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(DataError, match=r"test holds no classes; expected a folder of pictures for each, test/CLASS/\*\.png"):
+        load_dataset(str(folder))
+    (folder / "test").rmdir()
+    with pytest.raises(DataError, match=r"test cannot be read \(No such file or directory\); expected test/CLASS/\*\.png"):
+        load_dataset(str(folder))
+
+
+def test_unknown_split(folder: Path) -> None:
+    with pytest.raises(DataError, match="unknown split 'valid'"):
+        load_dataset(str(folder), "valid")
