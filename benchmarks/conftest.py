@@ -42,6 +42,8 @@ def copy_bandwidth(device: torch.device) -> float:
 @contextmanager
 def one_core() -> Iterator[None]:
     """Everything within runs on one CPU core, whatever threads it starts, so that figures are per core."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system cannot bind a process to one core")
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import measure
-from test_input_pipeline import PilImages
+from test_input_pipeline import pil
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -28,7 +28,7 @@ def test_plain_script(benchmark, images, device):
     """float32, NCHW, eager, PIL transforms in a DataLoader with two workers, torch's SGD and cosine."""
     model = build_model(ARCH).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    dataset = PilImages(images, COUNT)
+    dataset = pil(images, "standard", COUNT)
     loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True, pin_memory=device.type == "cuda")
 
     def epoch() -> None:
@@ -59,5 +59,5 @@ def test_fastcifar(benchmark, images, device, compiled):
         precision=config.engine.precision,
         times_plain_script=rate / plain_rate[ARCH] if plain_rate else None,
         share_of_matrix_product_rate=rate * count_network(ARCH).training_flops / matmul_flops_per_second(device, trainer.precision.dtype),
-        share_of_time_loading=seconds["data"] / (seconds["data"] + seconds["train"]),
+        share_of_time_loading=seconds["load"] / (seconds["load"] + seconds["train"]),
     )

@@ -162,7 +162,7 @@ class RunConfig:
     watch_test: bool = False
     """Evaluate the test set after every epoch, as the reports did; the record says so."""
     recipe: str | None = None
-    """The recipe that this was derived from."""
+    """The recipe to start from; further flags override it."""
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, 1)
@@ -198,7 +198,9 @@ def check_range(name: str, value: float | None, low: float, high: float = float(
     if value is None or (low <= value <= high and not (exclusive and value == low)):
         return
     expected = f"above {low}" if exclusive else f"{low} or more"
-    raise ConfigError(f"{name} is {value}; expected {expected if high == float('inf') else f'{low} to {high}'}.")
+    if high != float("inf"):
+        expected = f"above {low}, at most {high}" if exclusive else f"{low} to {high}"
+    raise ConfigError(f"{name} is {value}; expected {expected}.")
 
 
 def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:

@@ -33,7 +33,12 @@ def refusal(capsys, *arguments: str) -> str:
         (["train", "--epochs", "many"], "--epochs"),
         (["train", "--arch", "resnet18", "--blocks", "2", "2"], "resnet18 does not read the option 'blocks'; it is for resnet."),
         (["train", "--resume", "somewhere", "--epochs", "3"], "leave the other flags out"),
+        (["train", "--resume=somewhere", "--epochs", "3"], "leave the other flags out"),
         (["train", "--resume", "nowhere"], "nowhere is no run"),
+        (["train", "--device", "cuda:abc"], "choose auto, cpu, cuda or cuda:INDEX"),
+        (["train", "--dataset", "synthetic", "--arch", "resnet", "--stem-channels", "-5"], "stem_channels must all be at least 1"),
+        (["preview", "standart"], "did you mean standard"),
+        (["preview", "--augment", "crop:99", "--dataset", "synthetic"], "crop is 99"),
         (["train", "--config", "nowhere.json"], "nowhere.json is no file"),
         (["train", "--config", "a", "--recipe", "b"], "give one of them"),
         (["train", "--warmup", "5"], "write epochs as 5ep"),
@@ -65,8 +70,10 @@ finally:
 """
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    print(f"{time.perf_counter() - start:.2f} s")
+    elapsed = time.perf_counter() - start
     assert "AssertionError" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert elapsed < 10, "an import has crept in: this takes 0.2 s on an idle machine"
 
 
 def test_help_lists_the_commands():
@@ -97,6 +104,19 @@ def test_flags_override_the_recipe_and_the_file(tmp_path):
     file.write_text(command.run.to_json())
     again = cli.parse(["train", f"--config={file}", "--seed", "5"])
     assert (again.run.epochs, again.run.seed, again.run.recipe) == (7, 5, "quickstart")
+
+
+def test_another_architecture_drops_the_recipes_options():
+    run = cli.parse(["train", "--recipe", "quickstart", "--arch", "resnet20_v2"]).run
+    assert (run.model.arch, run.model.options, run.optim.lr) == ("resnet20_v2", {}, 0.2)
+
+
+def test_preview(tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    command = ["preview", "--augment", "standard,cutout:2x4", "--dataset", "synthetic", "--count", "3", "--show-params", "--out", str(out)]
+    assert cli.main(command) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert str(out) in capsys.readouterr().out
 
 
 def test_the_main_job_parses_with_every_other_default():

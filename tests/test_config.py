@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
+from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig, build
 from fastcifar.errors import ConfigError
 from fastcifar.recipes import RECIPES, recipe
 
@@ -39,14 +39,16 @@ def test_recipes_are_valid_and_carry_their_name(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epoch": 3}, "the configuration: unknown setting 'epoch'; did you mean epochs"),
+        ({"epoch": 3}, "the configuration: unknown key 'epoch'; did you mean epochs"),
+        ({"epochs": None}, "epochs is None; expected int"),
         ({"epochs": "3"}, "epochs is '3'; expected int"),
         ({"epochs": True}, "epochs is True; expected int"),
-        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"epochs": 0}, "the configuration: epochs is 0; expected 1 or more"),
         ({"model": []}, r"model is \[\]; expected an object"),
         ({"model": {"arch": "resnet", "blocks": [1, "2"]}}, "blocks is '2'; expected int"),
         ({"optim": {"optimizer": "sdg"}}, "optimizer is 'sdg'; expected sgd"),
-        ({"optim": {"lr": -1}}, "lr is -1.0; expected above 0"),
+        ({"optim": {"lr": 10**400}}, r"lr is 1000[0.]+0; expected float"),
+        ({"optim": {"lr": -1}}, "the configuration: optim: lr is -1.0; expected above 0"),
         ({"optim": {"label_smoothing": 2}}, "label_smoothing is 2.0; expected 0 to 1"),
         ({"optim": {"schedule": "cosin"}}, "did you mean cosine"),
         ({"data": {"dataset": "cifar"}}, "did you mean cifar10"),
@@ -61,9 +63,43 @@ def test_damaged_files_are_refused_with_the_place(change, message):
         RunConfig.from_json(text)
 
 
+def test_a_file_may_be_partial_or_must_be_complete():
+    text = '{"optim": {"lr": 0.5}, "epochs": 3}'
+    assert RunConfig.from_json(text) == RunConfig(optim=OptimConfig(lr=0.5), epochs=3)
+    with pytest.raises(ConfigError, match="the file lacks model, data, engine, batch_size"):
+        build(RunConfig, json.loads(text), "the file", complete=True)
+    whole = json.loads(RunConfig().to_json())
+    assert build(RunConfig, whole, "the file", complete=True) == RunConfig()
+    del whole["data"]["loader"]
+    with pytest.raises(ConfigError, match="the file: data lacks loader, so it is damaged or another version's"):
+        build(RunConfig, whole, "the file", complete=True)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15"])
+def test_devices(device):
+    assert EngineConfig(device=device).device == device
+
+
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "cpu:0", "auto:1", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:1:2", "cuda:300", "cuda\n", "cuda:٣"]
+)
+def test_unknown_devices_are_refused(device):
+    with pytest.raises(ConfigError, match="is not known; choose auto, cpu, cuda or cuda:INDEX"):
+        EngineConfig(device=device)
+
+
+def test_data_sets_are_names_or_paths(tmp_path):
+    for name in ("auto", "cifar100", "synthetic", str(tmp_path), "somewhere/set.npz", "pictures@48"):
+        assert DataConfig(dataset=name).dataset == name
+    with pytest.raises(ConfigError, match="or a path"):
+        DataConfig(dataset="cifar")
+
+
 def test_what_is_not_json_is_refused():
     with pytest.raises(ConfigError, match=r"give the config.json of a run"):
         RunConfig.from_json("{", "some/file")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        RunConfig.from_json("[" * 100_000)
 
 
 def test_changes_are_checked_too():

@@ -44,7 +44,7 @@ def test_result(finished):
     result = json.loads((finished / "result.json").read_text())
     assert set(result) == RESULT_KEYS
     assert set(result["seconds_by_phase"]) == {"data", "compile", "train", "evaluate"}
-    assert result["seconds"] == pytest.approx(sum(result["seconds_by_phase"].values()))
+    assert 0 < sum(result["seconds_by_phase"].values()) <= result["seconds"]
     assert 0.3 < result["test_accuracy"] <= 1
     assert 0 < result["averaged_test_accuracy"] <= 1
     assert 0 < result["validation_accuracy"] <= 1

@@ -73,19 +73,19 @@ class TorchApplier:
 
         The groups are made of CPU tensors, so that their sizes are known without waiting for the device.
         """
-        result = images.clone()
         operations = torch.where(torch.isin(slot.operation, GEOMETRIC_NUMBERS), int(Operation.ROTATE), slot.operation)
-        for operation in map(Operation, operations.unique().tolist()):
-            if operation != Operation.IDENTITY:
-                members = (operations == operation).nonzero()[:, 0]
-                result.index_copy_(0, members.to(images.device, non_blocking=True), self.apply_group(images, members, operation, slot))
-        return result
+        numbers, sizes = operations.unique(return_counts=True)
+        order = operations.argsort(stable=True)
+        groups = zip(numbers.tolist(), order.split(sizes.tolist()), strict=True)
+        changed = torch.cat([self.apply_group(images, members, Operation(number), slot) for number, members in groups])
+        return changed.index_select(0, order.argsort().to(images.device, non_blocking=True))
 
     def apply_group(self, images: Tensor, members: Tensor, operation: Operation, slot: Slot) -> Tensor:
         """One operation over the images at `members`, int64 (G,) on the CPU: uint8 (G, H, W, 3)."""
         if operation in GEOMETRIC:
             return self.one_pass(images, members, slot.warp[members], Resampling(colour=(slot.fill,) * 3), None)
-        return apply_operation(images.index_select(0, members.to(images.device, non_blocking=True)), operation, slot.value[members])
+        group = images.index_select(0, members.to(images.device, non_blocking=True))
+        return group if operation == Operation.IDENTITY else apply_operation(group, operation, slot.value[members])
 
 
 GEOMETRIC_NUMBERS = torch.tensor(sorted(GEOMETRIC))

@@ -168,7 +168,10 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
         averaged_test_accuracy=accuracies.get("averaged_test_accuracy"),
         images_per_second=trainer.images_per_second,
         seconds=trainer.elapsed,
-        seconds_by_phase=dict(trainer.seconds),
+        seconds_by_phase={
+            "data": trainer.seconds["read"] + trainer.seconds["load"],
+            **{phase: trainer.seconds[phase] for phase in ("compile", "train", "evaluate")},
+        },
         flop_utilization=trainer.images_per_second * count.training_flops / peak_rate,
         peak_memory_bytes=peak_memory_bytes(trainer.device),
         parameters=count.parameters,

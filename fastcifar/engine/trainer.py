@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.random import Key, Stream, epoch_seed
@@ -75,7 +76,8 @@ class Trainer:
         self.lr = build_lr(config, self.steps_per_epoch)
         self.meter = Meter(self.device)
         self.epoch, self.batch = 0, 0
-        self.seconds: Counter[str] = Counter(data=now - self.began, compile=0.0, train=0.0, evaluate=0.0)
+        self.seconds: Counter[str] = Counter(read=now - self.began, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
+        """By phase; `read` is of the whole data set, `load` the waiting for batches."""
         self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
         self.step = self.build_step(self.objective)
 
@@ -122,7 +124,7 @@ class Trainer:
         size, count = self.loader.dataset.images.shape[1:3], self.config.batch_size
         images = torch.zeros(count, *size, 3, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
         labels = torch.zeros(count, dtype=torch.int64, device=self.device)
-        soft = nn.functional.one_hot(labels, len(self.loader.dataset.classes)).float()
+        soft = F.one_hot(labels, len(self.loader.dataset.classes)).float()
         try:
             loss, _ = objective(images, soft if self.loader.policy.mix else labels)
             loss.backward()
@@ -140,7 +142,7 @@ class Trainer:
         self.model.train()
         batches = self.loader.batches(self.epoch, self.batch)
         while True:
-            with self.clock("data"):
+            with self.clock("load"):
                 batch = next(batches, None)
             if batch is None:
                 break
@@ -214,7 +216,7 @@ class Trainer:
     @property
     def images_per_second(self) -> float:
         """Training images over the time of training and loading, so far."""
-        return self.steps_done * self.config.batch_size / max(self.seconds["train"] + self.seconds["data"], 1e-9)
+        return self.steps_done * self.config.batch_size / max(self.seconds["train"] + self.seconds["load"], 1e-9)
 
     def checkpoint(self) -> Checkpoint:
         """The state to go on from, to the bit."""

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 
-
 def build_optimizer(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum over the parameters of `model`; on a GPU its learning rate is a tensor there, set without a sync."""
     parameters = list(model.parameters())

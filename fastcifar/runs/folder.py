@@ -34,7 +34,7 @@ class Result:
     """Training images over the time of training, loading included; compiling and evaluation are not."""
     seconds: float
     seconds_by_phase: dict[str, float]
-    """data, compile, train, evaluate."""
+    """data (reading the data set, and waiting for batches), compile, train, evaluate; starting up and writing files are in none."""
     flop_utilization: float | None
     """Training FLOPs a second over what the device's matrix product reached in the same precision, measured at the end of the run."""
     peak_memory_bytes: int | None

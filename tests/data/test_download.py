@@ -163,6 +163,74 @@ def test_too_slow_is_told_early_and_keeps_the_part(server: Server, target: Path)
     assert server.ranges[-1][1] is not None
 
 
+def test_a_slow_address_gives_way_within_the_deadline(server: Server, target: Path) -> None:
+    began = time.monotonic()
+    download([server.address("slow"), server.address("good")], target, md5(server.content), deadline_seconds=2)
+    assert target.read_bytes() == server.content
+    assert time.monotonic() - began < 2
+    (_, first), (habit, resumed) = server.ranges
+    assert (first, habit) == (None, "good")
+    assert resumed is not None
+
+
+def test_too_slow_is_told_once_no_address_is_left(server: Server, target: Path) -> None:
+    addresses = [server.address(habit) for habit in ("slow", "absent", "slow")]
+    with pytest.raises(TooSlow, match="longer than 2 s"):
+        download(addresses, target, md5(server.content), deadline_seconds=2)
+    assert [habit for habit, _ in server.ranges] == ["slow", "absent", "slow"]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second for the rest of a file, in place of five minutes, and a tenth to measure."""
+    monkeypatch.setattr(module, "SOON", 0.5)
+    monkeypatch.setattr(module, "MEASURING", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_address_gives_way_without_a_deadline(server: Server, target: Path) -> None:
+    began = time.monotonic()
+    download([server.address("slow"), server.address("good")], target, md5(server.content))
+    assert target.read_bytes() == server.content
+    assert time.monotonic() - began < 2
+    assert [habit for habit, _ in server.ranges] == ["slow", "good"]
+    assert server.ranges[-1][1] is not None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_address_is_the_last_resort(server: Server, target: Path) -> None:
+    server.content = server.content[:150_000]
+    download([server.address("slow"), server.address("absent")], target, md5(server.content))
+    assert target.read_bytes() == server.content
+    assert [habit for habit, _ in server.ranges] == ["slow", "absent", "slow"]
+    assert server.ranges[-1][1] is not None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_only_address_may_be_slow(server: Server, target: Path) -> None:
+    server.content = server.content[:150_000]
+    download([server.address("absent"), server.address("slow")], target, md5(server.content))
+    assert target.read_bytes() == server.content
+    assert [habit for habit, _ in server.ranges] == ["absent", "slow"]
+
+
+def test_the_fastest_of_slow_addresses_is_gone_back_to(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, asked = {"a": 10.0, "b": 30.0, "c": 20.0}, []
+
+    def fetch(address: str, part: Path, md5: str, clock: object, patience: float, progress: object) -> bool:
+        asked.append(address)
+        if patience < float("inf"):
+            raise module._Slow(rates[address])
+        if address == "b":
+            raise ConnectionError("it broke off")
+        part.touch()
+        return True
+
+    monkeypatch.setattr(module, "_fetch_whole", fetch)
+    download(list(rates), target, "")
+    assert asked == ["a", "b", "c", "b", "c"]
+
+
 def test_the_rate_counts_what_came_over_this_connection(server: Server, target: Path) -> None:
     part_of(target, server.content[:-20_000])
     download([server.address("slow")], target, md5(server.content), deadline_seconds=8)

@@ -16,6 +16,7 @@ from fastcifar.engine import graph
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import build_model
+from fastcifar.optim.optimizers import build_optimizer
 
 CONFIG = RunConfig(
     model=ModelConfig("resnet", blocks=(1, 1), channels=(8, 12), pre_activation=True),
@@ -124,12 +125,12 @@ def test_a_loss_that_is_not_finite_names_the_step_the_lr_and_the_advice():
     trainer = Trainer(config, image_set(100))
     trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
     with pytest.raises(FastcifarError, match=r"NaN at step [1-4] of 10 \(epoch 1, lr .*e\+\d+\); lower --lr"):
-        trainer.check_finite()
+        trainer.check_finite(trainer.meter.read())
 
 
 def test_records_hold_what_was_trained_and_validated():
     trainer = run(Trainer(replace(CONFIG, epochs=1), image_set(100), validation=image_set(30, 1), watched=image_set(10, 2)))
-    record = trainer.record()
+    record = trainer.record(trainer.meter.read())
     assert (record.epoch, record.step) == (1, 5)
     assert 0.5 < record.train_loss < 4
     assert record.validation_accuracy * 30 == pytest.approx(round(record.validation_accuracy * 30))
@@ -147,9 +148,21 @@ def test_evaluation_equals_a_plain_one():
 
 
 def test_compiling_that_fails_falls_back_in_one_line(monkeypatch):
+    """As late as in the backward pass; what the attempt moved is put back."""
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(context, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            raise RuntimeError("no C++ compiler\nlong trace")
+
     def broken(function, **options):
         def call(*arguments):
-            raise RuntimeError("no C++ compiler\nlong trace")
+            loss, correct = function(*arguments)
+            return Broken.apply(loss), correct
 
         return call
 
@@ -157,7 +170,30 @@ def test_compiling_that_fails_falls_back_in_one_line(monkeypatch):
     trainer = Trainer(replace(CONFIG, engine=replace(CONFIG.engine, compile="on")), image_set(40))
     assert trainer.compile() == "Not compiled: torch.compile failed (no C++ compiler); training goes on without it."
     assert trainer.config.engine.compile == "off"
-    run(trainer)
+    fresh = run(Trainer(CONFIG, image_set(40)))
+    assert all(torch.equal(a, b) for a, b in zip(run(trainer).buckets.flat, fresh.buckets.flat, strict=True))
+
+
+def test_an_overflowing_first_step_leaves_clean_momenta():
+    """As a scaled loss does on a GPU: the fused kernel is told to skip, and must find no uninitialised memory the next time."""
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, lr=0.1, momentum=0.9, weight_decay=0.0)
+    model(torch.ones(1, 3)).sum().backward()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())
+    optimizer.step()
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+        assert not optimizer.state[parameter]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("kind", ["mixup:0.4", "cutmix"])
+def test_mixed_labels_train(kind):
+    config = replace(CONFIG, data=replace(CONFIG.data, augment=kind), epochs=1)
+    trainer = run(Trainer(config, image_set(60)))
+    record = trainer.record(trainer.meter.read())
+    assert 0 < record.train_loss < 4
+    assert 0 <= record.train_accuracy <= 1
 
 
 def test_short_runs_are_not_compiled():
