@@ -1,0 +1,81 @@
+"""One declaration an op, from which its tests, its benchmark row and its row in the documentation are made.
+
+A kernel file ends with `SPEC = OpSpec(...)`. Whatever runs over all ops takes them from `all_specs`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = dict[str, Any]
+"""An op's arguments by name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of shapes to run an op at."""
+
+    name: str
+    """Readable, as part of a test's name: `17x5x8x3-tail`."""
+    shape: Mapping[str, Any]
+    """What `OpSpec.make` makes the arguments from."""
+    of_a_network: bool = False
+    """One of the real shapes, which the benchmark times; the others are small and odd, for correctness."""
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An op, and how to tell that it is right and fast.
+
+    Correctness: for each case and dtype, `results(arguments, op(**arguments))` must be as near to `exact`, computed in float64, as a small
+    multiple of what `rival` computes in the dtype itself; the gradients of the arguments named in `differentiable` likewise, for a random
+    gradient of the first result.
+    """
+
+    op: Callable[..., Any]
+    """The registered op, or the differentiable function around it."""
+    reference: Callable[..., Any]
+    """The same in plain torch, with the same arguments."""
+    launch: Callable[..., Any]
+    """The same through the kernels themselves, launched directly: what Triton's interpreter runs."""
+    make: Callable[[Mapping[str, Any], torch.dtype, torch.device], Arguments]
+    """Arguments for a case's shape, random from torch's global generator."""
+    exact: Callable[..., Any]
+    """The definition, written with PyTorch's own modules or the formula, given float64 arguments; returns what `op` does."""
+    rival: Callable[..., Any]
+    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and of speed."""
+    cases: tuple[Case, ...]
+    bytes_moved: Callable[[Arguments], int]
+    """The least traffic with memory: every input read once and every output written once, in bytes."""
+    summary: str
+    """One line for the documentation."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
+    mutates: tuple[str, ...] = ()
+    """Arguments written in place, which count among the results."""
+    differentiable: tuple[str, ...] = ()
+    multiple: Mapping[torch.dtype, float] | None = None
+    """How many times PyTorch's own error is allowed, where the table in the tests does not suit; the reason stands beside it."""
+
+    @property
+    def name(self) -> str:
+        return getattr(self.op, "__name__", None) or self.op._name
+
+    def results(self, arguments: Arguments, returned: Any) -> tuple[Tensor, ...]:
+        """What is compared: what was returned, then what was written in place."""
+        returned = () if returned is None else returned if isinstance(returned, tuple | list) else (returned,)
+        return (*returned, *(arguments[name] for name in self.mutates))
+
+
+def all_specs() -> list[OpSpec]:
+    """The `SPECS`, or the one `SPEC`, of every module of this package, by module name."""
+    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    modules = [importlib.import_module(f".{name}", __package__) for name in names]
+    return [spec for module in modules for spec in getattr(module, "SPECS", ()) or filter(None, [getattr(module, "SPEC", None)])]
