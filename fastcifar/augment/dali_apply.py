@@ -3,8 +3,8 @@
 What DALI does, and how near it comes to PIL: warps by nearest neighbour with a constant or clamped border, and erasing, to the last bit;
 greyscale within one grey level; of the automatic operations brightness and contrast within one, colour within two.
 What is handed to torch, through DLPack, since DALI's definition differs or it has none: warps with reflected or coloured borders or
-bilinear interpolation, the geometric automatic operations, equalize (DALI has OpenCV's formula), sharpness (it differs at the border), autocontrast,
-invert, posterize, solarize; and normalisation to bfloat16, which DALI does not know.
+bilinear interpolation, the geometric automatic operations, equalize (DALI has OpenCV's formula), sharpness (it differs at the
+border), autocontrast, invert, posterize, solarize; and normalisation to bfloat16, which DALI does not know.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from torch import Tensor
 
 from fastcifar.augment.automatic import Operation
 from fastcifar.augment.colour import mean_luma
-from fastcifar.augment.geometry import ONE
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.sampling import Params, Slot
 from fastcifar.augment.torch_apply import Colour, TorchApplier
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.augment import normalize_reference
+from fastcifar.kernels.augment import ONE, normalize_reference
 
 if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet
@@ -193,6 +192,17 @@ def dense_call(name: str, images: Tensor, arguments: dict[str, Tensor]) -> Tenso
         batch = dynamic.as_batch(images if images.is_cuda else images.numpy(), layout="HWC")
         values = {key: dynamic.as_batch(value.numpy()) for key, value in arguments.items()}
         return torch.from_dlpack(dynamic.as_tensor(getattr(dynamic, name)(batch, **values))).clone()
+
+
+def why_unusable(device: torch.device) -> str | None:
+    """Why DALI cannot work on `device`, in a few words, or None where it can: one image is put through it."""
+    try:
+        graph = Graph.build(device, 1, torch.uint8)
+        graph.start(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device), Params(None, (), None, None, None))
+        graph.finish()
+    except Exception as error:
+        return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    return None
 
 
 def import_dali() -> tuple[Any, Any, Any]:

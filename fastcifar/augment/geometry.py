@@ -11,11 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ONE = 1 << 16
-"""A pixel, in fixed point."""
-
-FILLS = ("constant", "reflect", "clamp")
-"""What lies beyond the border: one colour; the picture mirrored about its edge (the edge pixel repeated); the nearest edge pixel."""
+from fastcifar.kernels.augment import ONE
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Resampling:
     bilinear: bool = False
     """Between pixel centres, in place of the nearest."""
     fill: str = "constant"
-    """One of `FILLS`."""
+    """Beyond the border: constant, one colour; reflect, the picture mirrored about its edge; clamp, the nearest edge pixel."""
     colour: tuple[int, int, int] = (0, 0, 0)
     """Of the constant fill, 0 to 255."""
 

@@ -1,4 +1,7 @@
-"""Draws what a policy does to each sample: when, and how much. Decisions and maps are made on the CPU, in one arithmetic for all devices."""
+"""Draws what a policy does to each sample: when, and how much.
+
+Decisions and maps are made on the CPU, in one arithmetic for all devices, and without waiting for any.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -187,12 +189,28 @@ def default_chunk_size(device: torch.device, dataset: ImageSet) -> int:
 
 
 def resolve_backend(name: str, device: torch.device) -> str:
-    """The backend that `name` stands for on `device`. Raises ConfigError where there is none of that name."""
+    """The backend that `name` stands for on `device`. Raises ConfigError where there is none of that name.
+
+    On a GPU that is DALI, where it works there; on a CPU torch, which is the faster one (benchmarks/README.md).
+    """
     if name == "auto":
-        return "dali" if device.type == "cuda" and dali_installed() else "torch"
+        return "dali" if device.type == "cuda" and dali_works(device) else "torch"
     if name not in BACKENDS:
         raise ConfigError(unknown("loader", name, ("auto", *BACKENDS)))
     return name
+
+
+@functools.cache
+def dali_works(device: torch.device) -> bool:
+    """Whether NVIDIA DALI can be used on a GPU; says on stderr, once, why not."""
+    if not dali_installed():
+        return False
+    from fastcifar.augment.dali_apply import why_unusable
+
+    reason = why_unusable(device)
+    if reason is not None:
+        print(f"fastcifar: images are augmented by torch, since DALI does not work here: {reason}", file=sys.stderr)
+    return reason is None
 
 
 def dali_installed() -> bool:

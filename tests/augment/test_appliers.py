@@ -10,16 +10,16 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
 
-from fastcifar.augment import BACKENDS
+from fastcifar.augment import BACKENDS, dali_apply
 from fastcifar.augment.automatic import ENHANCING, Operation
 from fastcifar.augment.dali_apply import DENSE_CALLS
-from fastcifar.augment.geometry import ONE
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import POLICIES, Policy, parse
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample, slot_warp
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
+from fastcifar.kernels.augment import ONE
 from fastcifar.registry import load
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -203,6 +203,17 @@ def test_chunks_do_not_overwrite_each_other():
         outputs.append(applier.collect())
     for each, output in zip(params, outputs, strict=True):
         assert torch.equal(output, apply("torch", policy, dataset, each))
+
+
+def test_whether_dali_works_is_told_by_trying(monkeypatch):
+    need("dali")
+    assert dali_apply.why_unusable(torch.device("cpu")) is None
+
+    def refuse(self, images, params):
+        raise RuntimeError("CUDA driver version is insufficient\nlong trace")
+
+    monkeypatch.setattr(dali_apply.Graph, "start", refuse)
+    assert dali_apply.why_unusable(torch.device("cpu")) == "CUDA driver version is insufficient"
 
 
 def test_absent_dali_is_one_sentence(monkeypatch):

@@ -6,10 +6,10 @@ import torch
 
 from fastcifar.augment import automatic
 from fastcifar.augment.automatic import Operation
-from fastcifar.augment.geometry import ONE
 from fastcifar.augment.policy import parse
 from fastcifar.augment.random import Key, Stream, draw
 from fastcifar.augment.sampling import Params, beta, sample
+from fastcifar.kernels.augment import ONE
 
 COUNT = 50_000
 INDEX = torch.arange(COUNT)

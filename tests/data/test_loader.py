@@ -40,6 +40,23 @@ def test_same_images_whatever_the_batch_the_chunk_and_the_backend(dataset, backe
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", ["standard", "transform2,cutout:2x6", "transform1_reflect", "standard,cutmix"])
+def test_a_gpu_gives_the_images_of_a_cpu(dataset, backend, policy):
+    expected = epoch(loader(dataset, policy=policy, backend="torch"))
+    got = epoch(loader(dataset, policy=policy, backend=backend, device="cuda", chunk_size=40))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_gpu_gives_the_automatic_policies_of_a_cpu(dataset, backend):
+    expected = epoch(loader(dataset, policy="standard,autoaugment,greyscale:0.2", backend="torch"))
+    got = epoch(loader(dataset, policy="standard,autoaugment,greyscale:0.2", backend=backend, device="cuda", chunk_size=40))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
+
+
 def test_an_epoch_is_every_sample_once_in_a_new_order(dataset):
     chosen = loader(dataset)
     first, second = epoch(chosen)[1], epoch(chosen)[1]

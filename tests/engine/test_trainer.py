@@ -80,6 +80,40 @@ def test_equals_a_plain_loop():
             torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "dali", "triton"])
+def test_a_gpu_trains_as_a_cpu_does(backend):
+    """In float32; the batches are the same to the last bit, the sums differ in their order."""
+    dataset = image_set(105)
+    config = replace(CONFIG, data=DataConfig(loader=backend, chunk_size=40))
+    reference = run(Trainer(CONFIG, dataset))
+    trainer = run(Trainer(replace(config, engine=replace(CONFIG.engine, device="cuda:0")), dataset))
+    for ours, theirs in zip(reference.buckets.flat, trainer.buckets.flat, strict=True):
+        torch.testing.assert_close(ours, theirs.cpu(), rtol=5e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_gpu_trains_in_low_precision_and_resumes_to_the_same_bits(precision):
+    engine = replace(CONFIG.engine, device="cuda:0", precision=precision)
+    config = replace(CONFIG, engine=engine, data=DataConfig(loader="torch"), epochs=3)
+    whole, first, second = (Trainer(config, image_set(100)) for _ in range(3))
+    run(whole)
+    first.run_epoch(stop=lambda: False, tick=lambda batch: None)
+    second.restore(first.checkpoint())
+    run(second)
+    assert whole.meter.read().first_bad_step is None
+    for a, b in zip(whole.buckets.flat, second.buckets.flat, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_a_gpu_compiles():
+    trainer = Trainer(replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="on")), image_set(100))
+    assert trainer.compile().startswith("Compiled in")
+    run(trainer)
+
+
 def test_swapping_the_average_in_and_out_changes_nothing():
     trainer = run(Trainer(replace(CONFIG, epochs=1), image_set(40)))
     before = [flat.clone() for flat in trainer.buckets.flat]
