@@ -114,9 +114,11 @@ def starting_point(arguments: list[str]) -> RunConfig:
         start = recipe(given["--recipe"])
     if given["--config"]:
         path = Path(given["--config"])
-        if not path.is_file():
-            raise ConfigError(f"{path} is no file; give the config.json of a run.")
-        start = RunConfig.from_json(path.read_text(errors="replace"), str(path))
+        try:
+            text = path.read_text(errors="replace")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); give the config.json of a run.") from error
+        start = RunConfig.from_json(text, str(path))
     # Another architecture has other options: those of the one it takes the place of are not for it.
     return replace(start, model=ModelConfig()) if value_of("--arch", arguments) not in (None, start.model.arch) else start
 

@@ -39,7 +39,7 @@ def refusal(capsys, *arguments: str) -> str:
         (["train", "--dataset", "synthetic", "--arch", "resnet", "--stem-channels", "-5"], "stem_channels must all be at least 1"),
         (["preview", "standart"], "did you mean standard"),
         (["preview", "--augment", "crop:99", "--dataset", "synthetic"], "crop is 99"),
-        (["train", "--config", "nowhere.json"], "nowhere.json is no file"),
+        (["train", "--config", "nowhere.json"], "nowhere.json cannot be read (No such file or directory)"),
         (["train", "--config", "a", "--recipe", "b"], "give one of them"),
         (["train", "--warmup", "5"], "write epochs as 5ep"),
         (["train", "--dataset", "synthetic", "--precision", "fp16", "--device", "cpu"], "float16 training needs a GPU"),

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from fastcifar.engine.trainer import Trainer
 from fastcifar.models.count import count_network
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.console import Console, Silence
+from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Result, Run
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import JsonLines, Sink, TensorBoard, read_records
@@ -110,18 +112,24 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         run.write_config(trainer.config)
         sinks = (console, JsonLines(run.metrics, trainer.epoch), tensorboard := TensorBoard(run.path, trainer.epoch))
         console.begin(trainer.steps_done, trainer.total_steps, config.batch_size)
-        try:
+        with ExitStack() as at_the_end:
+            at_the_end.callback(draw_curves, run)
+            for sink in sinks:
+                at_the_end.callback(sink.close)
             epochs(run, trainer, sinks, console, request)
             accuracies = test_accuracies(trainer, test)
             tensorboard.final(config.epochs, accuracies)
-        finally:
-            for sink in sinks:
-                sink.close()
-            plot_curves(read_records(run.metrics), run.path / "curves.png")
     result = conclude(run, trainer, accuracies)
     run.write_result(result)
     console.summary(result, run.path)
     return result
+
+
+def draw_curves(run: Run) -> None:
+    """Draws curves.png anew. Raises FastcifarError where that cannot be written."""
+    path = run.path / "curves.png"
+    with writing(path):
+        plot_curves(read_records(run.metrics), path)
 
 
 def test_accuracies(trainer: Trainer, test: ImageSet) -> dict[str, float]:
@@ -164,7 +172,7 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
     records = read_records(run.metrics)
     return Result(
         test_accuracy=accuracies["test_accuracy"],
-        validation_accuracy=records[-1].validation_accuracy,
+        validation_accuracy=records[-1].validation_accuracy if records else None,
         averaged_test_accuracy=accuracies.get("averaged_test_accuracy"),
         images_per_second=trainer.images_per_second,
         seconds=trainer.elapsed,

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from fastcifar.losses import cross_entropy
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Duration, lr_table
-from fastcifar.runs.checkpoint import Checkpoint, load_weights
+from fastcifar.runs.checkpoint import Checkpoint, Progress, copy_tensors, load_weights
 from fastcifar.runs.records import EpochRecord
 
 
@@ -218,38 +217,50 @@ class Trainer:
         """Training images over the time of training and loading, so far."""
         return self.steps_done * self.config.batch_size / max(self.seconds["train"] + self.seconds["load"], 1e-9)
 
-    def checkpoint(self) -> Checkpoint:
-        """The state to go on from, to the bit."""
+    def state(self) -> dict[str, Tensor]:
+        """What training goes on from besides the weights: the tensors of the optimiser and the meter, and a copy of the random state."""
         state = {"meter": self.meter.sums, "random": random_state_of(self.device)}
         for name, parameter in self.model.named_parameters():
             for key, tensor in self.optimizer.state.get(parameter, {}).items():
                 state[f"optimizer.{key}.{name}"] = tensor
+        return state
+
+    def checkpoint(self) -> Checkpoint:
+        """The state to go on from, to the bit."""
         averaged = {}
         if self.average:
             with self.average.swapped_in():
                 averaged = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        progress: dict[str, Any] = {"epoch": self.epoch, "batch": self.batch, "step": self.steps_done}
-        progress |= {"elapsed": self.elapsed, "seconds": dict(self.seconds), "scaler": self.scaler.state_dict()}
-        return Checkpoint(dict(self.model.state_dict()), averaged, state, progress, self.network)
+        progress: Progress = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.steps_done,
+            "elapsed": self.elapsed,
+            "seconds": dict(self.seconds),
+            "scaler": self.scaler.state_dict(),
+        }
+        return Checkpoint(dict(self.model.state_dict()), averaged, self.state(), progress, self.network)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on from `checkpoint`. Raises FastcifarError where it does not fit."""
+        progress, state = checkpoint.progress, self.state()
+        within = 0 <= progress["epoch"] <= self.config.epochs and 0 <= progress["batch"] < self.steps_per_epoch
+        if not within or progress["step"] != progress["epoch"] * self.steps_per_epoch + progress["batch"]:
+            raise FastcifarError("the checkpoint's progress does not fit the run; give the configuration that it was made with.")
         if self.average:
             load_weights(self.model, checkpoint.averaged, "the checkpoint's average")
             self.average.copy(self.buckets.flat, self.average.averages)
         load_weights(self.model, checkpoint.weights, "the checkpoint")
-        parameters = dict(self.model.named_parameters())
-        for name, tensor in checkpoint.state.items():
-            if name.startswith("optimizer."):
-                _, key, owner = name.split(".", 2)
-                self.optimizer.state[parameters[owner]][key] = torch.empty_like(parameters[owner]).copy_(tensor)
-        self.meter.sums.copy_(checkpoint.state["meter"])
-        set_random_state(self.device, checkpoint.state["random"])
-        self.epoch, self.batch = checkpoint.progress["epoch"], checkpoint.progress["batch"]
-        self.earlier = checkpoint.progress["elapsed"]
-        self.seconds.update(checkpoint.progress["seconds"])
-        if self.precision.scaled:
-            self.scaler.load_state_dict(checkpoint.progress["scaler"])
+        copy_tensors(checkpoint.state, state, "the checkpoint's state")
+        try:
+            set_random_state(self.device, state["random"])
+            if self.precision.scaled:
+                self.scaler.load_state_dict(progress["scaler"])
+        except (RuntimeError, KeyError) as error:
+            raise FastcifarError(f"the checkpoint's state is damaged ({error}); start the run again.") from error
+        self.epoch, self.batch = progress["epoch"], progress["batch"]
+        self.earlier = progress["elapsed"]
+        self.seconds.update(progress["seconds"])
 
 
 def build_loader(config: RunConfig, train: ImageSet) -> Loader:

@@ -146,6 +146,25 @@ def test_going_on_from_any_batch_gives_the_same_bits(at):
     assert whole.meter.read() == second.meter.read()
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c.progress.update(epoch=99), "progress does not fit"),
+        (lambda c: c.progress.update(step=1), "progress does not fit"),
+        (lambda c: c.state.pop("meter"), "lacks meter"),
+        (lambda c: c.state.update(random=torch.zeros_like(c.state["random"]) + 255), "state is damaged"),
+        (lambda c: c.state.update(meter=torch.zeros(3)), "has meter as float32"),
+        (lambda c: c.weights.pop("stem.weight"), "lacks stem.weight"),
+    ],
+    ids=["epoch", "step", "no-meter", "random", "meter-dtype", "no-weight"],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_sentence(damage, message):
+    checkpoint = Trainer(CONFIG, image_set(40)).checkpoint()
+    damage(checkpoint)
+    with pytest.raises(FastcifarError, match=message):
+        Trainer(CONFIG, image_set(40)).restore(checkpoint)
+
+
 def test_clipping_bounds_the_whole_gradient():
     config = replace(CONFIG, optim=replace(CONFIG.optim, clip_norm=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0, warmup="0%"), epochs=1)
     trainer = Trainer(config, image_set(20))

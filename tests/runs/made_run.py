@@ -1,0 +1,53 @@
+"""A run folder made by hand: a small network that was never trained."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcifar.config import DataConfig, ModelConfig, RunConfig
+from fastcifar.models import build_model
+from fastcifar.runs import checkpoint as checkpoints
+from fastcifar.runs.checkpoint import Checkpoint
+from fastcifar.runs.folder import Result, Run
+from fastcifar.runs.records import EpochRecord, JsonLines
+
+CONFIG = RunConfig(ModelConfig("resnet", blocks=(1, 1), channels=(4, 8)), DataConfig("synthetic"), epochs=2)
+PROGRESS = {"epoch": 2, "batch": 0, "step": 8, "elapsed": 3.5, "seconds": {"train": 3.0}, "scaler": {}}
+NETWORK = {
+    "arch": "resnet",
+    "options": {"blocks": [1, 1], "channels": [4, 8], "classes": 2, "image_size": 8},
+    "classes": ["ant", "bee"],
+    "mean": (0.5, 0.4, 0.3),
+    "std": (0.2, 0.2, 1.0),
+}
+RESULT = Result(0.5, None, 0.25, 1234.0, 3.5, {"train": 3.0}, None, 2**20, 1000, None, "a CPU", {"python": "3.11"}, None)
+
+
+def record(epoch: int, **changes: Any) -> EpochRecord:
+    """Of an epoch of four steps, in a run of two epochs; whatever may be None is None."""
+    known = {"epochs": 2, "step": 4 * epoch, "lr": 0.1, "train_loss": 1.5, "train_accuracy": 0.25, "images_per_second": 1e3, "seconds": 2.0}
+    return EpochRecord(**dict.fromkeys(field.name for field in fields(EpochRecord)) | known | {"epoch": epoch} | changes)
+
+
+def checkpoint(step: int = 8) -> Checkpoint:
+    """Of the small network, whose weights are held in channels_last, with an average."""
+    model = build_model(NETWORK["arch"], **NETWORK["options"]).to(memory_format=torch.channels_last)
+    weights = dict(model.state_dict())
+    state = {"random": torch.arange(5, dtype=torch.uint8), "meter": torch.zeros(3, dtype=torch.float64)}
+    return Checkpoint(weights, {key: tensor + 1 for key, tensor in weights.items()}, state, {**PROGRESS, "step": step}, NETWORK)
+
+
+def make_run(path: Path) -> Run:
+    """A folder in which everything is there, of a run that has ended."""
+    run = Run.create(path, CONFIG)
+    lines = JsonLines(run.metrics, 0)
+    for epoch in (1, 2):
+        lines.write(record(epoch))
+    lines.close()
+    checkpoints.save(run.checkpoints, checkpoint())
+    run.write_result(RESULT)
+    return run

@@ -1,0 +1,192 @@
+"""Checkpoints are whole or absent, and hold nothing that could execute."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from made_run import NETWORK, PROGRESS
+from made_run import checkpoint as state
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fastcifar.averaging import Buckets
+from fastcifar.errors import FastcifarError
+from fastcifar.models import build_model
+from fastcifar.runs import checkpoint as checkpoints
+from fastcifar.runs import files
+from fastcifar.runs.checkpoint import Checkpoint, copy_tensors, load_weights
+
+
+def test_round_trip(tmp_path):
+    saved = state(7)
+    checkpoints.save(tmp_path, saved)
+    loaded = checkpoints.load(tmp_path)
+    assert loaded.progress == PROGRESS | {"step": 7}
+    assert loaded.network == NETWORK
+    for part in ("weights", "averaged", "state"):
+        assert getattr(loaded, part).keys() == getattr(saved, part).keys()
+        for key, tensor in getattr(saved, part).items():
+            restored = getattr(loaded, part)[key]
+            assert torch.equal(restored, tensor)
+            assert restored.is_contiguous()
+
+
+def test_a_run_without_average(tmp_path):
+    saved = state(7)
+    checkpoints.save(tmp_path, Checkpoint(saved.weights, {}, saved.state, saved.progress, saved.network))
+    assert checkpoints.load(tmp_path).averaged == {}
+
+
+def test_only_the_last_one_is_kept(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, state(step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "latest"]
+
+
+def test_equal_states_are_equal_bytes(tmp_path):
+    saved = state(1)
+    for folder in ("a", "b"):
+        checkpoints.save(tmp_path / folder, saved)
+    a, b = ((tmp_path / folder / "00000001" / "weights.safetensors").read_bytes() for folder in ("a", "b"))
+    assert a == b
+
+
+@pytest.mark.parametrize("fatal", ["fsync", "replace"])
+@pytest.mark.parametrize("after", range(12))
+def test_a_save_that_dies_anywhere_leaves_the_one_before(tmp_path, monkeypatch, fatal, after):
+    checkpoints.save(tmp_path, state(1))
+    calls = iter(range(100))
+    genuine = getattr(os, fatal)
+
+    def die(*arguments):
+        if next(calls) == after:
+            raise SystemExit("killed")
+        return genuine(*arguments)
+
+    monkeypatch.setattr(os, fatal, die)
+    try:
+        checkpoints.save(tmp_path, state(2))
+        expected = {2}
+    except SystemExit:
+        expected = {1, 2}
+    monkeypatch.undo()
+    assert checkpoints.load(tmp_path).progress["step"] in expected
+    checkpoints.save(tmp_path, state(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "latest"]
+
+
+def test_no_checkpoint_yet(tmp_path):
+    assert checkpoints.load(tmp_path) is None
+
+
+def small_network() -> torch.nn.Module:
+    return build_model(NETWORK["arch"], **NETWORK["options"]).to(memory_format=torch.channels_last)
+
+
+def test_weights_of_a_network_in_training_are_contiguous_under_its_own_names(tmp_path):
+    """Though it is compiled, and its tensors are channels_last views of one bucket."""
+    names = list(small_network().state_dict())
+    model = small_network()
+    Buckets(model)
+    model.compile()
+    saved = state()
+    checkpoints.save(tmp_path, Checkpoint(dict(model.state_dict()), {}, saved.state, saved.progress, saved.network))
+    file = tmp_path / "00000008" / "weights.safetensors"
+    with safe_open(file, "pt") as stored:
+        assert sorted(stored.keys()) == sorted(names)
+        assert all(stored.get_tensor(name).is_contiguous() for name in names)
+    plain = build_model(NETWORK["arch"], **NETWORK["options"])
+    plain.load_state_dict(load_file(file))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_loading_keeps_the_models_memory_format(tmp_path):
+    saved, model = state(), small_network()
+    checkpoints.save(tmp_path, saved)
+    strides = {name: tensor.stride() for name, tensor in model.state_dict().items()}
+    load_weights(model, checkpoints.load(tmp_path).weights, "here")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved.weights[name])
+        assert tensor.stride() == strides[name]
+    assert model.stage2[0].branch[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({}, "here lacks a; "),
+        ({"a": torch.zeros(2, 3), "b": torch.zeros(1)}, "here has an unknown b; "),
+        ({"a": torch.zeros(3, 2)}, r"here has a as float32 \(3, 2\), expected float32 \(2, 3\); "),
+        ({"a": torch.zeros(2, 3, dtype=torch.uint8)}, r"here has a as uint8 \(2, 3\), expected float32 \(2, 3\); "),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(stored, expected):
+    own = {"a": torch.ones(2, 3)}
+    with pytest.raises(FastcifarError, match=expected):
+        copy_tensors(stored, own, "here")
+    assert own["a"].all()
+
+
+def test_what_others_put_beside_a_checkpoint_stays(tmp_path):
+    checkpoints.save(tmp_path, state(1))
+    for name in ("best", "2024", ".hidden", "00000001-copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").touch()
+    for name in ("00000000", ".00000000.partial"):
+        (tmp_path / name).mkdir()
+    checkpoints.save(tmp_path, state(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "00000001-copy", "00000002", "2024", "best", "latest"]
+
+
+def test_all_is_on_disk_before_it_is_published(tmp_path, monkeypatch):
+    events = []
+
+    def fsync(number: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+
+    def replace(old: Path, new: Path) -> None:
+        genuine(old, new)
+        events.append(f"-> {new.name}")
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("the system does not name open files")
+    genuine = os.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    checkpoints.save(tmp_path, state(1))
+    expected = []
+    for file in ("weights.safetensors", "averaged.safetensors", "state.safetensors", "progress.json"):
+        expected += [f".{file}.partial", f"-> {file}", ".00000001.partial"]
+    assert events == [*expected, "-> 00000001", tmp_path.name, ".latest.partial", "-> latest", tmp_path.name]
+
+
+@pytest.mark.parametrize("after", [0, 3, 8])
+def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, after):
+    checkpoints.save(tmp_path, state(1))
+    calls = iter(range(100))
+
+    def full(number: int) -> None:
+        if next(calls) >= after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(FastcifarError, match=r"^\S+ cannot be written \(No space left on device\); make room there, [^\n]+\.$"):
+        checkpoints.save(tmp_path, state(2))
+    assert checkpoints.load(tmp_path).progress["step"] == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_place_below_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FastcifarError, match=r"cannot be written \(Not a directory\)"):
+        checkpoints.save(tmp_path / "file" / "checkpoints", state(1))
+
+
+def test_metadata_is_json_alone(tmp_path):
+    checkpoints.save(tmp_path, state(1))
+    header_size = int.from_bytes((tmp_path / "00000001" / "weights.safetensors").read_bytes()[:8], "little")
+    header = json.loads((tmp_path / "00000001" / "weights.safetensors").read_bytes()[8 : 8 + header_size])
+    assert json.loads(header["__metadata__"]["network"]) == json.loads(json.dumps(NETWORK))

@@ -1,0 +1,201 @@
+"""Whatever stands in a run's folder, reading it ends in what it says or in one sentence: which file, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_run import CONFIG, NETWORK, PROGRESS, RESULT, record
+from safetensors.torch import load_file, save_file
+
+from fastcifar.data.image_set import ImageSet
+from fastcifar.errors import FastcifarError
+from fastcifar.inference import evaluate as inference
+from fastcifar.runs import checkpoint as checkpoints
+from fastcifar.runs.folder import Run
+from fastcifar.runs.records import JsonLines, read_records
+
+CHECKPOINT = Path("checkpoints/00000008")
+READERS: dict[str, Callable[[Run], object]] = {
+    "config.json": Run.config,
+    "result.json": Run.result,
+    "metrics.jsonl": lambda run: read_records(run.metrics),
+    "checkpoints/latest": lambda run: checkpoints.load(run.checkpoints),
+    **{
+        str(CHECKPOINT / name): lambda run: checkpoints.load(run.checkpoints)
+        for name in ("weights.safetensors", "averaged.safetensors", "state.safetensors", "progress.json")
+    },
+}
+
+
+def sentence(read: Callable[[], object]) -> str:
+    """What reading fails with."""
+    with pytest.raises(FastcifarError) as caught:
+        read()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert len(text) < 1000
+    return text
+
+
+def test_a_whole_run_is_read(run: Run) -> None:
+    assert run.config() == CONFIG
+    assert run.result() == RESULT
+    assert read_records(run.metrics) == [record(1), record(2)]
+    loaded = checkpoints.load(run.checkpoints)
+    assert (loaded.progress, loaded.network) == (PROGRESS, NETWORK)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\n", b"{\n", b"[" * 100_000 + b"\n", b"null\n", b"7\n", b'{"surprise": 1}\n'], ids=repr)
+@pytest.mark.parametrize("name", READERS)
+def test_foreign_content(run: Run, name: str, content: bytes) -> None:
+    (run.path / name).write_bytes(content)
+    assert sentence(lambda: READERS[name](run)).startswith(f"{run.path / name}")
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name.startswith(str(CHECKPOINT))])
+def test_missing_files_of_a_checkpoint(run: Run, name: str) -> None:
+    (run.path / name).unlink()
+    text = sentence(lambda: READERS[name](run))
+    assert text.startswith(f"{run.path / name} cannot be read (")
+    assert text.endswith("; start the run again.")
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(position=st.floats(0, 1), junk=st.binary(max_size=6))
+def test_bytes_gone_astray(run: Run, name: str, position: float, junk: bytes) -> None:
+    file = run.path / name
+    whole = file.read_bytes()
+    at = int(position * len(whole))
+    file.write_bytes(whole[:at] + junk + whole[at + 3 :])
+    with suppress(FastcifarError):
+        READERS[name](run)
+    file.write_bytes(whole)
+
+
+def change(path: Path, changes: dict[str, Any], without: tuple[str, ...] = ()) -> None:
+    """Rewrites a JSON file with other entries."""
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (known | changes).items() if key not in without}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "without", "expected"),
+    [
+        ("config.json", {}, ("seed",), "config.json lacks seed"),
+        ("config.json", {"optim": {"lr": 0.5}}, (), "config.json: optim lacks optimizer, momentum"),
+        ("config.json", {"epochs": 0}, (), "config.json: epochs is 0; expected 1 or more"),
+        ("config.json", {"epochs": "x" * 10_000}, (), "epochs is 'xxx"),
+        ("config.json", {"batchsize": 1}, (), "unknown key 'batchsize'; did you mean batch_size"),
+        ("result.json", {}, ("commit",), "result.json lacks commit"),
+        ("result.json", {"seconds": "3"}, (), "seconds is '3'; expected float"),
+        ("result.json", {"versions": ["3"]}, (), "versions is ['3']; expected dict[str, str]"),
+        ("result.json", {"seconds_by_phase": {"train": None}}, (), "seconds_by_phase: train is None; expected float"),
+        (CHECKPOINT / "progress.json", {}, ("epoch", "scaler"), "progress.json lacks epoch, scaler"),
+        (CHECKPOINT / "progress.json", {"epoch": "2"}, (), "epoch is '2'; expected int"),
+        (CHECKPOINT / "progress.json", {"seconds": 1}, (), "seconds is 1; expected dict[str, float]"),
+    ],
+)
+def test_entries_that_do_not_fit(run: Run, name: str | Path, changes: dict, without: tuple[str, ...], expected: str) -> None:
+    change(run.path / name, changes, without)
+    text = sentence(lambda: READERS[str(name)](run))
+    assert text.startswith(f"{run.path / name} cannot be read (")
+    assert expected in text
+
+
+@pytest.mark.parametrize("line", ['{"epoch": 1}', '{"epoch": ', "[]", json.dumps(vars(record(1)) | {"colour": "red"})])
+def test_broken_lines_of_metrics(run: Run, line: str) -> None:
+    whole = run.metrics.read_text()
+    run.metrics.write_text(whole + line + "\n")
+    for read in (lambda: read_records(run.metrics), lambda: JsonLines(run.metrics, 2)):
+        text = sentence(read)
+        assert text.startswith(f"{run.metrics}, line 3, cannot be read (")
+        assert text.endswith("; delete the line.")
+    run.metrics.write_text(whole + line)
+    assert read_records(run.metrics) == [record(1), record(2)]
+
+
+@pytest.mark.parametrize("pointer", ["", "../../elsewhere", ".", "00000009", "٣"])
+def test_pointers_elsewhere(run: Run, pointer: str) -> None:
+    (run.checkpoints / "latest").write_text(pointer, encoding="utf-8")
+    assert "it names no checkpoint beside it" in sentence(lambda: checkpoints.load(run.checkpoints))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        (None, "network lacks arch, options, classes, mean, std"),
+        ({}, "network lacks arch, options, classes, mean, std"),
+        ({"network": "null"}, "network is None; expected an object"),
+        ({"network": "{"}, "Expecting property name"),
+        ({"network": json.dumps(NETWORK | {"arch": 7})}, "arch is 7; expected str"),
+        ({"network": json.dumps(NETWORK | {"options": [1]})}, "options is [1]; expected dict[str, typing.Any]"),
+        ({"network": json.dumps(NETWORK | {"classes": [0, 1]})}, "classes is 0; expected str"),
+        ({"network": json.dumps(NETWORK | {"mean": [0.1, 0.2]})}, "mean is [0.1, 0.2]; expected tuple[float, float, float]"),
+        ({"network": json.dumps(NETWORK | {"mean": [0.1, 0.2, float("nan")]})}, "mean is nan; expected 0 to 1"),
+        ({"network": json.dumps(NETWORK | {"std": [0.1, 0, 0.1]})}, "std is 0.0; expected above 0, at most 1"),
+    ],
+)
+def test_networks_that_are_no_description(run: Run, metadata: dict[str, str] | None, expected: str) -> None:
+    weights = run.path / CHECKPOINT / "weights.safetensors"
+    save_file(load_file(weights), weights, metadata)
+    text = sentence(lambda: checkpoints.load(run.checkpoints))
+    assert text.startswith(f"{weights} cannot be read (")
+    assert expected in text
+
+
+@pytest.fixture
+def eight_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the synthetic set."""
+    images, labels = torch.randint(0, 256, (8, 8, 8, 3), dtype=torch.uint8), torch.arange(8) % 2
+    test = ImageSet(images, labels, ("ant", "bee"), NETWORK["mean"], NETWORK["std"])
+    monkeypatch.setattr(inference, "load_dataset", lambda *_: test)
+
+
+@pytest.mark.usefixtures("eight_images")
+def test_a_whole_run_is_evaluated(run: Run) -> None:
+    found = inference.evaluate_run(run.path)
+    assert list(found) == ["raw", "averaged"]
+
+
+@pytest.mark.usefixtures("eight_images")
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"arch": "resnte"}, "unknown architecture 'resnte'; did you mean resnet"),
+        ({"arch": "os:system"}, "unknown architecture 'os:system'"),
+        ({"options": {"name": "x"}}, "multiple values for argument 'name'"),
+        ({"options": {"blocks": "abc", "channels": [1, 2, 3]}}, "cannot be built"),
+        ({"options": {"blocks": None}}, "cannot be built"),
+        ({"options": {"blocks": [1], "channels": [10**12]}}, "cannot be built"),
+        ({"options": {"width": 3}}, "does not read the option 'width'"),
+        ({"options": {"blocks": [1, 1], "channels": [4, 16]}}, "raw weights"),
+        ({"classes": ["ant", "cat"]}, "was trained on other classes than synthetic has"),
+    ],
+    ids=repr,
+)
+def test_networks_that_cannot_be_built(run: Run, changes: dict, expected: str) -> None:
+    weights = run.path / CHECKPOINT / "weights.safetensors"
+    save_file(load_file(weights), weights, {"network": json.dumps(NETWORK | changes)})
+    text = sentence(lambda: inference.evaluate_run(run.path))
+    assert text.startswith(str(run.path))
+    assert expected in text
+
+
+@pytest.mark.usefixtures("eight_images")
+@pytest.mark.parametrize(("key", "expected"), [("stem.weight", "lacks stem.weight"), ("extra", "has an unknown extra")])
+def test_weights_with_other_keys(run: Run, key: str, expected: str) -> None:
+    averaged = run.path / CHECKPOINT / "averaged.safetensors"
+    tensors = load_file(averaged)
+    tensors = {name: tensor for name, tensor in tensors.items() if name != key} if key in tensors else tensors | {key: torch.zeros(1)}
+    save_file(tensors, averaged)
+    assert f"averaged weights {expected}; " in sentence(lambda: inference.evaluate_run(run.path))

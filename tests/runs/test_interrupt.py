@@ -1,0 +1,36 @@
+"""A first signal is a request, a second one is the system's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from fastcifar.runs.interrupt import StopRequest
+
+NOTICE = "stopping after this step; press Ctrl-C again to quit at once\n"
+
+
+def test_the_first_signal_is_noted_and_said(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as request:
+        assert request.signal_number is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal_number == signal.SIGINT
+        assert capfd.readouterr().err == NOTICE
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_closed_stderr_does_not_matter() -> None:
+    kept = os.dup(2)
+    try:
+        with StopRequest() as request:
+            os.close(2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.signal_number == signal.SIGTERM
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
