@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastcifar.errors import DataError
@@ -37,6 +39,29 @@ class ImageSet:
             raise DataError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(images)},).")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
             raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(self.classes) - 1}.")
+
+    @staticmethod
+    def of(images: ArrayLike, labels: ArrayLike, classes: Sequence[str] | None = None) -> ImageSet:
+        """A set of one's own, from anything that turns into arrays; mean and deviation are computed.
+
+        Args:
+            images: uint8 (N, H, W, 3), RGB.
+            labels: whole numbers (N,), from 0 up.
+            classes: their names; the numbers themselves by default.
+
+        Raises:
+            DataError: a wrong type, shape or range.
+        """
+        pixels = torch.as_tensor(images)
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[3] != 3 or not pixels.numel():
+            raise DataError(f"images are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, H, W, 3), at least one.")
+        numbers = torch.as_tensor(labels).to(torch.int64)
+        names = tuple(classes) if classes is not None else tuple(map(str, range(int(numbers.max()) + 1)))
+        levels = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(3)]).double()
+        values = torch.arange(256, dtype=torch.float64) / 255
+        mean = (levels * values).sum(1) / levels.sum(1)
+        std = ((levels * (values - mean[:, None]) ** 2).sum(1) / levels.sum(1)).sqrt().clamp(min=1 / 255)
+        return ImageSet(pixels.contiguous(), numbers, names, tuple(mean.tolist()), tuple(std.tolist()))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,5 +1,6 @@
 """The loader's promises: what a sample looks like depends on the seed, the epoch and the sample alone."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,20 @@ def test_bad_arguments_are_one_sentence(dataset, options, message):
 def test_image_sets_are_checked_where_they_are_built(images, labels, message):
     with pytest.raises(DataError, match=message):
         ImageSet(images, labels, ("a", "b"), (0, 0, 0), (1, 1, 1))
+
+
+def test_any_arrays_make_a_set_of_images():
+    images = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
+    own = ImageSet.of(images, [i % 3 for i in range(30)])
+    assert own.classes == ("0", "1", "2")
+    assert own.mean == pytest.approx((images / 255).mean((0, 1, 2)))
+    assert own.std == pytest.approx((images / 255).std((0, 1, 2)))
+    batch, labels = next(iter(Loader(own, "standard,cutout:1x3", batch_size=8, device="cpu")))
+    assert batch.shape == (8, 3, 9, 12)
+    assert labels.dtype == torch.int64
+    for wrong in (images.astype(np.float32), images[0], images[:0]):
+        with pytest.raises(DataError, match="expected uint8"):
+            ImageSet.of(wrong, [0] * len(wrong))
 
 
 def test_ranks_share_the_epoch(dataset):
