@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.data.image_set import ImageSet
+from fastcifar.data.image_set import ImageSet, Three, channel_statistics
 from fastcifar.errors import DataError, unknown
 
-Three = tuple[float, float, float]
 
 SPLITS = ("train", "test")
 
@@ -50,7 +49,7 @@ def read_arrays(path: Path, split: str) -> ImageSet:
         raise DataError(f"{path} has images of different sizes, {sizes}; save them in one size.")
     if len(labels[split]) != len(images):
         raise DataError(f"{path} has {len(images)} {split}_images and {len(labels[split])} {split}_labels; save one label for each image.")
-    mean, std = channel_statistics(train_images, path)
+    mean, std = stated_statistics(train_images, path)
     return ImageSet(images, torch.from_numpy(labels[split]), tuple(classes.tolist()), mean, std)
 
 
@@ -98,19 +97,13 @@ def labels_of(path: Path, split: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def channel_statistics(images: Tensor, path: Path) -> tuple[Three, Three]:
+def stated_statistics(images: Tensor, path: Path) -> tuple[Three, Three]:
     """Mean and standard deviation of each channel of uint8 (N, H, W, 3), as fractions of 255, to four digits; `path` is where they stood.
 
     Raises:
         DataError: a channel is the same everywhere, so that it cannot be normalised.
     """
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    means, deviations = [], []
-    for channel in images.unbind(3):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-        mean = (share * levels).sum()
-        means.append(round(mean.item(), 4))
-        deviations.append(round((share * (levels - mean) ** 2).sum().sqrt().item(), 4))
+    means, deviations = (tuple(round(value, 4) for value in values) for values in channel_statistics(images))
     if not all(deviations):
         raise DataError(f"the train images of {path} do not vary in every channel; give pictures in colour.")
-    return tuple(means), tuple(deviations)
+    return means, deviations

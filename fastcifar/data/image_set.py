@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastcifar.errors import DataError
 
+Three = tuple[float, float, float]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -26,9 +28,9 @@ class ImageSet:
     """int64 (N,), each in [0, len(classes))."""
     classes: tuple[str, ...]
     """Class names, by label."""
-    mean: tuple[float, float, float]
+    mean: Three
     """Mean of each channel, as a fraction of 255."""
-    std: tuple[float, float, float]
+    std: Three
     """Standard deviation of each channel over all pixels, as a fraction of 255."""
 
     def __post_init__(self) -> None:
@@ -57,11 +59,9 @@ class ImageSet:
             raise DataError(f"images are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, H, W, 3), at least one.")
         numbers = torch.as_tensor(labels).to(torch.int64)
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(numbers.max()) + 1)))
-        levels = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(3)]).double()
-        values = torch.arange(256, dtype=torch.float64) / 255
-        mean = (levels * values).sum(1) / levels.sum(1)
-        std = ((levels * (values - mean[:, None]) ** 2).sum(1) / levels.sum(1)).sqrt().clamp(min=1 / 255)
-        return ImageSet(pixels.contiguous(), numbers, names, tuple(mean.tolist()), tuple(std.tolist()))
+        mean, std = channel_statistics(pixels)
+        std = tuple(max(value, 1 / 255) for value in std)
+        return ImageSet(pixels.contiguous(), numbers, names, mean, std)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -73,3 +73,13 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its tensors on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def channel_statistics(images: Tensor) -> tuple[Three, Three]:
+    """Mean and standard deviation of each channel of uint8 (N, H, W, 3), as fractions of 255, in float64."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    share = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(3)]).double()
+    share /= images.numel() / 3
+    mean = (share * levels).sum(1)
+    std = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())

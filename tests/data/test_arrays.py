@@ -11,7 +11,7 @@ import torch
 from fake_cifar import statistics
 
 from fastcifar.data import synthetic
-from fastcifar.data.arrays import channel_statistics, read_arrays
+from fastcifar.data.arrays import read_arrays, stated_statistics
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.errors import DataError
@@ -90,7 +90,7 @@ def test_any_layout_of_memory(tmp_path: Path, change: object) -> None:
 
 def test_statistics_are_those_of_the_train_split() -> None:
     train = synthetic.synthetic("train")
-    assert channel_statistics(train.images, Path("here")) == (synthetic.MEAN, synthetic.STD)
+    assert stated_statistics(train.images, Path("here")) == (synthetic.MEAN, synthetic.STD)
 
 
 IMAGES, LABELS = drawn()["train_images"], drawn()["train_labels"]
