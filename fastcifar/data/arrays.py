@@ -12,7 +12,6 @@ from torch import Tensor
 from fastcifar.data.image_set import ImageSet, Three, channel_statistics
 from fastcifar.errors import DataError, unknown
 
-
 SPLITS = ("train", "test")
 
 
