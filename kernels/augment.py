@@ -6,7 +6,8 @@ reference and PIL agree to the last bit; the bilinear one is within a grey level
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from .compilation import Compilation
 from .dispatch import jit, tl, triton, use_triton
+from .spec import Arguments, Case, OpSpec
 
 ONE = 1 << 16
 """A pixel, in the fixed point of maps."""
@@ -561,3 +563,137 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[in
         raise ValueError(f"{name} must be contiguous of shape {shape}, not {tuple(tensor.shape)} with strides {tensor.stride()}.")
     if tensor.device != device and tensor.device.type != "cpu":
         raise ValueError(f"{name} must be on {device} like images, or on the CPU, not on {tensor.device}.")
+
+
+def augment_by_indexing(
+    images: Tensor,
+    index: Tensor | None,
+    warp: Tensor | None,
+    grey: Tensor | None,
+    boxes: Tensor | None,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    out_dtype: torch.dtype,
+    fill: str,
+    colour: Sequence[int],
+    bilinear: bool,
+    erase_colour: Sequence[int],
+) -> Tensor:
+    """What `augment` is by definition, a pixel at a time by torch's indexing; normalises in the dtype of `scale`."""
+    images = images if index is None else images[index]
+    row, column = torch.arange(images.shape[1], device=images.device)[:, None], torch.arange(images.shape[2], device=images.device)
+    if warp is not None:
+        a, b, c, d, e, f = warp.long()[..., None, None].unbind(1)
+        images = _read_by_indexing(images, a * column + b * row + c, d * column + e * row + f, fill, colour, bilinear)
+    if grey is not None:
+        luminance = (images * images.new_tensor([19595, 38470, 7471], dtype=torch.int64)).sum(-1, keepdim=True) + (1 << 15) >> 16
+        images = torch.where(grey[:, None, None, None], luminance, images)
+    if boxes is not None:
+        top, left, bottom, right = boxes[..., None, None].unbind(2)
+        erased = ((top <= row) & (row < bottom) & (left <= column) & (column < right)).any(1)
+        images = torch.where(erased[..., None], images.new_tensor(erase_colour), images)
+    return images.to(out_dtype) if out_dtype == torch.uint8 else (images * scale + offset).to(out_dtype)
+
+
+def _read_by_indexing(images: Tensor, x: Tensor, y: Tensor, fill: str, colour: Sequence[int], bilinear: bool) -> Tensor:
+    """Images at coordinates in fixed point: uint8 (N, H, W, 3), int64 (N, H, W) twice -> int64 (N, H, W, 3)."""
+    count, height, width, _ = images.shape
+    sample = torch.arange(count, device=images.device)[:, None, None]
+
+    def place(position: Tensor, size: int) -> Tensor:
+        mirrored = position % (2 * size)
+        return torch.minimum(mirrored, 2 * size - 1 - mirrored) if fill == "reflect" else position.clamp(0, size - 1)
+
+    def read(x: Tensor, y: Tensor) -> Tensor:
+        return images[sample, place(y, height), place(x, width)].long()
+
+    if bilinear:
+        left, upper = x - ONE // 2 >> 16, y - ONE // 2 >> 16
+        rightness, lowness = (((along - ONE // 2) % ONE >> 16 - WEIGHT_BITS)[..., None] for along in (x, y))
+        whole = 1 << WEIGHT_BITS
+        above = read(left, upper) * (whole - rightness) + read(left + 1, upper) * rightness
+        below = read(left, upper + 1) * (whole - rightness) + read(left + 1, upper + 1) * rightness
+        pixels = above * (whole - lowness) + below * lowness + whole**2 // 2 >> 2 * WEIGHT_BITS
+    else:
+        pixels = read(x >> 16, y >> 16)
+    if fill != "constant":
+        return pixels
+    inside = (x >= 0) & (x < width * ONE) & (y >= 0) & (y < height * ONE)
+    return torch.where(inside[..., None], pixels, pixels.new_tensor(colour))
+
+
+def augment_exactly(scale: Tensor | None, out_dtype: torch.dtype, **others: Any) -> Tensor:
+    """`augment_by_indexing` in float64, but for bytes."""
+    return augment_by_indexing(scale=scale, out_dtype=out_dtype if scale is None else scale.dtype, **others)
+
+
+def _arguments(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
+    """A data set with as many images as are drawn from it; every other map shifts and mirrors alone, or all where `shifts` says so."""
+    count, (height, width) = shape["count"], shape["size"]
+    tensors = {
+        "images": torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, device=device),
+        "index": torch.randint(0, max(count, 1), (count,), device=device),
+        "warp": _shifts_and_mirrors(count, width, device),
+        "grey": torch.rand(count, device=device) < 0.3,
+        "boxes": torch.randint(-2, max(height, width) + 2, (count, shape.get("boxes", 2), 4), dtype=torch.int32, device=device),
+        "scale": torch.tensor([0.0171, 0.0175, 0.0174], device=device),
+        "offset": torch.tensor([-2.118, -2.036, -1.804], device=device),
+    }
+    if not shape.get("shifts"):
+        tensors["warp"][::2] = (torch.randn(len(tensors["warp"][::2]), 6, device=device) * ONE).int()
+        tensors["warp"][::2, 2::3] *= width
+    absent = (*shape.get("absent", ()), *(("scale", "offset") if dtype == torch.uint8 else ()))
+    options = {"fill": shape.get("fill", "constant"), "bilinear": shape.get("bilinear", False)}
+    return {**tensors, **dict.fromkeys(absent), **options, "out_dtype": dtype, "colour": (125, 123, 114), "erase_colour": (1, 2, 255)}
+
+
+def _shifts_and_mirrors(count: int, width: int, device: torch.device) -> Tensor:
+    """Maps that shift by up to four pixels each way and mirror one time in two: int32 (N, 6)."""
+    across, down = (torch.randint(-4, 5, (2, count), device=device) * ONE + ONE // 2).unbind()
+    sign = torch.randint(0, 2, (count,), device=device) * 2 - 1
+    across = torch.where(sign < 0, (width - 1) * ONE + across, across)
+    zero, one = torch.zeros_like(sign), torch.full_like(sign, ONE)
+    return torch.stack([sign * ONE, zero, across, zero, one, down], dim=1).int()
+
+
+def _bytes_moved(arguments: Arguments) -> int:
+    """Of the data set, what is drawn from it counts."""
+    images, per_image = arguments["images"], ("index", "warp", "grey", "boxes")
+    drawn = sum(arguments[name].nbytes for name in per_image if arguments[name] is not None)
+    return drawn + images.numel() * (1 + arguments["out_dtype"].itemsize)
+
+
+STANDARD_POLICY = {"size": (32, 32), "absent": ("grey", "boxes"), "shifts": True}
+
+SPEC = OpSpec(
+    op=augment,
+    reference=augment_reference,
+    launch=partial(launch_augment, augment_kernel),
+    make=_arguments,
+    exact=augment_exactly,
+    rival=augment_by_indexing,
+    cases=(
+        *(
+            Case(
+                f"{height}x{width}-{fill}-{'bilinear' if bilinear else 'nearest'}",
+                {"count": 5, "size": (height, width), "fill": fill, "bilinear": bilinear},
+            )
+            for height, width in ((17, 23), (5, 8))
+            for fill in FILLS
+            for bilinear in (False, True)
+        ),
+        *(Case(f"without-{name}", {"count": 3, "size": (5, 8), "absent": (name,)}) for name in ("index", "warp", "grey", "boxes")),
+        Case("images-alone", {"count": 3, "size": (5, 8), "absent": ("index", "warp", "grey", "boxes")}),
+        Case("1x1", {"count": 2, "size": (1, 1), "fill": "reflect", "bilinear": True}),
+        Case("33x31", {"count": 2, "size": (33, 31), "bilinear": True}),
+        Case("no-images", {"count": 0, "size": (5, 8)}),
+        Case("one-image", {"count": 1, "size": (5, 8), "boxes": 64}),
+        Case("several-cpu-chunks", {"count": 2 * CPU_CHUNK + 3, "size": (2, 3)}),
+        Case("512-standard", {"count": 512, **STANDARD_POLICY}, of_a_network=True),
+        Case("512-bilinear-grey-boxes", {"count": 512, "size": (32, 32), "bilinear": True, "boxes": 1}, of_a_network=True),
+        Case("32768-standard", {"count": 32768, **STANDARD_POLICY}, of_a_network=True),
+    ),
+    bytes_moved=_bytes_moved,
+    summary="Gathers images by index, then warps, greys, erases and normalises them, NHWC.",
+    dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.uint8),
+)

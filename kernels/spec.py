@@ -1,6 +1,6 @@
 """One declaration an op, from which its tests, its benchmark row and its row in the documentation are made.
 
-A kernel file ends with `SPEC = OpSpec(...)`. Whatever runs over all ops takes them from `all_specs`.
+A kernel file ends with `SPEC = OpSpec(...)`, or `SPECS`, a tuple of them. Whatever runs over all ops takes them from `all_specs`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Arguments = dict[str, Any]
 """An op's arguments by name."""
@@ -28,7 +29,9 @@ class Case:
     shape: Mapping[str, Any]
     """What `OpSpec.make` makes the arguments from."""
     of_a_network: bool = False
-    """One of the real shapes, which the benchmark times; the others are small and odd, for correctness."""
+    """One of the real shapes, which the benchmark times and a GPU's tests run; the others are small and odd, and are tested anywhere.
+    An op's first of them stands in the documentation and is the one that the benchmark times on a CPU, and so should be no large one.
+    """
 
 
 @dataclass(frozen=True)
@@ -47,31 +50,48 @@ class OpSpec:
     launch: Callable[..., Any]
     """The same through the kernels themselves, launched directly: what Triton's interpreter runs."""
     make: Callable[[Mapping[str, Any], torch.dtype, torch.device], Arguments]
-    """Arguments for a case's shape, random from torch's global generator."""
+    """Arguments for a case's shape, random from torch's global generator alone: tensors, lists of them, and plain values."""
     exact: Callable[..., Any]
-    """The definition, written with PyTorch's own modules or the formula, given float64 arguments; returns what `op` does."""
+    """The definition, written with PyTorch's own modules or the formula, given float64 for every floating point argument; returns what
+    `op` does, and writes where it does."""
     rival: Callable[..., Any]
-    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and of speed."""
+    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and speed; returns and writes likewise."""
     cases: tuple[Case, ...]
     bytes_moved: Callable[[Arguments], int]
-    """The least traffic with memory: every input read once and every output written once, in bytes."""
+    """The least traffic of the op with memory, without its backward: every input read once and every output written once, in bytes."""
     summary: str
     """One line for the documentation."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     mutates: tuple[str, ...] = ()
-    """Arguments written in place, which count among the results."""
+    """Arguments written in place, which count among the results; all others must stay as they are."""
     differentiable: tuple[str, ...] = ()
+    """Arguments that gradients flow to; None and other values that are no tensors are passed over."""
     multiple: Mapping[torch.dtype, float] | None = None
-    """How many times PyTorch's own error is allowed, where the table in the tests does not suit; the reason stands beside it."""
+    """How many times PyTorch's own error is allowed, by the dtype of the result, where the table in the tests does not suit; the reason
+    stands beside it."""
+    ops: tuple[str, ...] = ()
+    """The qualified names (`fastcifar::augment`) of the registered ops that `op` is made of, those of its backward included; empty where
+    `op` is itself the one registered op."""
 
     @property
     def name(self) -> str:
         return getattr(self.op, "__name__", None) or self.op._name
 
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """The qualified names of all registered ops in it."""
+        return self.ops or (self.op._qualname,)
+
     def results(self, arguments: Arguments, returned: Any) -> tuple[Tensor, ...]:
         """What is compared: what was returned, then what was written in place."""
-        returned = () if returned is None else returned if isinstance(returned, tuple | list) else (returned,)
-        return (*returned, *(arguments[name] for name in self.mutates))
+        found = tree_leaves([returned, *(arguments[name] for name in self.mutates)])
+        return tuple(result for result in found if isinstance(result, Tensor))
+
+    def network_cases(self) -> tuple[Case, ...]:
+        return tuple(case for case in self.cases if case.of_a_network)
+
+    def small_cases(self) -> tuple[Case, ...]:
+        return tuple(case for case in self.cases if not case.of_a_network)
 
 
 def all_specs() -> list[OpSpec]:

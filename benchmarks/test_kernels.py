@@ -1,0 +1,114 @@
+"""Every op against its rival, made from its `OpSpec`: forward, and backward apart from it, with only the backward inside the clock.
+
+On a GPU the calls are replayed from a CUDA graph, so that launching costs what it does in a captured training step, and each has arguments
+of its own, together larger than the second-level cache. On a CPU only each op's first network case is timed, at its first dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from conftest import seconds
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fastcifar.engine.host import resolve_device
+from fastcifar.kernels.spec import Arguments, Case, OpSpec, all_specs
+
+ROUNDS = 5
+CACHE_BYTES = 256 << 20
+"""More than the second-level cache of any card."""
+
+MOST_CALLS = 64
+"""In one captured graph."""
+
+ON_A_GPU = resolve_device("auto").type == "cuda"
+
+Call = Callable[[], object]
+
+
+def forward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> Call:
+    """A call of the function, for inputs that require gradients where the op has them."""
+    for leaf in differentiable(spec, arguments):
+        leaf.requires_grad_()
+    return lambda: function(**arguments)
+
+
+def backward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> Call:
+    """A call of the backward alone, once only; the forward has been run."""
+    first = spec.results(arguments, forward(spec, function, arguments)())[0]
+    gradient = torch.randn_like(first)
+    return lambda: torch.autograd.grad(first, differentiable(spec, arguments), gradient)
+
+
+def differentiable(spec: OpSpec, arguments: Arguments) -> list[Tensor]:
+    return [leaf for name in spec.differentiable for leaf in tree_leaves(arguments[name]) if isinstance(leaf, Tensor)]
+
+
+DIRECTIONS = {"forward": forward, "backward": backward}
+
+
+def rows() -> list[Any]:
+    """A parameter set a spec, network case, dtype and direction."""
+    return [
+        pytest.param(spec, case, dtype, direction, id=f"{spec.name}-{case.name}-{str(dtype).removeprefix('torch.')}-{direction}")
+        for spec in all_specs()
+        for case in spec.network_cases()[: None if ON_A_GPU else 1]
+        for dtype in spec.dtypes[: None if ON_A_GPU else 1]
+        for direction in (DIRECTIONS if spec.differentiable else ["forward"])
+    ]
+
+
+@contextmanager
+def rounds_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> Iterator[tuple[Callable[[], Call], int]]:
+    """What prepares the call that a round times, and how many of the prepared calls it holds: on a GPU as many as outgrow the cache."""
+    if device.type != "cuda":
+        yield prepare, 1
+        return
+    count = min(MOST_CALLS, math.ceil(CACHE_BYTES / moved))
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    # A backward runs on the stream of its forward, which must therefore be the one that is captured.
+    with torch.cuda.stream(stream):
+        prepare()()
+        calls = [prepare() for _ in range(count)]
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    yield lambda: graph.replay, count
+
+
+def time_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> float:
+    """Seconds a call, the median of `ROUNDS` after one to warm up."""
+    with rounds_of(prepare, device, moved) as (fresh, count):
+        return median([seconds(fresh(), device) for _ in range(1 + ROUNDS)][1:]) / count
+
+
+@pytest.mark.benchmark(group="kernels")
+@pytest.mark.parametrize(("spec", "case", "dtype", "direction"), rows())
+def test_op(benchmark, device, copy_bandwidth, spec: OpSpec, case: Case, dtype: torch.dtype, direction: str) -> None:
+    moved = spec.bytes_moved(spec.make(case.shape, dtype, device))
+
+    def prepare(function: Callable[..., Any]) -> Call:
+        return DIRECTIONS[direction](spec, function, spec.make(case.shape, dtype, device))
+
+    with rounds_of(partial(prepare, spec.op), device, moved) as (fresh, count):
+        benchmark.pedantic(lambda call: seconds(call, device), setup=lambda: ((fresh(),), {}), rounds=ROUNDS, iterations=1, warmup_rounds=1)
+    own = benchmark.stats.stats.median / count
+    rivals = {"rival": spec.rival}
+    if device.type == "cuda":
+        torch.compiler.reset()
+        rivals["compiled_rival"] = torch.compile(spec.rival)
+    ratios = {f"times_{name}": time_of(partial(prepare, rival), device, moved) / own for name, rival in rivals.items()}
+    benchmark.extra_info.update(seconds=own, **ratios)
+    # What a spec counts is the forward.
+    if direction == "forward":
+        benchmark.extra_info.update(bytes_moved=moved, bytes_per_second=moved / own, share_of_copy_bandwidth=moved / own / copy_bandwidth)

@@ -1,0 +1,724 @@
+"""Batch norm, an optional residual and an optional ReLU for training: two launches forward, two backward, channels last.
+
+Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", 2015,
+arXiv:1502.03167; the statistics of parts are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+computing sample variances", 1979.
+
+An activation (N, C, H, W), channels last, is a matrix of N * H * W rows and C columns. The first launch of each direction reduces parts
+of the rows, the second combines the few partial results, each program for its own channels, and goes over the rows again. There are no
+atomics: the same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+from torch.nn import functional as F
+
+from .compilation import Compilation
+from .dispatch import KERNELS_EXIST, jit, tl, use_triton
+from .spec import Arguments, Case, OpSpec
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Rows of 32 half-precision channels are 64 bytes, two sectors of memory; fewer channels a program leave more programs to share them.
+# A tile is 16 elements a thread of eight warps, two loads of 16 bytes. Twice that takes more than 200 registers in the backward reduction,
+# which leaves room for one program on a multiprocessor. Chosen by the compiled code, not by timing.
+MOST_CHANNELS = 32
+MOST_PARTS = 256
+TILE = 4096
+WARPS = 8
+
+
+def batch_norm_relu_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+) -> Tensor:
+    """What `batch_norm_relu` computes, in plain torch, of any layout."""
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if relu else y
+
+
+def forward_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """What `batch_norm_relu_forward` computes, in plain torch."""
+    y, mean, rstd = torch.ops.aten._native_batch_norm_legit(x, weight, bias, running_mean, running_var, True, momentum, eps)
+    if residual is not None:
+        y = y + residual
+    # Float32 they are, but torch's fakes do not know it.
+    return F.relu(y) if relu else y, torch.stack((mean, rstd)).float()
+
+
+def backward_reference(
+    grad_y: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `batch_norm_relu_backward` computes, in plain torch."""
+    mean, rstd = statistics
+    g = grad_y
+    if relu:
+        column = (-1, 1, 1)
+        z = (x - mean.view(column)) * (rstd * weight).view(column) + bias.view(column) if y is None else y
+        g = grad_y.masked_fill(z <= 0, 0)
+    # In any other layout torch rounds the gradients of weight and bias to half precision.
+    g = torch.empty_like(x).copy_(g)
+    gradients = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, rstd, True, 0.0, [True, True, True])
+    return *gradients, x.new_empty(0) if y is None else g
+
+
+@jit
+def tile_kernel(first, count, channel, channels, TILE_ROWS: tl.constexpr):
+    """The offsets of rows `first` on, int32 (TILE_ROWS, BLOCK_C), and which lie within `count` rows.
+
+    It must not load: torch takes what a function returns to stem from all its arguments, a pointer among them to be written with them.
+    """
+    row = first + tl.arange(0, TILE_ROWS)[:, None]
+    return row * channels + channel[None, :], (row < count) & (channel < channels)[None, :]
+
+
+@jit
+def statistics_kernel(partials_ptr, x_ptr, rows, channels, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, TILE_ROWS: tl.constexpr):
+    # With d = x - shift the sum of squared deviations is sum(d^2) - sum(d)^2 / count. The shift being the mean of the first tile, what
+    # cancels is at most count / TILE_ROWS times what remains, whatever the data.
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    start = part.to(tl.int64) * SPAN
+    count = tl.minimum(rows - start, SPAN).to(tl.int32)
+    x_ptr += start * channels
+
+    offsets, inside = tile_kernel(0, count, channel, channels, TILE_ROWS)
+    x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+    shift = tl.sum(x, 0) / tl.minimum(count, TILE_ROWS)
+    d = tl.where(inside, x - shift[None, :], 0.0)
+    sums, squares = d, d * d
+    for first in range(TILE_ROWS, SPAN, TILE_ROWS):
+        offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
+        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        d = tl.where(inside, x - shift[None, :], 0.0)
+        sums += d
+        squares += d * d
+    total = tl.sum(sums, 0)
+    mean = shift + total / count
+    m2 = tl.maximum(tl.sum(squares, 0) - total * total / count, 0.0)
+
+    partials_ptr += part * 2 * channels + channel
+    tl.store(partials_ptr, mean, channel < channels)
+    tl.store(partials_ptr + channels, m2, channel < channels)
+
+
+@jit
+def combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN: tl.constexpr, PARTS: tl.constexpr):
+    """Mean and sum of squared deviations over all rows, float32 (BLOCK_C,) each, from those of the parts (Chan et al.)."""
+    part = tl.arange(0, PARTS)
+    count = tl.minimum(tl.maximum(rows - part * SPAN, 0), SPAN)[:, None]
+    pointers = partials_ptr + part[:, None] * 2 * channels + channel[None, :]
+    inside = (count > 0) & (channel < channels)[None, :]
+    means, m2s = tl.load(pointers, inside, 0.0), tl.load(pointers + channels, inside, 0.0)
+    # Differences from one of them are small where the mean is large: nothing is rounded at the size of the mean but the mean itself.
+    some_mean = tl.load(partials_ptr + channel, channel < channels, 0.0)
+    mean = some_mean + tl.sum(count * (means - some_mean[None, :]), 0) / rows
+    deviation = means - mean[None, :]
+    return mean, tl.sum(m2s + count * deviation * deviation, 0)
+
+
+@jit
+def normalize_kernel(
+    y_ptr,
+    statistics_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    partials_ptr,
+    rows,
+    channels,
+    momentum,
+    eps,
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    SPAN: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+):
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    present = channel < channels
+    mean, m2 = combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN, PARTS)
+    rstd = tl.rsqrt(m2 / rows + eps)
+    if part == 0:
+        tl.store(statistics_ptr + channel, mean, present)
+        tl.store(statistics_ptr + channels + channel, rstd, present)
+        running_mean = tl.load(running_mean_ptr + channel, present)
+        running_var = tl.load(running_var_ptr + channel, present)
+        tl.store(running_mean_ptr + channel, (1 - momentum) * running_mean + momentum * mean, present)
+        tl.store(running_var_ptr + channel, (1 - momentum) * running_var + momentum * (m2 / (rows - 1)), present)
+
+    scale = rstd * tl.load(weight_ptr + channel, present, 0.0)
+    bias = tl.load(bias_ptr + channel, present, 0.0)
+    start = part.to(tl.int64) * SPAN
+    count = tl.minimum(rows - start, SPAN).to(tl.int32)
+    x_ptr += start * channels
+    residual_ptr += start * channels
+    y_ptr += start * channels
+    for first in range(0, SPAN, TILE_ROWS):
+        offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
+        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        # The mean goes first: folded into the bias, a large one would cancel.
+        y = (x - mean[None, :]) * scale[None, :] + bias[None, :]
+        if HAS_RESIDUAL:
+            y += tl.load(residual_ptr + offsets, inside, 0.0).to(tl.float32)
+        if RELU:
+            # Unlike a maximum, this keeps a NaN, as torch does.
+            y = tl.where(y <= 0, 0.0, y)
+        tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), inside)
+
+
+# The gradients. Per channel, with m rows, xhat = (x - mean) * rstd and z = xhat * weight + bias (+ residual), y = max(z, 0):
+#
+#     g = dL/dz = grad_y where z > 0, else 0        (grad_y without the ReLU)      grad_residual = g
+#     grad_bias = sum(g)                            grad_weight = sum(g * xhat)
+#     grad_x = weight * rstd * (g - (grad_bias + xhat * grad_weight) / m)
+#
+# for dL/dxhat = g * weight, and xhat depends on x directly and through mean and rstd: d xhat_i / d x_j = rstd * ([i = j] - 1 / m -
+# xhat_i * xhat_j / m).
+#
+# Where z > 0 is taken from x where there is no residual: x is read anyhow, and y need not be, nor kept for it. With a residual either
+# that or y has to be read besides, and y it is, which the next convolution keeps anyhow. The first launch then writes g, which is the
+# gradient of the residual, and the second reads g in place of grad_y and y.
+
+
+@jit
+def masked_gradient_kernel(grad_y, x, mean, scale, bias, RELU: tl.constexpr):
+    """`grad_y` where the output of the ReLU is positive, told from `x` as `normalize_kernel` computes it."""
+    if RELU:
+        z = (x - mean[None, :]) * scale[None, :] + bias[None, :]
+        g = tl.where(z <= 0, 0.0, grad_y)
+    else:
+        g = grad_y
+    return g
+
+
+@jit
+def reduce_gradient_kernel(
+    partials_ptr,
+    grad_residual_ptr,
+    grad_y_ptr,
+    x_ptr,
+    y_ptr,
+    weight_ptr,
+    bias_ptr,
+    statistics_ptr,
+    rows,
+    channels,
+    FROM_Y: tl.constexpr,
+    RELU: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+):
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    present = channel < channels
+    mean = tl.load(statistics_ptr + channel, present, 0.0)
+    rstd = tl.load(statistics_ptr + channels + channel, present, 0.0)
+    scale = rstd * tl.load(weight_ptr + channel, present, 0.0)
+    bias = tl.load(bias_ptr + channel, present, 0.0)
+    start = part.to(tl.int64) * SPAN
+    count = tl.minimum(rows - start, SPAN).to(tl.int32)
+    grad_residual_ptr += start * channels
+    grad_y_ptr += start * channels
+    x_ptr += start * channels
+    y_ptr += start * channels
+
+    g_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
+    g_x_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
+    for first in range(0, SPAN, TILE_ROWS):
+        offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
+        grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
+        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        if FROM_Y:
+            y = tl.load(y_ptr + offsets, inside, 0.0).to(tl.float32)
+            g = tl.where(y <= 0, 0.0, grad_y)
+            tl.store(grad_residual_ptr + offsets, g.to(grad_residual_ptr.dtype.element_ty), inside)
+        else:
+            g = masked_gradient_kernel(grad_y, x, mean, scale, bias, RELU)
+        g_sums += g
+        g_x_sums += g * (x - mean[None, :])
+
+    partials_ptr += part * 2 * channels + channel
+    tl.store(partials_ptr, tl.sum(g_x_sums, 0) * rstd, present)
+    tl.store(partials_ptr + channels, tl.sum(g_sums, 0), present)
+
+
+@jit
+def input_gradient_kernel(
+    grad_x_ptr,
+    grad_weight_ptr,
+    grad_bias_ptr,
+    grad_y_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    statistics_ptr,
+    partials_ptr,
+    rows,
+    channels,
+    RELU: tl.constexpr,
+    SPAN: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+):
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    present = channel < channels
+    other_part = tl.arange(0, PARTS)[:, None]
+    pointers = partials_ptr + other_part * 2 * channels + channel[None, :]
+    exists = (other_part * SPAN < rows) & present[None, :]
+    grad_weight = tl.sum(tl.load(pointers, exists, 0.0), 0)
+    grad_bias = tl.sum(tl.load(pointers + channels, exists, 0.0), 0)
+    if part == 0:
+        tl.store(grad_weight_ptr + channel, grad_weight, present)
+        tl.store(grad_bias_ptr + channel, grad_bias, present)
+
+    mean = tl.load(statistics_ptr + channel, present, 0.0)
+    rstd = tl.load(statistics_ptr + channels + channel, present, 0.0)
+    scale = rstd * tl.load(weight_ptr + channel, present, 0.0)
+    bias = tl.load(bias_ptr + channel, present, 0.0)
+    # Of g - (grad_bias + xhat * grad_weight) / m, what is the same in all rows.
+    offset, slope = grad_bias / rows, grad_weight * rstd / rows
+    start = part.to(tl.int64) * SPAN
+    count = tl.minimum(rows - start, SPAN).to(tl.int32)
+    grad_y_ptr += start * channels
+    x_ptr += start * channels
+    grad_x_ptr += start * channels
+    for first in range(0, SPAN, TILE_ROWS):
+        offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
+        grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
+        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        g = masked_gradient_kernel(grad_y, x, mean, scale, bias, RELU)
+        grad_x = scale[None, :] * (g - (offset[None, :] + (x - mean[None, :]) * slope[None, :]))
+        tl.store(grad_x_ptr + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), inside)
+
+
+class Split(NamedTuple):
+    """How the rows and channels of an activation are shared among the programs, alike in all four launches."""
+
+    span: int
+    """Rows of a part; of the last one perhaps fewer."""
+    grid: tuple[int, int]
+    """Parts, and blocks of channels."""
+    parts: int
+    """The parts, rounded up to a power of two."""
+    block_c: int
+    """Channels of a program, a power of two."""
+    tile_rows: int
+    """Rows that a program holds at once, a power of two."""
+
+
+def split(rows: int, channels: int) -> Split:
+    """Chooses by the shape alone.
+
+    A program reads the partial results of all P parts, 8 P bytes a channel, besides rows / P activations, at least 4 bytes each with what
+    is written. With 4 P^2 <= rows the former are at most half of the latter, and come from the cache.
+    """
+    block_c = min(MOST_CHANNELS, _power_of_two(channels))
+    most_parts = 1 << (max(rows // 4, 1).bit_length() - 1) // 2
+    span = -(-rows // min(most_parts, MOST_PARTS))
+    parts = -(-rows // span)
+    tile_rows = min(_power_of_two(max(span, 16)), TILE // block_c)
+    return Split(span, (parts, -(-channels // block_c)), _power_of_two(parts), block_c, tile_rows)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    """Rows and channels of an activation (N, C, H, W): numbers even where a graph is traced for all sizes, since kernels depend on them."""
+    count, channels, height, width = (int(length) for length in x.shape)
+    return count * height * width, channels
+
+
+def _compilations(activation: str, rows: int, channels: int, residual: bool, relu: bool) -> list[Compilation]:
+    """The four launches over one shape."""
+    span, _, parts, block_c, tile_rows = split(rows, channels)
+    types = {name: "i32" if size % 16 else "i32:16" for name, size in (("rows", rows), ("channels", channels))}
+    types |= dict.fromkeys(("momentum", "eps"), "fp32")
+    activations = ("x_ptr", "y_ptr", "residual_ptr", "grad_x_ptr", "grad_y_ptr", "grad_residual_ptr")
+    types |= dict.fromkeys(activations, f"*{activation}:16")
+    constexprs = {
+        "SPAN": span,
+        "PARTS": parts,
+        "BLOCK_C": block_c,
+        "TILE_ROWS": tile_rows,
+        "HAS_RESIDUAL": residual,
+        "FROM_Y": residual and relu,
+    }
+
+    def compilation(kernel: Any, relu: bool) -> Compilation:
+        names = inspect.signature(getattr(kernel, "fn", kernel)).parameters
+        signature = {name: types.get(name, "*fp32:16") for name in names if name.islower()}
+        return Compilation(kernel, signature, {name: {**constexprs, "RELU": relu}[name] for name in names if name.isupper()}, WARPS)
+
+    from_x = relu and not residual
+    kernels = (statistics_kernel, relu), (normalize_kernel, relu), (reduce_gradient_kernel, relu), (input_gradient_kernel, from_x)
+    return [compilation(*each) for each in kernels]
+
+
+COMPILATIONS = [
+    *_compilations("bf16", 128 * 32 * 32, 16, residual=False, relu=True),
+    *_compilations("fp16", 128 * 16 * 16, 128, residual=True, relu=True),
+    *_compilations("bf16", 128 * 4 * 4, 512, residual=True, relu=False),
+    *_compilations("bf16", 128 * 32 * 32, 64, residual=True, relu=True),
+    *_compilations("fp32", 1024 * 32 * 32, 64, residual=True, relu=True),
+]
+
+
+def launch_forward(
+    statistics: Any,
+    normalize: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Launches `statistics_kernel` and `normalize_kernel`, or their wrapped forms; `batch_norm_relu_forward` says over what."""
+    rows, channels = _sizes(x)
+    span, grid, parts, block_c, tile_rows = split(rows, channels)
+    y = torch.empty_like(x)
+    saved = torch.empty((2, channels), dtype=torch.float32, device=x.device)
+    partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
+    statistics[grid](partials, x, rows, channels, SPAN=span, BLOCK_C=block_c, TILE_ROWS=tile_rows, num_warps=WARPS)
+    normalize[grid](
+        y,
+        saved,
+        running_mean,
+        running_var,
+        x,
+        x if residual is None else residual,  # Some pointer, which is not read.
+        weight,
+        bias,
+        partials,
+        rows,
+        channels,
+        momentum,
+        eps,
+        HAS_RESIDUAL=residual is not None,
+        RELU=relu,
+        SPAN=span,
+        PARTS=parts,
+        BLOCK_C=block_c,
+        TILE_ROWS=tile_rows,
+        num_warps=WARPS,
+    )
+    return y, saved
+
+
+def launch_backward(
+    reduce_gradient: Any,
+    input_gradient: Any,
+    grad_y: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launches `reduce_gradient_kernel` and `input_gradient_kernel`, or their wrapped forms, as `batch_norm_relu_backward` says."""
+    rows, channels = _sizes(x)
+    span, grid, parts, block_c, tile_rows = split(rows, channels)
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    from_y = y is not None
+    grad_x = torch.empty_like(x)
+    grad_residual = torch.empty_like(x) if from_y else torch.empty(0, dtype=x.dtype, device=x.device)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+    partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
+    reduce_gradient[grid](
+        partials,
+        grad_residual if from_y else grad_x,  # Where there is no residual, some pointer, which is not written; likewise for y.
+        grad_y,
+        x,
+        y if from_y else x,
+        weight,
+        bias,
+        statistics,
+        rows,
+        channels,
+        FROM_Y=from_y,
+        RELU=relu,
+        SPAN=span,
+        BLOCK_C=block_c,
+        TILE_ROWS=tile_rows,
+        num_warps=WARPS,
+    )
+    input_gradient[grid](
+        grad_x,
+        grad_weight,
+        grad_bias,
+        grad_residual if from_y else grad_y,
+        x,
+        weight,
+        bias,
+        statistics,
+        partials,
+        rows,
+        channels,
+        RELU=relu and not from_y,
+        SPAN=span,
+        PARTS=parts,
+        BLOCK_C=block_c,
+        TILE_ROWS=tile_rows,
+        num_warps=WARPS,
+    )
+    return grad_x, grad_weight, grad_bias, grad_residual
+
+
+@triton_op("fastcifar::batch_norm_relu_forward", mutates_args={"running_mean", "running_var"})
+def batch_norm_relu_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """`batch_norm_relu` in training, for arguments that it has checked; carries no gradient.
+
+    Returns:
+        y, like `x`, and the statistics float32 (2, C): mean, and 1 / sqrt(variance + eps).
+    """
+    arguments = x, weight, bias, running_mean, running_var, residual, momentum, eps, relu
+    if use_triton(x):
+        return launch_forward(wrap_triton(statistics_kernel), wrap_triton(normalize_kernel), *arguments)
+    return forward_reference(*arguments)
+
+
+@triton_op("fastcifar::batch_norm_relu_backward", mutates_args=())
+def batch_norm_relu_backward(
+    grad_y: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `batch_norm_relu_forward`.
+
+    Args:
+        grad_y: (N, C, H, W) in the dtype of `x`, of any strides.
+        x: as it was.
+        y: what came of it; None where the ReLU followed on no residual, or there was no ReLU.
+        weight: as it was.
+        bias: as it was.
+        statistics: float32 (2, C), as returned.
+        relu: as it was.
+
+    Returns:
+        The gradients of x, weight and bias, and that of the residual, which is empty where y is None.
+    """
+    arguments = grad_y, x, y, weight, bias, statistics, relu
+    if use_triton(x):
+        return launch_backward(wrap_triton(reduce_gradient_kernel), wrap_triton(input_gradient_kernel), *arguments)
+    return backward_reference(*arguments)
+
+
+class BatchNormReLU(torch.autograd.Function):
+    """Joins the two ops: `torch.library` registers no gradient for an op that writes its arguments, here the running statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        residual: Tensor | None,
+        momentum: float,
+        eps: float,
+        relu: bool,
+    ) -> Tensor:
+        y, statistics = batch_norm_relu_forward(x, weight, bias, running_mean, running_var, residual, momentum, eps, relu)
+        ctx.relu, ctx.masks_residual = relu, relu and residual is not None
+        ctx.has_residual = residual is not None
+        ctx.save_for_backward(x, y if ctx.masks_residual else None, weight, bias, statistics)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight, grad_bias, masked = batch_norm_relu_backward(grad_y, *ctx.saved_tensors, ctx.relu)
+        grad_residual = (masked if ctx.masks_residual else grad_y) if ctx.has_residual else None
+        return grad_x, grad_weight, grad_bias, None, None, grad_residual, None, None, None
+
+
+def batch_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+) -> Tensor:
+    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), per channel: (N, C, H, W) like `x`, differentiable once.
+
+    In training mean and variance are those of `x`, in float32, and the running statistics move towards them as in `nn.BatchNorm2d`. In
+    evaluation, and on the CPU, this is plain torch.
+
+    Args:
+        x: (N, C, H, W) float32, bfloat16 or float16, channels last.
+        weight: (C,) float32, contiguous, on the device of `x`, as are the next three.
+        bias: (C,) float32.
+        running_mean: (C,) float32; in training written in place.
+        running_var: (C,) float32; in training written in place, with the unbiased variance.
+        residual: like `x` in shape, dtype, layout and device, added before the ReLU; None for nothing.
+        training: whether to normalise by the statistics of `x`, or by the running ones.
+        momentum: the share of the new statistics in the running ones.
+        eps: is added to the variance.
+        relu: whether to end with a ReLU.
+
+    Raises:
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape, strides or device, or `x` has one row in training.
+    """
+    _check(x, weight, bias, running_mean, running_var, residual, training)
+    arguments = x, weight, bias, running_mean, running_var, residual
+    # Whether a card is too old is left to the ops: a compiler that traces this function cannot ask the driver.
+    plain = not (training and KERNELS_EXIST and (x.device.type == "cuda" or use_triton(x)))
+    if plain:
+        return batch_norm_relu_reference(*arguments, training=training, momentum=momentum, eps=eps, relu=relu)
+    return BatchNormReLU.apply(*arguments, momentum, eps, relu)
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, residual: Tensor | None, training: bool
+) -> None:
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float32, bfloat16 or float16, not {x.dtype}.")
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"x must be (N, C, H, W), channels last, not of shape {tuple(x.shape)} with strides {x.stride()}.")
+    if training and x.numel() <= x.shape[1]:
+        raise ValueError(f"x must have more than one value per channel in training, which its shape {tuple(x.shape)} has not.")
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, vector in vectors.items():
+        if vector.dtype != torch.float32:
+            raise TypeError(f"{name} must be float32, not {vector.dtype}.")
+        if vector.shape != x.shape[1:2] or not vector.is_contiguous():
+            shape = tuple(x.shape[1:2])
+            raise ValueError(f"{name} must be contiguous of shape {shape}, not {tuple(vector.shape)} with strides {vector.stride()}.")
+        if vector.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, not on {vector.device}.")
+    if residual is None:
+        return
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual must be {x.dtype} like x, not {residual.dtype}.")
+    if residual.shape != x.shape or not residual.is_contiguous(memory_format=torch.channels_last):
+        shape = tuple(residual.shape)
+        raise ValueError(f"residual must be {tuple(x.shape)} like x, channels last, not {shape} with strides {residual.stride()}.")
+    if residual.device != x.device:
+        raise ValueError(f"residual must be on {x.device} like x, not on {residual.device}.")
+
+
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, residual: Tensor | None, **how: Any
+) -> Tensor:
+    """`batch_norm_relu` in training through the kernels themselves, without gradients."""
+    arguments = x, weight, bias, running_mean, running_var, residual, how["momentum"], how["eps"], how["relu"]
+    return launch_forward(statistics_kernel, normalize_kernel, *arguments)[0]
+
+
+def _make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
+    channels = shape["size"][1]
+
+    def activation(scale: float, mean: float) -> Tensor:
+        return torch.randn(shape["size"], device=device).mul_(scale).add_(mean).to(dtype, memory_format=torch.channels_last)
+
+    x, weight, bias = activation(2.0, 0.5), torch.rand(channels, device=device) + 0.5, torch.randn(channels, device=device) * 0.3
+    residual = activation(1.0, 0.0) if shape["residual"] else None
+    # Where the ReLU is given almost zero, rounding decides whether a gradient passes: none of millions of elements may be so.
+    z = F.batch_norm(x.float(), None, None, weight, bias, training=True)
+    z = z if residual is None else z + residual
+    return {
+        "x": torch.where(z.abs() < 1 / 64, x + 0.125, x).contiguous(memory_format=torch.channels_last),
+        "weight": weight,
+        "bias": bias,
+        "running_mean": torch.randn(channels, device=device),
+        "running_var": torch.rand(channels, device=device) + 0.5,
+        "residual": residual,
+        "training": True,
+        "momentum": 0.1,
+        "eps": 1e-5,
+        "relu": shape["relu"],
+    }
+
+
+def _bytes_moved(arguments: Arguments) -> int:
+    x, residual, weight = arguments["x"], arguments["residual"], arguments["weight"]
+    # The output is as large as x. Four vectors are read, and the running statistics written.
+    return (2 + (residual is not None)) * x.nbytes + 6 * weight.nbytes
+
+
+def _case(size: tuple[int, int, int, int], residual: bool = False, relu: bool = True, of_a_network: bool = False) -> Case:
+    name = "x".join(map(str, size)) + "-residual" * residual + "-linear" * (not relu)
+    return Case(name, {"size": size, "residual": residual, "relu": relu}, of_a_network)
+
+
+NETWORK_SIZES = [(128, c, s, s) for c, s in ((64, 8), (16, 32), (32, 16), (64, 32), (128, 16), (256, 8), (512, 4))]
+ODD_SIZES = [(1, 3, 5, 7), (7, 5, 1, 1), (1, 17, 33, 1), (3, 130, 5, 7), (2, 1, 3, 3), (5, 16, 33, 1)]
+
+SPEC = OpSpec(
+    op=batch_norm_relu,
+    reference=batch_norm_relu_reference,
+    launch=_launch,
+    make=_make,
+    exact=batch_norm_relu_reference,
+    rival=batch_norm_relu_reference,
+    cases=(
+        *(_case(size, residual) for size in ODD_SIZES for residual in (False, True)),
+        *(_case((3, 17, 5, 7), residual, relu=False) for residual in (False, True)),
+        *(_case(size, residual, of_a_network=True) for size in NETWORK_SIZES for residual in (False, True)),
+    ),
+    bytes_moved=_bytes_moved,
+    summary="Batch norm, an optional residual and an optional ReLU, for training.",
+    mutates=("running_mean", "running_var"),
+    differentiable=("x", "residual", "weight", "bias"),
+    # Over a few rows the float32 sums of both err by about an eps, either the less by luck.
+    multiple={torch.float32: 4.0, torch.bfloat16: 2.0, torch.float16: 2.0},
+    ops=("fastcifar::batch_norm_relu_forward", "fastcifar::batch_norm_relu_backward"),
+)
