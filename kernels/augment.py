@@ -674,13 +674,9 @@ SPEC = OpSpec(
     rival=augment_by_indexing,
     cases=(
         *(
-            Case(
-                f"{height}x{width}-{fill}-{'bilinear' if bilinear else 'nearest'}",
-                {"count": 5, "size": (height, width), "fill": fill, "bilinear": bilinear},
-            )
-            for height, width in ((17, 23), (5, 8))
+            Case(f"17x23-{fill}-{how}", {"count": 5, "size": (17, 23), "fill": fill, "bilinear": how == "bilinear"})
             for fill in FILLS
-            for bilinear in (False, True)
+            for how in ("nearest", "bilinear")
         ),
         *(Case(f"without-{name}", {"count": 3, "size": (5, 8), "absent": (name,)}) for name in ("index", "warp", "grey", "boxes")),
         Case("images-alone", {"count": 3, "size": (5, 8), "absent": ("index", "warp", "grey", "boxes")}),
@@ -688,7 +684,7 @@ SPEC = OpSpec(
         Case("33x31", {"count": 2, "size": (33, 31), "bilinear": True}),
         Case("no-images", {"count": 0, "size": (5, 8)}),
         Case("one-image", {"count": 1, "size": (5, 8), "boxes": 64}),
-        Case("several-cpu-chunks", {"count": 2 * CPU_CHUNK + 3, "size": (2, 3)}),
+        Case("two-cpu-chunks", {"count": CPU_CHUNK + 3, "size": (2, 3)}),
         Case("512-standard", {"count": 512, **STANDARD_POLICY}, of_a_network=True),
         Case("512-bilinear-grey-boxes", {"count": 512, "size": (32, 32), "bilinear": True, "boxes": 1}, of_a_network=True),
         Case("32768-standard", {"count": 32768, **STANDARD_POLICY}, of_a_network=True),

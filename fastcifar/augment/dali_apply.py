@@ -1,10 +1,11 @@
 """The NVIDIA DALI applier: a fixed graph, the same for a CPU and a GPU, that runs ahead of the training on its own threads or stream.
 
 What DALI does, and how near it comes to PIL: warps by nearest neighbour with a constant or clamped border, and erasing, to the last bit;
-greyscale within one grey level; of the automatic operations brightness and contrast within one, colour within two.
+greyscale within one grey level; of the automatic operations brightness within one, colour within two.
 What is handed to torch, through DLPack, since DALI's definition differs or it has none: warps with reflected or coloured borders or
 bilinear interpolation, the geometric automatic operations, equalize (DALI has OpenCV's formula), sharpness (it differs at the
-border), autocontrast, invert, posterize, solarize; and normalisation to bfloat16, which DALI does not know.
+border), contrast (DALI wants the mean grey level on the CPU, which would wait for a GPU), autocontrast, invert, posterize, solarize; and
+normalisation to bfloat16, which DALI does not know.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.automatic import Operation
-from fastcifar.augment.colour import mean_luma
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.sampling import Params, Slot
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CPU_THREADS = 2
 NORMALIZED = (torch.float32, torch.float16)
 """Dtypes that DALI normalises to."""
-DENSE_CALLS = {Operation.BRIGHTNESS: "brightness", Operation.CONTRAST: "contrast", Operation.COLOR: "saturation"}
+DENSE_CALLS = {Operation.BRIGHTNESS: "brightness", Operation.COLOR: "saturation"}
 """Automatic operations that DALI carries out over a group at once, and its names for them."""
 
 
@@ -78,10 +78,7 @@ class DaliApplier(TorchApplier):
         if operation not in DENSE_CALLS:
             return super().apply_group(images, members, operation, slot)
         group = images.index_select(0, members.to(self.device, non_blocking=True))
-        arguments = {DENSE_CALLS[operation]: slot.value[members].float()}
-        if operation == Operation.CONTRAST:
-            arguments["contrast_center"] = mean_luma(group).flatten().float().cpu()
-        return dense_call(DENSE_CALLS[operation], group, arguments)
+        return dense_call(DENSE_CALLS[operation], group, slot.value[members].float())
 
 
 @dataclass(frozen=True)
@@ -181,8 +178,8 @@ def affine(warp: Tensor) -> Tensor:
     return (matrix / ONE).float()
 
 
-def dense_call(name: str, images: Tensor, arguments: dict[str, Tensor]) -> Tensor:
-    """One operator of DALI's dynamic mode over uint8 (N, H, W, 3), with float32 (N,) arguments on the CPU."""
+def dense_call(name: str, images: Tensor, values: Tensor) -> Tensor:
+    """One operator of DALI's dynamic mode over uint8 (N, H, W, 3), with its argument of the same name, float32 (N,) on the CPU."""
     import nvidia.dali.experimental.dynamic as dynamic
 
     context: AbstractContextManager = nullcontext()
@@ -190,8 +187,8 @@ def dense_call(name: str, images: Tensor, arguments: dict[str, Tensor]) -> Tenso
         context = dynamic.EvalContext(device_id=images.device.index, cuda_stream=torch.cuda.current_stream(images.device))
     with context:
         batch = dynamic.as_batch(images if images.is_cuda else images.numpy(), layout="HWC")
-        values = {key: dynamic.as_batch(value.numpy()) for key, value in arguments.items()}
-        return torch.from_dlpack(dynamic.as_tensor(getattr(dynamic, name)(batch, **values))).clone()
+        changed = getattr(dynamic, name)(batch, **{name: dynamic.as_batch(values.numpy())})
+        return torch.from_dlpack(dynamic.as_tensor(changed)).clone()
 
 
 def why_unusable(device: torch.device) -> str | None:

@@ -24,7 +24,7 @@ from fastcifar.models.count import count_network
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.console import Console, Silence
 from fastcifar.runs.files import writing
-from fastcifar.runs.folder import Result, Run
+from fastcifar.runs.folder import Result, Run, check_free
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import JsonLines, Sink, TensorBoard, read_records
 
@@ -46,6 +46,8 @@ def train(config: RunConfig, out: str | Path | None = None, *, console: Console 
     """
     console = console or Silence()
     began = time.perf_counter()
+    if out is not None:
+        check_free(Path(out))
     config, notes = resolve(config)
     trainer, test = build_trainer(config, began)
     run = Run.create(Path(out) if out else None, config)

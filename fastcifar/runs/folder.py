@@ -65,8 +65,7 @@ class Run:
             path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             path = next(p for p in (path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))) if not os.path.exists(p))
         with writing(path):
-            if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
-                raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")
+            check_free(path)
             made = [place for place in (path, *path.parents) if not os.path.exists(place)]
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -110,3 +109,9 @@ class Run:
         if not os.path.isfile(file):
             return None
         return read_json(file, Result, f"delete it, and let --resume {self.path} write it again")
+
+
+def check_free(path: Path) -> None:
+    """Raises ConfigError where a run cannot be made at `path`, since it holds something already."""
+    if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")
