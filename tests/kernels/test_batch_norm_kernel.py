@@ -267,6 +267,7 @@ def test_one_row_has_no_variance_but_can_be_evaluated() -> None:
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("interpreted_batch_norm.py"))]
     finished = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)

@@ -239,6 +239,7 @@ def test_a_bad_argument_is_named(name: str, value: Tensor, error: type[Exception
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     script = Path(__file__).with_name("interpreted_squeeze_excite.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)]
