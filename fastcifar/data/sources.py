@@ -135,7 +135,8 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
     try:
         place = _fetch(_form("cifar10"), data_dir, QUICK_DOWNLOAD)
     except DataError as error:
-        return "synthetic", f"drawn shapes in place of CIFAR-10: {error}"
+        reason = str(error).split("; ")[0]  # what follows is advice to take the drawn set
+        return "synthetic", f"drawn shapes in place of CIFAR-10: {reason}"
     return "cifar10", f"CIFAR-10, fetched to {place}"
 
 
