@@ -50,12 +50,6 @@ def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tens
     raise ValueError(f"{operation!r} moves pixels: carry it out as a warp")
 
 
-def greyscale(images: Tensor) -> Tensor:
-    """PIL's mode "L", repeated in each channel: uint8 (N, H, W, 3) -> the same shape."""
-    grey = luma(images).to(torch.uint8)
-    return torch.stack((grey, grey, grey), dim=3)
-
-
 def luma(images: Tensor) -> Tensor:
     """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W), 0 to 255."""
     red, green, blue = (channel.int() for channel in images.unbind(3))

@@ -83,11 +83,8 @@ class Policy:
 
     @property
     def warps(self) -> bool:
+        """Whether pixels move."""
         return any((self.crop, self.flip, self.alternating, self.rotate, self.turns, self.translate, self.shear))
-
-    @property
-    def changes_images(self) -> bool:
-        return self.warps or any((self.automatic, self.greyscale, self.erase))
 
     def __str__(self) -> str:
         parts = [f"{name}:{getattr(self, name):g}" for name, *_ in RANGES if getattr(self, name)]
