@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import reprlib
-import types
-import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from fastcifar.augment import BACKENDS, NORMALIZATIONS
 from fastcifar.augment.policy import parse
+from fastcifar.checks import check_name, check_range
 from fastcifar.data.sources import is_known, unknown_dataset
-from fastcifar.errors import ConfigError, unknown
+from fastcifar.errors import ConfigError
 from fastcifar.models import check_architecture
+from fastcifar.optim import OPTIMIZERS, SHARPNESS, check_reads
 from fastcifar.optim.schedules import SCHEDULES, Duration
+from fastcifar.serialization import build
+
+
+def first(value: Any, default: Any) -> Any:
+    """`value`, or `default` where it is None."""
+    return default if value is None else value
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class ModelConfig:
     """The network. What is left out is the architecture's own; what it does not read is refused."""
 
     arch: str = "resnet_prop"
-    """Architecture; `fastcifar count --arch NAME` describes one."""
+    """Architecture: a name, timm:NAME, or package.module:function; `fastcifar count --arch NAME` describes one."""
     blocks: tuple[int, ...] | None = None
     """Residual blocks of each stage."""
     channels: tuple[int, ...] | None = None
@@ -34,26 +39,46 @@ class ModelConfig:
     """Convolution size of each stage, or one for all."""
     skip_kernels: tuple[int, ...] | None = None
     """Shortcut convolution size of each stage, or one for all."""
+    depth: int | None = None
+    """Convolutions and linear layers on the longest path, where the name does not say it."""
+    widen: int | None = None
+    """Factor of the stages' width in a wide ResNet."""
+    groups: int | None = None
+    """Groups of the middle convolution of a bottleneck."""
+    group_width: int | None = None
+    """Channels of each group in the first stage."""
     stem_channels: int | None = None
     """Width of the stem; the first stage's by default."""
+    stem_stride: int | None = None
+    """Stride of the stem."""
     pool: int | None = None
     """Window of the average pooling; the whole map by default."""
+    pool_stride: int | None = None
+    """Stride of the average pooling; its window by default."""
     block: str | None = None
     """Residual block: basic or bottleneck."""
     pre_activation: bool = False
     """Norm and ReLU before each convolution, in place of after it."""
     final_norm: bool = False
     """Norm and ReLU before the pooling of a pre-activation network."""
+    se_ratio: float | None = None
+    """Squeeze-and-excitation in every block, with so many times its features within; none by default, or 0."""
     dropout: float | None = None
     """Probability of dropping a feature before the last layer."""
+    stochastic_depth: float | None = None
+    """Probability of skipping the last block's residual branch; those before it are skipped linearly less."""
+    max_params: float | None = None
+    """Refuse a network of more parameters, such as 5e6."""
 
     def __post_init__(self) -> None:
         check_architecture(self.arch, self.options)
+        check_range("max_params", self.max_params, 1)
 
     @property
     def options(self) -> dict[str, Any]:
         """What was asked for besides the name, as keyword arguments of `build_model`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "arch" and getattr(self, f.name) != f.default}
+        own = ("arch", "max_params")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default}
 
 
 @dataclass(frozen=True)
@@ -88,36 +113,141 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the weights move."""
+    """How the weights move. What is left out is the optimiser's own; what it does not read is refused."""
 
-    optimizer: Literal["sgd"] = "sgd"
-    """Optimiser; sgd has Nesterov momentum unless `momentum` is 0."""
-    lr: float = 0.1
+    optimizer: str = "sgd-nesterov"
+    """Optimiser: sgd, sgd-nesterov, adam, adamw, radam, rmsprop, adagrad, adadelta or muon."""
+    lr: float | None = None
     """Peak learning rate."""
-    momentum: float = 0.9
-    """Nesterov momentum."""
-    weight_decay: float = 5e-4
-    """Decay of all weights, coupled with the learning rate."""
-    schedule: str = "cosine"
-    """Course of the learning rate after the warm-up: cosine or constant."""
-    warmup: str = "5%"
-    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply the learning rate by the batch size over 128, or by the root of that."""
+    momentum: float | None = None
+    """Share of the momentum kept in a step."""
+    weight_decay: float | None = None
+    """Decay of the weights; decoupled from the gradient in adamw and muon."""
+    decay_norms: bool = True
+    """Whether norms and biases decay as well."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; unclipped by default."""
-    ema_decay: float = 0.999
-    """Decay a step of the averaged weights, warmed up from 0; 0 keeps no average."""
+    sharpness: Literal["none", "sam", "asam"] = "none"
+    """Step by the gradient at the worst point nearby (SAM), or nearby in relation to each weight (ASAM); doubles the work."""
+    rho: float | None = None
+    """Radius of that neighbourhood: 0.05 for SAM and 0.5 for ASAM by default."""
+    eta: float | None = None
+    """Added to each weight's magnitude by ASAM; 0.01 by default."""
 
     def __post_init__(self) -> None:
-        check_name("schedule", self.schedule, SCHEDULES)
+        check_name("optimiser", self.optimizer, OPTIMIZERS)
+        check_reads(self.optimizer, {"momentum": self.momentum}, OPTIMIZERS[self.optimizer].reads, "optimiser")
+        check_reads(self.sharpness, {"rho": self.rho, "eta": self.eta}, SHARPNESS[self.sharpness], "sharpness")
         check_range("lr", self.lr, 0, exclusive=True)
         check_range("momentum", self.momentum, 0, 1)
         check_range("weight_decay", self.weight_decay, 0)
-        check_range("label_smoothing", self.label_smoothing, 0, 1)
         check_range("clip_norm", self.clip_norm, 0, exclusive=True)
-        check_range("ema_decay", self.ema_decay, 0, 1)
+        check_range("rho", self.rho, 0, exclusive=True)
+        check_range("eta", self.eta, 0)
+
+    @property
+    def resolved(self) -> OptimConfig:
+        """With what was left out filled in, where it is read."""
+        own, radius = OPTIMIZERS[self.optimizer], {"none": None, "sam": 0.05, "asam": 0.5}[self.sharpness]
+        return replace(
+            self,
+            lr=first(self.lr, own.lr),
+            momentum=first(self.momentum, own.momentum),
+            weight_decay=first(self.weight_decay, own.weight_decay),
+            rho=first(self.rho, radius),
+            eta=first(self.eta, 0.01 if self.sharpness == "asam" else None),
+        )
+
+    def peak_lr(self, batch_size: int) -> float:
+        """The highest learning rate of a run."""
+        ratio = batch_size / 128
+        return self.resolved.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.scale_lr]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The course of the learning rate. What the schedule does not read is refused."""
+
+    schedule: str = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup: str = "5%"
+    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run."""
+
+    def __post_init__(self) -> None:
+        check_name("schedule", self.schedule, SCHEDULES)
         Duration.parse(self.warmup)
+
+
+LOSSES = {"cross-entropy": (), "asymmetric": ("gamma_pos", "gamma_neg")}
+"""What each loss reads besides the smoothing."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised."""
+
+    loss: Literal["cross-entropy", "asymmetric"] = "cross-entropy"
+    """Of the logits and labels."""
+    label_smoothing: float | None = None
+    """Share of the target spread over all classes; 0 by default, 0.1 in the asymmetric loss."""
+    gamma_pos: float | None = None
+    """Focusing of the right class in the asymmetric loss; 0 by default."""
+    gamma_neg: float | None = None
+    """Focusing of the other classes in the asymmetric loss; 4 by default."""
+    teacher: Path | None = None
+    """Folder of a run whose network's outputs are learnt as well (knowledge distillation)."""
+    temperature: float | None = None
+    """Softening of teacher's and student's outputs; 4 by default."""
+    distill_weight: float | None = None
+    """Share of the teacher in the loss; 0.9 by default."""
+
+    def __post_init__(self) -> None:
+        check_reads(self.loss, {"gamma_pos": self.gamma_pos, "gamma_neg": self.gamma_neg}, LOSSES[self.loss], "loss")
+        if self.teacher is None and (self.temperature, self.distill_weight) != (None, None):
+            raise ConfigError("temperature and distill_weight belong to a teacher; add --teacher RUN or leave them out.")
+        check_range("label_smoothing", self.label_smoothing, 0, 1)
+        check_range("gamma_pos", self.gamma_pos, 0)
+        check_range("gamma_neg", self.gamma_neg, 0)
+        check_range("temperature", self.temperature, 0, exclusive=True)
+        check_range("distill_weight", self.distill_weight, 0, 1)
+
+    @property
+    def resolved(self) -> LossConfig:
+        """With what was left out filled in, where it is read."""
+        asymmetric, taught = self.loss == "asymmetric", self.teacher is not None
+        return replace(
+            self,
+            label_smoothing=first(self.label_smoothing, 0.1 if asymmetric else 0.0),
+            gamma_pos=first(self.gamma_pos, 0.0 if asymmetric else None),
+            gamma_neg=first(self.gamma_neg, 4.0 if asymmetric else None),
+            temperature=first(self.temperature, 4.0 if taught else None),
+            distill_weight=first(self.distill_weight, 0.9 if taught else None),
+        )
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """Averages of the weights, measured beside the weights themselves."""
+
+    ema_decay: tuple[float, ...] = (0.999,)
+    """Decays a step of exponential averages, at most four, each warmed up from 0; 0 keeps none."""
+    swa_start: str | None = None
+    """From here on, average the weights at the end of every epoch (SWA), such as 75%; batch norm statistics are measured anew."""
+
+    def __post_init__(self) -> None:
+        for decay in self.ema_decay:
+            check_range("ema_decay", decay, 0, 1)
+        if len(set(self.decays)) != len(self.decays) or len(self.decays) > 4:
+            raise ConfigError(f"ema_decay {' '.join(map(str, self.ema_decay))} does not suit; give one to four different decays, or 0.")
+        if self.swa_start is not None:
+            Duration.parse(self.swa_start)
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Those of the averages that are kept."""
+        return tuple(decay for decay in self.ema_decay if decay)
 
 
 @dataclass(frozen=True)
@@ -152,6 +282,9 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     epochs: int = 200
     """Passes over the training set, the last batch left out where it is not full."""
@@ -185,70 +318,3 @@ class RunConfig:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not JSON ({error}); give the config.json of a run.") from error
         return build(RunConfig, data, where)
-
-
-def check_name(kind: str, name: str, valid: typing.Iterable[str]) -> None:
-    """Raises ConfigError, with the nearest names, where `name` is not among `valid`."""
-    if name not in set(valid):
-        raise ConfigError(unknown(kind, name, valid))
-
-
-def check_range(name: str, value: float | None, low: float, high: float = float("inf"), *, exclusive: bool = False) -> None:
-    """Raises ConfigError where `value` is given and below `low`, above `high`, or, if `exclusive`, equal to `low`."""
-    if value is None or (low <= value <= high and not (exclusive and value == low)):
-        return
-    expected = f"above {low}" if exclusive else f"{low} or more"
-    if high != float("inf"):
-        expected = f"above {low}, at most {high}" if exclusive else f"{low} to {high}"
-    raise ConfigError(f"{name} is {value}; expected {expected}.")
-
-
-def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
-    """`value`, as read from JSON, in the type `kind`.
-
-    Args:
-        kind: a dataclass, a TypedDict, or the type of one of their fields.
-        value: what `json.loads` returned.
-        where: what the error's sentence begins with.
-        complete: whether every key of a dataclass must be there, those with a default too; of a TypedDict they always must.
-
-    Raises:
-        ConfigError: keys are missing or unknown, or a value is of another type or refused by the dataclass.
-    """
-    if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
-        return build_record(kind, value, where, complete)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return None if value is None else build(arguments[0], value, where, complete=complete)
-    if origin in (tuple, list) and isinstance(value, list):
-        kinds = arguments if origin is tuple and arguments[-1] is not Ellipsis else arguments[:1] * len(value)
-        if len(kinds) == len(value):
-            return origin(build(part, entry, where) for part, entry in zip(kinds, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {key: build(arguments[1], entry, f"{where}: {key}") for key, entry in value.items()}
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) is int and abs(value) < 2**1023:
-        return float(value)
-    if kind is Any or (origin is Literal and value in arguments) or (isinstance(kind, type) and type(value) is kind):
-        return value
-    expected = " or ".join(map(str, arguments)) if origin is Literal else kind.__name__ if isinstance(kind, type) else str(kind)
-    raise ConfigError(f"{where} is {reprlib.repr(value)}; expected {expected}.")
-
-
-def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
-    """`build` for a dataclass or a TypedDict."""
-    hints = typing.get_type_hints(kind)
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} is {reprlib.repr(value)}; expected an object with the keys {', '.join(hints)}.")
-    for key in value:
-        if key not in hints:
-            raise ConfigError(f"{where}: {unknown('key', key, hints)}")
-    needed = hints if complete or typing.is_typeddict(kind) else ()
-    if missing := [key for key in needed if key not in value]:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}, so it is damaged or another version's.")
-    entries = {key: build(hints[key], entry, f"{where}: {key}", complete=complete) for key, entry in value.items()}
-    try:
-        return kind(**entries)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error

@@ -121,4 +121,10 @@ def test_preview(tmp_path, capsys):
 
 def test_the_main_job_parses_with_every_other_default():
     run = cli.parse(["train", "--arch", "resnet_prop", "--epochs", "200"]).run
-    assert (run.model.arch, run.epochs, run.batch_size, run.data.augment, run.optim.lr) == ("resnet_prop", 200, 128, "standard", 0.1)
+    assert (run.model.arch, run.epochs, run.batch_size, run.data.augment, run.optim.resolved.lr) == (
+        "resnet_prop",
+        200,
+        128,
+        "standard",
+        0.1,
+    )

@@ -20,7 +20,7 @@ from fastcifar.augment.policy import parse
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Mixing, Params, sample
 from fastcifar.augment.torch_apply import augmented
-from fastcifar.config import check_range
+from fastcifar.checks import check_range
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
 

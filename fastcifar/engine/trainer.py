@@ -69,9 +69,10 @@ class Trainer:
         self.model = build_model(config.model.arch, **options).to(self.device, memory_format=torch.channels_last)
         self.buckets = Buckets(self.model)
         optim = config.optim
-        self.optimizer = build_optimizer(self.model, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        self.optimizer = build_optimizer(self.model, optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
-        self.average = ExponentialAverage(self.buckets, optim.ema_decay, self.total_steps) if optim.ema_decay else None
+        decays = config.average.decays
+        self.average = ExponentialAverage(self.buckets, decays[0], self.total_steps) if decays else None
         self.lr = build_lr(config, self.steps_per_epoch)
         self.meter = Meter(self.device)
         self.epoch, self.batch = 0, 0
@@ -93,7 +94,7 @@ class Trainer:
             logits = self.model(
                 normalize_reference(images.permute(0, 2, 3, 1), self.scale, self.offset, self.precision.dtype).permute(0, 3, 1, 2)
             )
-        loss = cross_entropy(logits, labels, self.config.optim.label_smoothing)
+        loss = cross_entropy(logits, labels, self.config.loss.resolved.label_smoothing)
         hard = labels if labels.dim() == 1 else labels.argmax(dim=1)
         return loss, (logits.detach().argmax(dim=1) == hard).sum()
 
@@ -284,7 +285,8 @@ def build_loader(config: RunConfig, train: ImageSet) -> Loader:
 def build_lr(config: RunConfig, steps_per_epoch: int) -> list[float]:
     """The learning rate of every step of the run."""
     total = config.epochs * steps_per_epoch
-    return lr_table(config.optim.schedule, config.optim.lr, Duration.parse(config.optim.warmup).steps(steps_per_epoch, total), total)
+    warmup = Duration.parse(config.schedule.warmup).steps(steps_per_epoch, total)
+    return lr_table(config.schedule.schedule, config.optim.peak_lr(config.batch_size), warmup, total)
 
 
 def random_state_of(device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """Our own recipes."""
 
-from fastcifar.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from fastcifar.config import AverageConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 
 
 def quickstart() -> RunConfig:
@@ -8,6 +8,8 @@ def quickstart() -> RunConfig:
     return RunConfig(
         model=ModelConfig(arch="resnet", blocks=(1, 1, 1), channels=(16, 32, 64), pre_activation=True, final_norm=True),
         data=DataConfig(dataset="auto"),
-        optim=OptimConfig(lr=0.2, warmup="15%", ema_decay=0.99),
+        optim=OptimConfig(lr=0.2),
+        schedule=ScheduleConfig(warmup="15%"),
+        average=AverageConfig(ema_decay=(0.99,)),
         epochs=5,
     )

@@ -22,9 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from fastcifar.config import build, check_range
+from fastcifar.checks import check_range
 from fastcifar.errors import FastcifarError
 from fastcifar.runs.files import publish, read_json, reading, write_bytes, write_text, writing
+from fastcifar.serialization import build
 
 RESTART = "start the run again"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fastcifar.config import build
 from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.serialization import build
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fastcifar.config import build
 from fastcifar.runs.files import reading, write_text, writing
+from fastcifar.serialization import build
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
+from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
 from fastcifar.engine import graph
@@ -21,7 +21,9 @@ from fastcifar.optim.optimizers import build_optimizer
 CONFIG = RunConfig(
     model=ModelConfig("resnet", blocks=(1, 1), channels=(8, 12), pre_activation=True),
     data=DataConfig(loader="torch", chunk_size=100),
-    optim=OptimConfig(warmup="10%", label_smoothing=0.1),
+    optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4),
+    schedule=ScheduleConfig(warmup="10%"),
+    loss=LossConfig(label_smoothing=0.1),
     engine=EngineConfig(device="cpu", precision="fp32", compile="off"),
     epochs=2,
     batch_size=20,
@@ -58,12 +60,12 @@ def plain_loop(config: RunConfig, dataset: ImageSet) -> tuple[nn.Module, nn.Modu
     step = 0
     for epoch in range(config.epochs):
         for images, labels in loader.batches(epoch):
-            loss = F.cross_entropy(model(images), labels, label_smoothing=optim.label_smoothing)
+            loss = F.cross_entropy(model(images), labels, label_smoothing=config.loss.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
-            decay = min(optim.ema_decay, (1 + step) / (10 + step))
+            decay = min(config.average.ema_decay[0], (1 + step) / (10 + step))
             get_ema_multi_avg_fn(decay)(list(average.state_dict().values()), list(model.state_dict().values()), step)
             step += 1
     return model, average
@@ -166,7 +168,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence(damage, message):
 
 
 def test_clipping_bounds_the_whole_gradient():
-    config = replace(CONFIG, optim=replace(CONFIG.optim, clip_norm=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0, warmup="0%"), epochs=1)
+    config = replace(
+        CONFIG,
+        optim=replace(CONFIG.optim, clip_norm=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0),
+        schedule=ScheduleConfig(warmup="0%"),
+        epochs=1,
+    )
     trainer = Trainer(config, image_set(20))
     before = trainer.buckets.flat[0].clone()
     run(trainer)
@@ -174,7 +181,7 @@ def test_clipping_bounds_the_whole_gradient():
 
 
 def test_a_loss_that_is_not_finite_names_the_step_the_lr_and_the_advice():
-    config = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e30, warmup="0%"))
+    config = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e30), schedule=ScheduleConfig(warmup="0%"))
     trainer = Trainer(config, image_set(100))
     trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
     with pytest.raises(FastcifarError, match=r"NaN at step [1-4] of 10 \(epoch 1, lr .*e\+\d+\); lower --lr"):
@@ -230,7 +237,7 @@ def test_compiling_that_fails_falls_back_in_one_line(monkeypatch):
 def test_an_overflowing_first_step_leaves_clean_momenta():
     """As a scaled loss does on a GPU: the fused kernel is told to skip, and must find no uninitialised memory the next time."""
     model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model, lr=0.1, momentum=0.9, weight_decay=0.0)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0))
     model(torch.ones(1, 3)).sum().backward()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())
