@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-from fastcifar.kernels.averaging import ema_update_
+from fastcifar.config import AverageConfig
+from fastcifar.errors import ConfigError
+from fastcifar.kernels.averaging import ema_update_, swa_update_
+from fastcifar.optim.schedules import Duration
 
 ALIGNMENT = 16
 """Elements: 64 bytes."""
+
+SWA = "swa"
+
+Flat = tuple[Tensor, ...]
+"""All parameters, and all buffers, of a model: two float32 vectors."""
 
 
 class Buckets:
     """A model's parameters and its buffers, each moved into one flat float32 tensor of which they become views.
 
     So whatever runs over all weights is one kernel. Shapes and strides (channels_last) stay. Parameters and buffers are kept apart, because
-    a forward pass writes the buffers, and a compiled one must see that it does not write the parameters.
+    a forward pass writes the buffers, and a compiled one must see that it does not write the parameters. Integer buffers, whose average
+    would mean nothing, are left where they are.
+
+    Raises:
+        ConfigError: weights that are not float32.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        parameters, buffers = list(model.parameters()), list(model.buffers())
+        parameters = list(model.parameters())
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        for tensor in (*parameters, *buffers):
+            if tensor.dtype != torch.float32:
+                raise ConfigError(
+                    f"the network has weights of type {tensor.dtype}; expected float32, which autocast turns to lower precision."
+                )
         self.flat = (flatten(parameters), flatten(buffers))
+
+    def copies(self) -> Flat:
+        return tuple(flat.clone() for flat in self.flat)
+
+    def load(self, flat: Flat) -> None:
+        """Copies what `copies` returned, or an average, into the model."""
+        for target, origin in zip(self.flat, flat, strict=True):
+            target.copy_(origin)
+
+    @contextmanager
+    def holding(self, flat: Flat) -> Iterator[None]:
+        """Within the block the model holds the weights `flat`; after it, its own again, to the bit."""
+        if flat is self.flat:
+            yield
+            return
+        kept = self.copies()
+        try:
+            self.load(flat)
+            yield
+        finally:
+            self.load(kept)
 
 
 def flatten(tensors: list[Tensor]) -> Tensor:
@@ -36,51 +75,83 @@ def flatten(tensors: list[Tensor]) -> Tensor:
     offsets = list(accumulate((-(-tensor.numel() // ALIGNMENT) * ALIGNMENT for tensor in tensors), initial=0))
     flat = torch.zeros(offsets[-1], dtype=torch.float32, device=tensors[0].device if tensors else None)
     for tensor, offset in zip(tensors, offsets, strict=False):
-        view = flat.as_strided(tensor.size(), tensor.stride(), offset)
+        dense = torch.empty_like(tensor, memory_format=torch.preserve_format)
+        view = flat.as_strided(dense.size(), dense.stride(), offset)
         view.copy_(tensor.detach())
         tensor.data = view
     return flat
 
 
-def decay_table(decay: float, steps: int) -> Tensor:
-    """The decay of each step, float32 (steps,): `min(decay, (1 + step) / (10 + step))`, so that the start is soon forgotten.
+def decay_table(decays: Sequence[float], steps: int) -> Tensor:
+    """The decays of each step, float32 (steps, decays): `min(decay, (1 + step) / (10 + step))`, so that the start is soon forgotten.
 
     The warm-up is TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
     """
-    step = torch.arange(steps, dtype=torch.float64)
-    return torch.minimum((1 + step) / (10 + step), torch.tensor(decay, dtype=torch.float64)).float()
+    step = torch.arange(steps, dtype=torch.float64)[:, None]
+    return torch.minimum((1 + step) / (10 + step), torch.tensor(decays, dtype=torch.float64)).float()
 
 
-class ExponentialAverage:
-    """An exponential moving average of all parameters and buffers.
+class Averages:
+    """The averages that a run keeps, by name: `ema-0.999` for a decay, `swa` for the mean over epochs.
 
     Args:
         buckets: the weights to follow.
-        decay: the share of the old average kept in a step, once warmed up.
-        steps: length of the run.
+        config: which averages.
+        steps_per_epoch: of the run.
+        epochs: length of the run.
+
+    Raises:
+        ConfigError: SWA starts after the last epoch.
     """
 
-    def __init__(self, buckets: Buckets, decay: float, steps: int) -> None:
-        self.sources = buckets.flat
-        self.averages = tuple(source.clone() for source in self.sources)
-        self.decays = decay_table(decay, steps).to(self.sources[0].device)
+    def __init__(self, buckets: Buckets, config: AverageConfig, steps_per_epoch: int, epochs: int) -> None:
+        self.buckets, device = buckets, buckets.flat[0].device
+        self.steps_per_epoch, total = steps_per_epoch, steps_per_epoch * epochs
+        count = len(config.decays)
+        self.ema = tuple(flat.repeat(count, 1) for flat in buckets.flat)
+        self.decays = decay_table(config.decays, total).to(device)
+        self.flat = {f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)}
+        """The averaged weights, in the form of `Buckets.flat`."""
+        self.swa_start, self.swa_counts = None, torch.zeros(2, dtype=torch.int64, device=device)
+        if config.swa_start is not None:
+            self.swa_start = Duration.parse(config.swa_start).steps(steps_per_epoch, total)
+            if self.swa_start > total - steps_per_epoch:
+                raise ConfigError(f"swa_start {config.swa_start} leaves no epoch to average; start before the last of the {epochs} epochs.")
+            self.flat[SWA] = buckets.copies()
 
     def update(self, step: int) -> None:
-        """Takes in the weights after `step`, counted from 0."""
-        for average, source in zip(self.averages, self.sources, strict=True):
+        """Takes the weights after `step`, counted from 0, into the exponential averages."""
+        for average, source in zip(self.ema, self.buckets.flat, strict=True):
             ema_update_(average, source, self.decays[step])
 
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Within the block the model holds the averaged weights; after it, its own again, to the bit."""
-        kept = [source.clone() for source in self.sources]
-        try:
-            self.copy(self.averages, self.sources)
-            yield
-        finally:
-            self.copy(kept, self.sources)
+    def end_epoch(self, epoch: int) -> None:
+        """Takes the weights after `epoch` epochs into the mean over epochs, once it has started.
 
-    @staticmethod
-    def copy(origins: tuple[Tensor, ...] | list[Tensor], targets: tuple[Tensor, ...]) -> None:
-        for origin, target in zip(origins, targets, strict=True):
-            target.copy_(origin)
+        Izmailov et al. 2018, arXiv:1803.05407. The mean of batch norm statistics belongs to no network; see `estimate_statistics`.
+        """
+        if self.swa_start is not None and epoch * self.steps_per_epoch > self.swa_start:
+            for average, source, count in zip(self.flat[SWA], self.buckets.flat, self.swa_counts, strict=True):
+                swa_update_(average, source, count)
+
+    def estimate_statistics(self, model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
+        """Measures the batch norm statistics of SWA's weights over `batches`, each of which `forward` puts through `model`."""
+        with self.buckets.holding(self.flat[SWA]):
+            estimate_statistics(model, forward, batches)
+            self.flat[SWA][1].copy_(self.buckets.flat[1])
+
+
+@torch.no_grad()
+def estimate_statistics(model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
+    """Sets the running statistics of every batch norm to their mean over `batches`, as `torch.optim.swa_utils.update_bn` does.
+
+    The model must be in training mode, and stays so.
+    """
+    norms = {module: module.momentum for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    try:
+        for number, batch in enumerate(batches, start=1):
+            for module in norms:
+                module.momentum = 1 / number
+            forward(batch)
+    finally:
+        for module, momentum in norms.items():
+            module.momentum = momentum

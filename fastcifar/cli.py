@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastcifar.config import ModelConfig, RunConfig
+from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.errors import ConfigError, FastcifarError, unknown
-from fastcifar.recipes import recipe
+from fastcifar.inference import TTA, ExportFormat
+from fastcifar.recipes import recipe, select
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNALLED = 128
@@ -35,13 +36,76 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Show the learning rate and the cost of a run, and what looks like a mistake, before anything trains."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    config: Path | None = None
+    """Start from the config.json of another run; further flags override it."""
+    out: Path = Path("plan.png")
+    """A .png file for the picture of the learning rate."""
+
+
+@dataclass(frozen=True)
 class Eval:
-    """Measure the test accuracy of a run."""
+    """Measure a run on its test set: accuracy, classes, calibration, mistakes, speed; the pictures go into its folder."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     data_dir: Path | None = None
     """Folder to look for the data set in; the run's own by default."""
+    weights: str | None = None
+    """Weights to look at closely: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    tta: TTA = "none"
+    """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    images: tuple[str, ...] = ()
+    """Further test sets: .npz files with images and labels, or IMAGES.npy,LABELS.npy."""
+    per_class: bool = False
+    """Print a line for each class."""
+    speed: bool = False
+    """Measure latency and throughput by batch size."""
+    out: Path | None = None
+    """Folder for evaluation.json and the pictures; `evaluation` in the run's by default."""
+    trust: bool = False
+    """Execute the code that the run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify unlabelled images by one run, or by several together, into a .csv file."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs; several decide by the mean of their probabilities."""
+    images: Path
+    """A .npy or .npz file, a folder of pictures in the order of their paths, or a pickled CIFAR batch."""
+    out: Path = Path("predictions.csv")
+    """The table: index,prediction."""
+    weights: str | None = None
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    tta: TTA = "none"
+    """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    probabilities: bool = False
+    """Add a column for each class."""
+    trust: bool = False
+    """Execute the code that a run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's network as a file that needs no fastcifar, from bytes to probabilities, with a model card."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    format: ExportFormat
+    """safetensors (with the network as a Python file), torch (.pt2) or onnx."""
+    out: Path | None = None
+    """The file; `model` in the run's folder by default."""
+    weights: str | None = None
+    """Weights to export: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in, on which the file is checked."""
+    trust: bool = False
+    """Execute the code that the run's architecture names, if it is package.module:function."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +134,34 @@ class Preview:
 
 @dataclass(frozen=True)
 class Count:
-    """Count the layers, parameters and FLOPs of an architecture."""
+    """Count the layers, parameters, FLOPs and activations of an architecture."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes with their sources and claims, or describe some of them."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names, or globs such as 'r1_*'; all in one table by default."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run recipes by seed, and set what comes out beside what was claimed; the same command goes on where it was stopped."""
+
+    recipes: tyro.conf.Positional[tuple[str, ...]]
+    """Names, or globs such as 'r1_*'."""
+    seeds: int = 1
+    """Runs of each recipe."""
+    epochs: int | None = None
+    """In place of the recipes' own; the rows say so."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs and of results.json."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,13 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNALLED + 2
 
 
-def parse(arguments: list[str]) -> Train | Eval | Count | Preview:
+def parse(arguments: list[str]) -> Train | Plan | Eval | Predict | Export | Count | Preview | Recipes | Reproduce:
     """The command that `arguments` ask for; for help and unknown flags, which tyro answers, it exits. Raises ConfigError."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(unknown("command", arguments[0], COMMANDS))
     if value_of("--resume", arguments) and len(arguments) > (3 if "--resume" in arguments else 2):
         raise ConfigError("--resume RUN goes on with the settings of that run; leave the other flags out.")
-    defaults = {"train": Train(run=starting_point(arguments)), "count": Count(), "preview": Preview()}
+    start = starting_point(arguments)
+    defaults = {"train": Train(run=start), "plan": Plan(run=start), "count": Count(), "preview": Preview()}
     kinds: list[Any] = [
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, **({"default": defaults[name]} if name in defaults else {}))]
         for name, (kind, _) in COMMANDS.items()
@@ -149,12 +239,42 @@ def train(command: Train) -> int:
     return 0
 
 
-def evaluate(command: Eval) -> int:
-    from fastcifar.inference.evaluate import evaluate_run
-    from fastcifar.runs.console import percent
+def plan(command: Plan) -> int:
+    from fastcifar.diagnostics.plan import print_plan
 
-    for weights, evaluation in evaluate_run(command.run, command.data_dir).items():
-        print(f"{weights:10}  test accuracy {percent(evaluation.accuracy)}  loss {evaluation.loss:.4f}")
+    print_plan(command.run, command.out)
+    return 0
+
+
+def evaluate(command: Eval) -> int:
+    from fastcifar.inference.evaluate import FOLDER, evaluate_run
+    from fastcifar.inference.report import lines_of
+
+    options = {"which": command.weights, "tta": command.tta, "pairs": command.images, "speed": command.speed}
+    report = evaluate_run(command.run, command.data_dir, **options, out=command.out, trust=command.trust)
+    for line in lines_of(report, command.per_class):
+        print(line)
+    print(f"{'pictures':10}  {command.out or command.run / FOLDER}")
+    return 0
+
+
+def predict(command: Predict) -> int:
+    from fastcifar.inference.predict import predict
+
+    options = {"which": command.weights, "tta": command.tta, "probabilities": command.probabilities, "trust": command.trust}
+    count = predict(command.runs, command.images, command.out, **options)
+    print(f"{count:,} predictions in {command.out}")
+    return 0
+
+
+def export(command: Export) -> int:
+    from fastcifar.inference.export import export_run
+
+    options = {"which": command.weights, "data_dir": command.data_dir, "trust": command.trust}
+    made = export_run(command.run, command.format, command.out, **options)
+    print(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
+    for file in made.files:
+        print(file)
     return 0
 
 
@@ -178,19 +298,46 @@ def preview(command: Preview) -> int:
 def count(command: Count) -> int:
     from fastcifar.diagnostics.count import print_count
 
-    print_count(command.model.arch, command.model.options)
+    print_count(command.model)
+    return 0
+
+
+def recipes(command: Recipes) -> int:
+    from fastcifar.recipes.listing import description, overview
+
+    print("\n\n".join(map(description, select(command.names))) if command.names else overview())
+    return 0
+
+
+def reproduce(command: Reproduce) -> int:
+    chosen = select(command.recipes)
+    from fastcifar.engine.reproduce import reproduce
+    from fastcifar.runs.console import Console
+    from fastcifar.runs.interrupt import Interrupted
+
+    options = {name: getattr(command, name) for name in ("seeds", "epochs", "data_dir", "engine")}
+    try:
+        reproduce(chosen, command.out, **options, console=Console())
+    except Interrupted as stop:
+        print("Stopped and saved; the same command goes on.", file=sys.stderr)
+        return EXIT_SIGNALLED + stop.signal_number
     return 0
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (Train, train),
+    "plan": (Plan, plan),
     "eval": (Eval, evaluate),
+    "predict": (Predict, predict),
+    "export": (Export, export),
     "count": (Count, count),
     "preview": (Preview, preview),
+    "recipes": (Recipes, recipes),
+    "reproduce": (Reproduce, reproduce),
 }
 
 
-def command_name(command: Train | Eval | Count | Preview) -> str:
+def command_name(command: Train | Plan | Eval | Predict | Export | Count | Preview | Recipes | Reproduce) -> str:
     return next(name for name, (kind, _) in COMMANDS.items() if isinstance(command, kind))
 
 

@@ -48,7 +48,9 @@ class ModelConfig:
     group_width: int | None = None
     """Channels of each group in the first stage."""
     stem_channels: int | None = None
-    """Width of the stem; the first stage's by default."""
+    """Width of the stem; the first stage's by default, 32 in resnetrs50."""
+    stem_out: int | None = None
+    """Channels that the stem of resnetrs50 puts out; twice its width by default."""
     stem_stride: int | None = None
     """Stride of the stem."""
     pool: int | None = None
@@ -62,9 +64,9 @@ class ModelConfig:
     final_norm: bool = False
     """Norm and ReLU before the pooling of a pre-activation network."""
     se_ratio: float | None = None
-    """Squeeze-and-excitation in every block, with so many times its features within; none by default, or 0."""
+    """Squeeze-and-excitation in every block, with so many times its features within; none by default (1/16 in resnetrs50), or 0."""
     dropout: float | None = None
-    """Probability of dropping a feature before the last layer."""
+    """Probability of dropping a feature before the last layer; in wide ResNets, a value between the convolutions of a block."""
     stochastic_depth: float | None = None
     """Probability of skipping the last block's residual branch; those before it are skipped linearly less."""
     max_params: float | None = None
@@ -168,16 +170,61 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The course of the learning rate. What the schedule does not read is refused."""
+    """The course of the learning rate. What is left out is the schedule's own; what it does not read is refused.
+
+    Places and lengths are written 5ep (epochs), 2000st (steps) or 5% (of the run). Schedules that torch users know with lengths of their
+    own can be had so: `LinearLR`'s defaults are linear, start_lr 1/3, final_lr 1, horizon 5ep, per epoch; `PolynomialLR`'s are polynomial,
+    horizon 5ep, per epoch; `OneCycleLR` of 25,600 steps, stepped once an epoch, is one-cycle, horizon 25600ep, per epoch;
+    `CosineAnnealingLR` with a T_max of 200 is cosine, horizon 200ep, per epoch, however long the run; all without warm-up (0%).
+    """
 
     schedule: str = "cosine"
-    """Course of the learning rate after the warm-up."""
-    warmup: str = "5%"
-    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run."""
+    """Course of the learning rate after the warm-up: constant, step, multistep, cosine, warm-restarts, linear, polynomial, one-cycle,
+    plateau or swa (constant, then linear, then constant)."""
+    warmup: str | None = None
+    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run; 5% by default, none before one-cycle."""
+    per: Literal["step", "epoch"] | None = None
+    """Whether the schedule moves on every step, as by default, or once an epoch; the warm-up always rises every step."""
+    horizon: str | None = None
+    """Where in the run the schedule comes to its end, which is then held; the end of the run by default. It may lie beyond."""
+    start_lr: float | None = None
+    """Share of the peak at the start: 1 by default in linear, 0.04 in one-cycle."""
+    final_lr: float | None = None
+    """Share of the peak at the end: 0 by default, 0.1 in swa, 0.000004 in one-cycle. In plateau, the lowest share."""
+    milestones: tuple[str, ...] | None = None
+    """Where in the run multistep falls; 30% 60% 80% by default."""
+    step_size: str | None = None
+    """Length of each step; 30% of what follows the warm-up by default."""
+    gamma: float | None = None
+    """Factor of each fall: 0.1 by default, 0.2 in multistep."""
+    restart_period: str | None = None
+    """Length of the first cycle (T_0) of warm-restarts; 25% of what follows the warm-up by default."""
+    restart_factor: int | None = None
+    """How many times as long each cycle is as the one before it (T_mult); 1 by default."""
+    power: float | None = None
+    """Exponent of polynomial; 1 by default, a straight line."""
+    patience: int | None = None
+    """Epochs without a lower loss after which plateau falls; 10 by default."""
 
     def __post_init__(self) -> None:
         check_name("schedule", self.schedule, SCHEDULES)
-        Duration.parse(self.warmup)
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("schedule", "warmup")}
+        check_reads(self.schedule, settings, [name for name in SCHEDULES[self.schedule].defaults if name in settings], "schedule")
+        for text in (self.warmup, self.horizon, self.step_size, self.restart_period, *(self.milestones or ())):
+            if text is not None:
+                Duration.parse(text)
+        check_range("start_lr", self.start_lr, 0, 1)
+        check_range("final_lr", self.final_lr, 0, 1)
+        check_range("gamma", self.gamma, 0, 1, exclusive=True)
+        check_range("restart_factor", self.restart_factor, 1)
+        check_range("power", self.power, 0, exclusive=True)
+        check_range("patience", self.patience, 0)
+
+    @property
+    def resolved(self) -> ScheduleConfig:
+        """With what was left out filled in, where it is read."""
+        defaults = {"warmup": "5%", **SCHEDULES[self.schedule].defaults}
+        return replace(self, **{name: first(getattr(self, name), default) for name, default in defaults.items()})
 
 
 LOSSES = {"cross-entropy": (), "asymmetric": ("gamma_pos", "gamma_neg")}

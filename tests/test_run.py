@@ -22,7 +22,8 @@ FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
 SMALL = """train --dataset synthetic --arch resnet --blocks 1 --channels 16 --batch-size 250 --epochs 3
     --device cpu --compile off""".split()
 RESULT_KEYS = set(
-    """test_accuracy validation_accuracy averaged_test_accuracy images_per_second seconds seconds_by_phase
+    """test_accuracy validation_accuracy averaged_test_accuracy averaged_test_accuracies chosen_epochs watched_test_accuracy
+    images_per_second seconds seconds_by_phase
     flop_utilization peak_memory_bytes parameters recipe device versions commit""".split()
 )
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastcifar.runs.records import EpochRecord
+from fastcifar.runs.records import EpochRecord, values
 
 SERIES = {
-    "loss": {"train_loss": "train", "validation_loss": "validation"},
-    "accuracy (%)": {
-        "train_accuracy": "train (running)",
-        "validation_accuracy": "validation",
-        "averaged_validation_accuracy": "validation, averaged weights",
-        "test_accuracy": "test",
-        "averaged_test_accuracy": "test, averaged weights",
-    },
-    "learning rate": {"lr": "lr"},
+    "loss": "loss/",
+    "accuracy (%)": "accuracy/",
+    "learning rate": "lr",
 }
+"""The beginning of the names that each picture shows (`runs.records.TAGS`)."""
 
 
 def plot_curves(records: Sequence[EpochRecord], path: Path) -> None:
@@ -26,15 +21,30 @@ def plot_curves(records: Sequence[EpochRecord], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (title, series) in zip(figure.subplots(1, len(SERIES)), SERIES.items(), strict=True):
-        for name, label in series.items():
-            points = [(record.epoch, getattr(record, name)) for record in records if getattr(record, name) is not None]
-            if points:
-                epochs, values = zip(*points, strict=True)
-                scale = 100 if "accuracy" in name else 1
-                axes.plot(epochs, [scale * value for value in values], label=label, marker="." if len(points) < 20 else None)
+    for axes, (title, prefix) in zip(figure.subplots(1, len(SERIES)), SERIES.items(), strict=True):
+        points: dict[str, list[tuple[int, float]]] = {}
+        for record in records:
+            for name, value in values(record).items():
+                if name.startswith(prefix):
+                    points.setdefault(name.removeprefix(prefix), []).append((record.epoch, value * (100 if "accuracy" in name else 1)))
+        for name, series in points.items():
+            axes.plot(*zip(*series, strict=True), label=name.replace("/", ", ") or prefix, marker="." if len(series) < 20 else None)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def plot_lr(lr: Sequence[float], steps_per_epoch: int, kinks: Sequence[int], path: Path) -> None:
+    """The learning rate of each step over the epochs, its kinks marked, as a PNG picture at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([step / steps_per_epoch for step in range(len(lr))], lr)
+    axes.plot([step / steps_per_epoch for step in kinks], [lr[step] for step in kinks], "o", markersize=4)
+    axes.set(title="learning rate", xlabel="epoch", ylim=(0, 1.05 * max(lr)))
+    axes.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(str(path))

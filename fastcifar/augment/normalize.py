@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastcifar.kernels.augment import normalize_reference
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -19,3 +21,14 @@ class Normalization:
         """The same as `byte * scale + offset`: float32 (3,) each, on `device`."""
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=device)
         return scale, torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=device)
+
+
+class Normalizer:
+    """`normalization`, on `device`, as the beginning of a network; a compiler fuses it with what follows."""
+
+    def __init__(self, normalization: Normalization, device: torch.device) -> None:
+        self.scale, self.offset = normalization.affine(device)
+
+    def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """Images uint8 (N, 3, H, W) -> the same in `dtype`; both channels_last."""
+        return normalize_reference(images.permute(0, 2, 3, 1), self.scale, self.offset, dtype).permute(0, 3, 1, 2)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fastcifar.augment.normalize import Normalization
+from fastcifar.augment.normalize import Normalization, Normalizer
 from fastcifar.data.image_set import ImageSet
 from fastcifar.engine.precision import Precision
-from fastcifar.kernels.augment import normalize_reference
 from fastcifar.losses import cross_entropy
 
 BATCH_SIZE = {"cpu": 250, "cuda": 2000}
@@ -32,11 +31,11 @@ def evaluate(model: nn.Module, dataset: ImageSet, normalization: Normalization, 
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     training = model.training
     model.eval()
-    scale, offset = normalization.affine(device)
+    normalize = Normalizer(normalization, device)
     size = BATCH_SIZE[device.type]
     for images, labels in zip(dataset.images.split(size), dataset.labels.split(size), strict=True):
         with precision.autocast(device):
-            logits = model(normalize_reference(images, scale, offset, precision.dtype).permute(0, 3, 1, 2))
+            logits = model(normalize(images.permute(0, 3, 1, 2), precision.dtype))
         sums[0] += cross_entropy(logits, labels) * len(labels)
         sums[1] += (logits.argmax(dim=1) == labels).sum()
     model.train(training)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import torch
+from torch import Tensor
 
 from fastcifar.errors import ConfigError
 
@@ -85,3 +86,15 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def random_state_of(device: torch.device) -> Tensor:
+    """The state of the generator that dropout draws from, uint8 (bytes,)."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

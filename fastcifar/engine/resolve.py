@@ -43,4 +43,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
         chunk_size=data.chunk_size or CHUNK_SIZE[device.type],
     )
     engine = replace(engine, device=str(device), precision=precision.name, threads=engine.threads or torch.get_num_threads())
-    return replace(config, data=data, engine=engine), notes
+    loss = config.loss.resolved
+    if loss.teacher is not None:
+        loss = replace(loss, teacher=loss.teacher.expanduser().resolve())
+    return replace(config, data=data, optim=config.optim.resolved, schedule=config.schedule.resolved, loss=loss, engine=engine), notes

@@ -22,11 +22,12 @@ from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models.count import count_network
 from fastcifar.runs import checkpoint as checkpoints
+from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import Console, Silence
 from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Result, Run, check_free
 from fastcifar.runs.interrupt import Interrupted, StopRequest
-from fastcifar.runs.records import JsonLines, Sink, TensorBoard, read_records
+from fastcifar.runs.records import EpochRecord, JsonLines, Sink, TensorBoard, read_records
 
 CHECKPOINT_SHARE = 0.02
 """Most of the time that may go into checkpoints; large networks write hundreds of megabytes, and skip epochs for it."""
@@ -119,7 +120,7 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
             for sink in sinks:
                 at_the_end.callback(sink.close)
             epochs(run, trainer, sinks, console, request)
-            accuracies = test_accuracies(trainer, test)
+            accuracies = {name: evaluation.accuracy for name, evaluation in trainer.evaluate(test, trainer.chosen()).items()}
             tensorboard.final(config.epochs, accuracies)
     result = conclude(run, trainer, accuracies)
     run.write_result(result)
@@ -134,13 +135,6 @@ def draw_curves(run: Run) -> None:
         plot_curves(read_records(run.metrics), path)
 
 
-def test_accuracies(trainer: Trainer, test: ImageSet) -> dict[str, float]:
-    """Of the weights, and of their average where there is one; this opens the test set."""
-    raw, averaged = trainer.evaluate(test)
-    found = {"test_accuracy": raw, "averaged_test_accuracy": averaged}
-    return {name: evaluation.accuracy for name, evaluation in found.items() if evaluation}
-
-
 def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console, request: StopRequest) -> None:
     """The epochs that remain. Raises Interrupted, with the state saved, where `request` was made."""
     total, saved, cost = trainer.config.epochs, trainer.elapsed, 0.0
@@ -153,7 +147,7 @@ def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console
         totals = trainer.meter.read()
         trainer.check_finite(totals)
         if ended:
-            record = trainer.record(totals)
+            record = trainer.end_epoch(totals)
             for sink in sinks:
                 sink.write(record)
         elapsed = trainer.elapsed
@@ -167,15 +161,18 @@ def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console
 
 
 def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result:
-    """The result of a run that has ended."""
+    """The result of a run that has ended, given the test accuracies of its weights by name."""
     config = trainer.config
     count = count_network(config.model.arch, **trainer.network["options"])
     peak_rate = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
-    records = read_records(run.metrics)
+    averaged = {name: accuracy for name, accuracy in accuracies.items() if name != WEIGHTS}
     return Result(
-        test_accuracy=accuracies["test_accuracy"],
-        validation_accuracy=records[-1].validation_accuracy if records else None,
-        averaged_test_accuracy=accuracies.get("averaged_test_accuracy"),
+        test_accuracy=accuracies[WEIGHTS],
+        validation_accuracy=trainer.best[WEIGHTS].score["accuracy"] if WEIGHTS in trainer.best else None,
+        averaged_test_accuracy=next(iter(averaged.values()), None),
+        averaged_test_accuracies=averaged,
+        chosen_epochs={name: best.score["epoch"] for name, best in trainer.best.items()},
+        watched_test_accuracy=highest_test_accuracy(read_records(run.metrics)),
         images_per_second=trainer.images_per_second,
         seconds=trainer.elapsed,
         seconds_by_phase={
@@ -190,6 +187,12 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
         versions=versions(),
         commit=commit(),
     )
+
+
+def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
+    """Of any epoch and weights, where the test set was watched."""
+    watched = [record for record in records if record.test_accuracy is not None]
+    return max((max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0) for record in watched), default=None)
 
 
 def versions() -> dict[str, str]:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastcifar.averaging import ExponentialAverage
-
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""uint8 images (B, 3, H, W) and their labels -> the mean loss and the number of right answers, both ()."""
+from fastcifar.averaging import Averages
+from fastcifar.engine.objective import Outcome
 
 
 @dataclass
@@ -23,7 +21,9 @@ class Workspace:
     images: Tensor
     labels: Tensor
     loss: Tensor | None = None
-    correct: Tensor | None = None
+    """To take the gradient of."""
+    outcome: Outcome | None = None
+    """To record."""
 
 
 Part = Callable[[Workspace], None]
@@ -42,10 +42,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Forward:
-    objective: Objective
+    """Keeps loss and right answers of the first pass of a step, if there are two."""
+
+    objective: Callable[[Tensor, Tensor], Outcome]
 
     def __call__(self, work: Workspace) -> None:
-        work.loss, work.correct = self.objective(work.images, work.labels)
+        outcome = self.objective(work.images, work.labels)
+        work.loss = outcome.loss
+        work.outcome = work.outcome or outcome
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,16 @@ class Clip:
 
     def __call__(self, work: Workspace) -> None:
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.norm)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.norm, foreach=True)
 
 
 @dataclass(frozen=True)
 class Update:
-    """Moves the weights by the learning rate of the step, which is read from a table on the device (on a CPU, from a list)."""
+    """Moves the weights by the learning rate of the step, which is read from a table on the device (on a CPU, from a list).
+
+    A group of parameters may have a rate in a fixed ratio to it (`lr_ratio`).
+    """
 
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -79,10 +87,11 @@ class Update:
 
     def __call__(self, work: Workspace) -> None:
         for group in self.optimizer.param_groups:
-            if isinstance(self.lr, Tensor):
-                group["lr"].copy_(self.lr[work.step])
+            lr = self.lr[work.step] * group.get("lr_ratio", 1.0)
+            if isinstance(lr, Tensor):
+                group["lr"].copy_(lr)
             else:
-                group["lr"] = self.lr[work.step]
+                group["lr"] = lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -90,10 +99,10 @@ class Update:
 
 @dataclass(frozen=True)
 class Average:
-    average: ExponentialAverage
+    averages: Averages
 
     def __call__(self, work: Workspace) -> None:
-        self.average.update(work.step)
+        self.averages.update(work.step)
 
 
 @dataclass(frozen=True)
@@ -121,9 +130,9 @@ class Meter:
         self.sums[2].fill_(self.NEVER)
 
     def __call__(self, work: Workspace) -> None:
-        loss = work.loss.detach()
+        loss = work.outcome.loss.detach()
         self.sums[0].add_(loss, alpha=len(work.labels))
-        self.sums[1].add_(work.correct)
+        self.sums[1].add_(work.outcome.correct)
         self.sums[2].copy_(torch.minimum(self.sums[2], torch.where(loss.isfinite(), self.NEVER, float(work.step))))
 
     def read(self) -> Totals:

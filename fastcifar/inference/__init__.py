@@ -1,1 +1,9 @@
-"""From trained runs to answers."""
+"""From trained runs to answers; the names below are free of torch."""
+
+from typing import Literal
+
+TTA = Literal["none", "mirror", "mirror-shift"]
+"""Test-time augmentation; see `inference.tta`."""
+
+ExportFormat = Literal["safetensors", "torch", "onnx"]
+"""What a network is exported to; see `inference.export`."""

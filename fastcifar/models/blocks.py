@@ -1,99 +1,177 @@
-"""Residual blocks and the layers they are made of."""
+"""Residual blocks and the stems and pooling around them."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel launch a step."""
-
-    num_batches_tracked: None  # type: ignore[assignment]
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.num_batches_tracked = None
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
-        """Tells the base class that a file without version numbers, as safetensors is, lacks the counter on purpose."""
-        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *rest)
+from fastcifar.models.layers import BatchNorm2d, SqueezeExcite
 
 
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """What a residual block is made of: one convolution for each of `kernels`, with the widths `channels[i] -> channels[i + 1]`."""
+
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    """Odd sizes."""
+    stride: int = 1
+    middle: int = 0
+    """Index of the convolution that carries the stride and the groups."""
+    groups: int = 1
+    skip_kernel: int = 1
+    """Size of the shortcut's convolution, odd."""
+    project: bool = False
+    """A shortcut with a convolution even where the shape stays."""
+    pool_skip: bool = False
+    """The shortcut halves by 2x2 average pooling, not by a strided convolution (ResNet-D, arXiv:1812.01187)."""
+    reduced: int = 0
+    """Width within squeeze-and-excitation; 0 for none."""
+    skip_probability: float = 0.0
+    """Of the branch, in training (stochastic depth)."""
+    dropout: float = 0.0
+    """Before each convolution of the branch but the first, as in wide ResNets."""
+
+    @property
+    def projects(self) -> bool:
+        return self.project or self.stride != 1 or self.channels[0] != self.channels[-1]
+
+    def convolution(self, i: int) -> nn.Conv2d:
+        """The i-th of the branch."""
+        stride, groups = (self.stride, self.groups) if i == self.middle else (1, 1)
+        return convolution(self.channels[i], self.channels[i + 1], self.kernels[i], stride, groups)
+
+    def branch(self) -> nn.Sequential:
+        """The convolutions, with norm and ReLU between them."""
+        layers: list[nn.Module] = [self.convolution(0)]
+        for i in range(1, len(self.kernels)):
+            layers += [BatchNorm2d(self.channels[i], relu=True)]
+            layers += [nn.Dropout(self.dropout)] if self.dropout else []
+            layers += [self.convolution(i)]
+        return nn.Sequential(*layers)
+
+    def shortcut(self) -> nn.Sequential:
+        """A convolution, after average pooling if so chosen; nothing where the shape stays."""
+        if not self.projects:
+            return nn.Sequential()
+        if not self.pool_skip or self.stride == 1:
+            return nn.Sequential(convolution(self.channels[0], self.channels[-1], self.skip_kernel, self.stride))
+        # Rounding up, as strided convolutions do; what lies beyond an odd edge is left out of the mean.
+        pool = nn.AvgPool2d(self.stride, ceil_mode=True, count_include_pad=False)
+        return nn.Sequential(pool, convolution(self.channels[0], self.channels[-1], self.skip_kernel))
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the image size at stride 1; `kernel` is odd."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class PostActivation(nn.Module):
-    """A residual branch with the activation after the addition (He et al. 2015, arXiv:1512.03385).
+    """A residual block with the activation after the addition (He et al. 2015, arXiv:1512.03385); the shortcut's convolution has a norm.
 
-    `kernels` gives one convolution each, with the widths `channels[i] -> channels[i + 1]`; `strided` is the index of the convolution that
-    carries the stride. Where the shape changes, the shortcut is a convolution with batch norm.
     (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up.
     """
 
-    def __init__(self, channels: tuple[int, ...], kernels: tuple[int, ...], stride: int, strided: int, skip_kernel: int) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for i, kernel in enumerate(kernels):
-            layers += [nn.ReLU()] if i else []
-            layers += [convolution(channels[i], channels[i + 1], kernel, stride if i == strided else 1), BatchNorm2d(channels[i + 1])]
-        self.branch = nn.Sequential(*layers)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or channels[0] != channels[-1]:
-            self.shortcut = nn.Sequential(convolution(channels[0], channels[-1], skip_kernel, stride), BatchNorm2d(channels[-1]))
+        gated = bool(shape.reduced or shape.skip_probability)
+        self.branch = shape.branch()
+        self.norm = BatchNorm2d(shape.channels[-1], relu=not gated)
+        self.merge = Merge(shape, relu=True) if gated else None
+        self.shortcut = shape.shortcut()
+        if shape.projects:
+            self.shortcut.append(BatchNorm2d(shape.channels[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.branch(x) + self.shortcut(x))
+        branch, shortcut = self.branch(x), self.shortcut(x)
+        return self.norm(branch, shortcut) if self.merge is None else self.merge(self.norm(branch), shortcut)
 
 
 class PreActivation(nn.Module):
-    """A residual branch with norm and activation before each convolution (He et al. 2016, arXiv:1603.05027).
+    """A residual block with norm and activation before each convolution (He et al. 2016, arXiv:1603.05027).
 
-    Arguments as in `PostActivation`. Where the shape changes, the shortcut is a bare convolution of the activated input, else the
-    untouched input.
+    Where the shape changes, the shortcut is a bare convolution of the activated input, else the untouched input. Shapes as in
+    `PostActivation`.
     """
 
-    def __init__(self, channels: tuple[int, ...], kernels: tuple[int, ...], stride: int, strided: int, skip_kernel: int) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.norm = BatchNorm2d(channels[0])
-        layers: list[nn.Module] = []
-        for i, kernel in enumerate(kernels):
-            layers += [BatchNorm2d(channels[i]), nn.ReLU()] if i else []
-            layers += [convolution(channels[i], channels[i + 1], kernel, stride if i == strided else 1)]
-        self.branch = nn.Sequential(*layers)
-        self.shortcut: nn.Module | None = None
-        if stride != 1 or channels[0] != channels[-1]:
-            self.shortcut = convolution(channels[0], channels[-1], skip_kernel, stride)
+        self.norm = BatchNorm2d(shape.channels[0], relu=True)
+        self.branch = shape.branch()
+        self.merge = Merge(shape, relu=False)
+        self.shortcut = shape.shortcut()
+        self.projects = shape.projects
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.norm(x))
-        return self.branch(activated) + (x if self.shortcut is None else self.shortcut(activated))
+        activated = self.norm(x)
+        return self.merge(self.branch(activated), self.shortcut(activated) if self.projects else x)
 
 
-def basic(
-    style: type[PostActivation | PreActivation], in_channels: int, width: int, kernel: int, skip_kernel: int, stride: int
-) -> nn.Module:
-    """Two `kernel` x `kernel` convolutions, the first strided."""
-    return style((in_channels, width, width), (kernel, kernel), stride, 0, skip_kernel)
+class Merge(nn.Module):
+    """The end of a block: squeeze-and-excitation and stochastic depth of the branch, the addition, a ReLU; each where asked for."""
+
+    def __init__(self, shape: BlockShape, relu: bool) -> None:
+        super().__init__()
+        self.excite = SqueezeExcite(shape.channels[-1], shape.reduced) if shape.reduced else None
+        self.depth = StochasticDepth(shape.skip_probability) if shape.skip_probability else None
+        self.relu = relu
+
+    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        if self.excite is not None and self.depth is None:
+            return self.excite(branch, shortcut, self.relu)
+        if self.excite is not None:
+            branch = self.excite(branch)
+        if self.depth is not None:
+            branch = self.depth(branch)
+        y = branch + shortcut
+        return F.relu(y) if self.relu else y
 
 
-def bottleneck(
-    style: type[PostActivation | PreActivation], in_channels: int, width: int, kernel: int, skip_kernel: int, stride: int
-) -> nn.Module:
-    """A 1x1, a `kernel` x `kernel` (strided) and a 1x1 convolution that widens to `4 * width`."""
-    return style((in_channels, width, width, 4 * width), (1, kernel, 1), stride, 1, skip_kernel)
+class StochasticDepth(nn.Module):
+    """In training, zero for a sample with `probability`, else scaled so that the mean stays (Huang et al. 2016, arXiv:1603.09382).
+
+    Drawn for each sample by itself, on its device, from torch's generator.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = 1 - self.probability
+        alive = torch.rand(x.shape[0], 1, 1, 1, device=x.device) < kept
+        return x * (alive / kept).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability:.4g}"
+
+
+def deep_stem(width: int, out_channels: int, stride: int, entry_stride: int) -> nn.Sequential:
+    """ResNet-D's three 3x3 convolutions, the first strided, and the strided one that ResNet-RS has in place of max-pooling."""
+    shapes = [(3, width, stride), (width, width, 1), (width, out_channels, 1), (out_channels, out_channels, entry_stride)]
+    layers: list[nn.Module] = []
+    for in_channels, channels, step in shapes:
+        layers += [convolution(in_channels, channels, 3, step), BatchNorm2d(channels, relu=True)]
+    return nn.Sequential(*layers)
 
 
 class Pool(nn.Module):
-    """Average pooling over `size` x `size` windows, or the whole map where `size` is None: (N, C, H, W) -> (N, features)."""
+    """Average pooling over `size` x `size` windows, or the whole map where `size` is None: (N, C, H, W) -> (N, features).
 
-    def __init__(self, size: int | None) -> None:
+    Windows are `stride` apart, `size` by default; what no window covers is not read: 5x5 on an 8x8 map is its top left corner.
+    """
+
+    def __init__(self, size: int | None, stride: int | None = None) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.stride = size, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3)) if self.size is None else F.avg_pool2d(x, self.size).flatten(1)
+        return x.mean((2, 3)) if self.size is None else F.avg_pool2d(x, self.size, self.stride).flatten(1)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, stride={self.stride}"

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastcifar.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Where an optimiser is built, and what trains well with it at batch size 128."""
+    """What an optimiser is, and what trains well with it at batch size 128."""
 
     target: str
-    """`module:function`."""
+    """`module:class`, of a `torch.optim.Optimizer`."""
     lr: float
     weight_decay: float
     momentum: float | None = None
     """None where it has none."""
+    nesterov: bool = False
+    """Whether the gradient is taken as if after the step of the momentum; without momentum there is no difference."""
+    form: Literal["fused", "foreach", "own"] = "fused"
+    """One kernel for all parameters, one for each operation, or neither, in an optimiser that is not torch's."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -26,8 +30,15 @@ class Optimizer:
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": Optimizer("fastcifar.optim.optimizers:sgd", lr=0.1, weight_decay=5e-4, momentum=0.9),
-    "sgd-nesterov": Optimizer("fastcifar.optim.optimizers:sgd_nesterov", lr=0.1, weight_decay=5e-4, momentum=0.9),
+    "sgd": Optimizer("torch.optim:SGD", lr=0.1, weight_decay=5e-4, momentum=0.9),
+    "sgd-nesterov": Optimizer("torch.optim:SGD", lr=0.1, weight_decay=5e-4, momentum=0.9, nesterov=True),
+    "adam": Optimizer("torch.optim:Adam", lr=3e-3, weight_decay=1e-4),
+    "adamw": Optimizer("torch.optim:AdamW", lr=3e-3, weight_decay=5e-2),
+    "radam": Optimizer("torch.optim:RAdam", lr=3e-3, weight_decay=1e-4, form="foreach"),
+    "rmsprop": Optimizer("torch.optim:RMSprop", lr=1e-3, weight_decay=1e-4, momentum=0.0, form="foreach"),
+    "adagrad": Optimizer("torch.optim:Adagrad", lr=3e-2, weight_decay=1e-4),
+    "adadelta": Optimizer("torch.optim:Adadelta", lr=1.0, weight_decay=1e-4, form="foreach"),
+    "muon": Optimizer("fastcifar.optim.muon:Muon", lr=5e-2, weight_decay=1e-2, momentum=0.95, form="own"),
 }
 
 SHARPNESS: dict[str, tuple[str, ...]] = {"none": (), "sam": ("rho",), "asam": ("rho", "eta")}

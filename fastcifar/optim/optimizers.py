@@ -2,20 +2,80 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcifar.config import OptimConfig
+from fastcifar.optim import OPTIMIZERS
+from fastcifar.optim.muon import hidden_matrices
+from fastcifar.registry import load
+
+MUON_LR_RATIO = 2.0
+"""Learning rate of what Muon does not orthogonalise over that of what it does."""
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser that `optim` names, over the parameters of `model`; on a GPU its learning rate is a tensor there."""
-    optim, parameters = optim.resolved, list(model.parameters())
-    rate = torch.tensor(optim.lr, device=parameters[0].device) if parameters[0].is_cuda else optim.lr
-    momentum, nesterov = optim.momentum, optim.optimizer == "sgd-nesterov" and optim.momentum > 0
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=optim.weight_decay, fused=True)
-    if momentum:
-        # Left to itself, the fused kernel makes these at the first step, uninitialised, and keeps them so where a loss scale overflows.
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    """The optimiser that `optim` names, over the parameters of `model`, with the state of its first step, all zero.
+
+    Each of its groups has a learning rate of its own, to be set to that of the run times the group's `lr_ratio`. On a GPU it is a float32
+    tensor () there, so that a step neither waits nor is captured anew where it changes.
+    """
+    optim, own = optim.resolved, OPTIMIZERS[optim.optimizer]
+    device = next(model.parameters()).device
+    settings: dict[str, Any] = {} if own.momentum is None else {"momentum": optim.momentum}
+    if own.nesterov and optim.momentum:
+        settings["nesterov"] = True
+
+    def construct(**form: bool) -> torch.optim.Optimizer:
+        return load(own.target)(parameter_groups(model, optim, device), **settings, **form)
+
+    optimizer = construct(**form_settings(own.form, device))
+    if own.form == "fused" and device.type == "cuda" and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        # Adagrad in torch 2.11 is fused on a CPU alone, and says so no sooner than at its first step.
+        optimizer = construct(foreach=True)
+    create_state(optimizer)
     return optimizer
+
+
+def form_settings(form: str, device: torch.device) -> dict[str, Any]:
+    """The arguments by which an optimiser takes `form`; one of several kernels reads its learning rate on the device if capturable."""
+    if form == "foreach":
+        return {"foreach": True, "capturable": device.type == "cuda"}
+    return {"fused": True} if form == "fused" else {}
+
+
+def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device) -> list[dict[str, Any]]:
+    """The parameters of `model`, in their order, by what `optim`, which is resolved, does to them."""
+    matrices = set(hidden_matrices(model)) if optim.optimizer == "muon" else set()
+    members: dict[tuple[bool, bool], list[Tensor]] = {}
+    for parameter in model.parameters():
+        decays = optim.decay_norms or parameter.dim() > 1
+        members.setdefault((parameter in matrices, decays), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (matrix, decays), parameters in members.items():
+        ratio = MUON_LR_RATIO if optim.optimizer == "muon" and not matrix else 1.0
+        lr = torch.tensor(optim.lr * ratio, device=device) if device.type == "cuda" else optim.lr * ratio
+        group = {"params": parameters, "lr": lr, "lr_ratio": ratio, "weight_decay": optim.weight_decay if decays else 0.0}
+        groups.append(group | ({"orthogonalize": matrix} if optim.optimizer == "muon" else {}))
+    return groups
+
+
+@torch.no_grad()
+def create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the state that torch would make at the first step, which is zero in all optimisers here; parameters stay, to the bit.
+
+    So a checkpoint can be copied into it before any step. Left to itself, fused SGD moreover makes its momenta uninitialised, and keeps
+    them so where the loss scale of the first step overflows.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = [parameter.clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    torch._foreach_copy_(parameters, kept)
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()

@@ -1,10 +1,11 @@
 """The state of a run on disk: folders of safetensors and JSON, published by renaming one pointer; nothing in them can execute.
 
-checkpoints/latest                     the name of the current folder
-checkpoints/STEP/weights.safetensors   parameters and buffers, contiguous; the metadata says how to build and feed the network
-checkpoints/STEP/averaged.safetensors  the same of the averaged weights; without tensors where the run keeps no average
-checkpoints/STEP/state.safetensors     what else training goes on from: momenta, meters, random state
-checkpoints/STEP/progress.json         epoch, batch, times
+checkpoints/latest                       the name of the current folder
+checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata says how to build and feed the network
+checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
+checkpoints/STEP/best-NAME.safetensors   the same of the best weights so far on the validation split, NAME being `weights` or an average
+checkpoints/STEP/state.safetensors       what else training goes on from: momenta, meters, random state
+checkpoints/STEP/progress.json           epoch, batch, times, the names of the averages, which epochs were best
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ from fastcifar.serialization import build
 
 RESTART = "start the run again"
 
+WEIGHTS = "weights"
+"""The name of the weights themselves, among their averages."""
+
+
+class Best(TypedDict):
+    """How good the weights of the best epoch were on the validation split."""
+
+    epoch: int
+    accuracy: float
+    loss: float
+
 
 class Progress(TypedDict):
     """How far a run has come."""
@@ -45,6 +57,12 @@ class Progress(TypedDict):
     """By phase."""
     scaler: dict[str, Any]
     """State of the gradient scaler; empty where the precision needs none."""
+    plateau: dict[str, float]
+    """State of a schedule that waits for plateaus; empty for the others."""
+    averages: list[str]
+    """Names of the averages that are kept."""
+    best: dict[str, Best]
+    """By name of the weights; empty without a validation split."""
 
 
 class Network(TypedDict):
@@ -64,15 +82,26 @@ class Network(TypedDict):
 class Checkpoint:
     """Tensors by file name and key, and numbers."""
 
-    weights: dict[str, Tensor]
-    averaged: dict[str, Tensor]
-    """Empty where the run keeps no average."""
+    weights: dict[str, dict[str, Tensor]]
+    """The last ones, by name: `weights`, and the averages."""
+    best: dict[str, dict[str, Tensor]]
+    """The same of the best epochs on the validation split; empty without one."""
     state: dict[str, Tensor]
     progress: Progress
     network: Network
 
+    @property
+    def chosen(self) -> dict[str, dict[str, Tensor]]:
+        """What the run came to: the best weights of each name, else the last."""
+        return {name: self.best.get(name, last) for name, last in self.weights.items()}
 
-FILES = ("weights", "averaged", "state")
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by the name of their file."""
+        return {**self.weights, **{f"best-{name}": tensors for name, tensors in self.best.items()}, "state": self.state}
+
+
+NAME = re.compile(r"weights|swa|ema-[0-9.e-]+")
+"""What weights may be called, and so their files."""
 
 OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
 """Names of the folders that `save` makes, and may remove."""
@@ -109,9 +138,9 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Makes `folder`, with the files of `checkpoint`."""
     folder.mkdir(parents=True)
     metadata = {"network": json.dumps(checkpoint.network)}
-    for file in FILES:
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in getattr(checkpoint, file).items()}
-        write_bytes(folder / f"{file}.safetensors", serialize(tensors, metadata))
+    for file, tensors in checkpoint.files().items():
+        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        write_bytes(folder / f"{file}.safetensors", serialize(contiguous, metadata))
     write_text(folder / "progress.json", json.dumps(checkpoint.progress, indent=2) + "\n")
 
 
@@ -137,9 +166,17 @@ def load(folder: Path) -> Checkpoint | None:
     current = latest(folder)
     if current is None:
         return None
-    tensors = {file: read_tensors(current / f"{file}.safetensors") for file in FILES}
     progress = read_json(current / "progress.json", Progress, RESTART)
-    return Checkpoint(**tensors, progress=progress, network=read_network(current / "weights.safetensors"))
+    names = (WEIGHTS, *progress["averages"])
+    if bad := [name for name in (*names, *progress["best"]) if not NAME.fullmatch(name)]:
+        raise FastcifarError(f"{current / 'progress.json'} names {bad[0]!r}, which is no average; {RESTART}.")
+    return Checkpoint(
+        weights={name: read_tensors(current / f"{name}.safetensors") for name in names},
+        best={name: read_tensors(current / f"best-{name}.safetensors") for name in progress["best"]},
+        state=read_tensors(current / "state.safetensors"),
+        progress=progress,
+        network=read_network(current / "weights.safetensors"),
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

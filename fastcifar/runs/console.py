@@ -56,9 +56,9 @@ class Console:
             "loss": f"{record.train_loss:.4f}",
             "train": percent(record.train_accuracy),
             "validation": percent(record.validation_accuracy),
-            "averaged": percent(record.averaged_validation_accuracy),
+            **{name: percent(accuracy) for name, accuracy in record.averaged_validation_accuracies.items()},
             "test": percent(record.test_accuracy),
-            "averaged test": percent(record.averaged_test_accuracy),
+            **{f"test {name}": percent(accuracy) for name, accuracy in record.averaged_test_accuracies.items()},
             "lr": f"{record.lr:.4f}",
             "img/s": f"{record.images_per_second:,.0f}",
             "left": clock(left),
@@ -76,8 +76,10 @@ class Console:
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_phase.items())
         rows = {
             "test accuracy": percent(result.test_accuracy),
-            "  averaged weights": percent(result.averaged_test_accuracy),
+            **{f"  {name}": percent(accuracy) for name, accuracy in result.averaged_test_accuracies.items()},
+            "  chosen on the test set": percent(result.watched_test_accuracy),
             "validation accuracy": percent(result.validation_accuracy),
+            "chosen epochs": ", ".join(f"{name} {epoch}" for name, epoch in result.chosen_epochs.items()),
             "seconds": f"{result.seconds:.1f} ({phases})",
             "throughput": f"{result.images_per_second:,.0f} img/s",
             "peak memory": f"{result.peak_memory_bytes / 2**30:.2f} GiB" if result.peak_memory_bytes else "",

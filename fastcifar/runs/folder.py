@@ -28,8 +28,17 @@ class Result:
     """What a run came to; accuracies are fractions, times seconds, sizes bytes; what does not apply is None."""
 
     test_accuracy: float
+    """Of the best epoch's weights on the validation split; without one, of the last."""
     validation_accuracy: float | None
+    """Of the same weights."""
     averaged_test_accuracy: float | None
+    """The same of the first average that the run keeps."""
+    averaged_test_accuracies: dict[str, float]
+    """Of every average by its name."""
+    chosen_epochs: dict[str, int]
+    """The best epoch on the validation split, by name of the weights; empty without one."""
+    watched_test_accuracy: float | None
+    """The highest of any epoch and weights, with `watch_test` only: the test set chose it, so it says nothing of other images."""
     images_per_second: float
     """Training images over the time of training, loading included; compiling and evaluation are not."""
     seconds: float

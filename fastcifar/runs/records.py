@@ -29,10 +29,11 @@ class EpochRecord:
     """Running: of augmented images, with the weights of each step."""
     validation_loss: float | None
     validation_accuracy: float | None
-    averaged_validation_accuracy: float | None
+    averaged_validation_accuracies: dict[str, float]
+    """By name of the average."""
     test_accuracy: float | None
     """Only with `watch_test`."""
-    averaged_test_accuracy: float | None
+    averaged_test_accuracies: dict[str, float]
     images_per_second: float
     seconds: float
     """Since the run began, compiling and interrupted sessions included."""
@@ -88,13 +89,22 @@ TAGS = {
     "validation_loss": "loss/validation",
     "train_accuracy": "accuracy/train",
     "validation_accuracy": "accuracy/validation",
-    "averaged_validation_accuracy": "accuracy/validation_averaged",
+    "averaged_validation_accuracies": "accuracy/validation",
     "test_accuracy": "accuracy/test",
-    "averaged_test_accuracy": "accuracy/test_averaged",
+    "averaged_test_accuracies": "accuracy/test",
     "lr": "lr",
     "images_per_second": "img_per_s",
 }
-"""TensorBoard's name for each field of a record."""
+"""TensorBoard's name for each field of a record; an average's name is appended."""
+
+
+def values(record: EpochRecord) -> dict[str, float]:
+    """The values of a record that there are, by their names in TensorBoard."""
+    found = {}
+    for field, tag in TAGS.items():
+        value = getattr(record, field)
+        found |= {f"{tag}/{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {tag: value}
+    return {tag: value for tag, value in found.items() if value is not None}
 
 
 class TensorBoard:
@@ -111,17 +121,16 @@ class TensorBoard:
             self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def write(self, record: EpochRecord) -> None:
-        self.add(record.epoch, {name: getattr(record, name) for name in TAGS})
+        self.add(record.epoch, values(record))
 
     def final(self, epoch: int, accuracies: dict[str, float]) -> None:
-        """The test accuracies at the end of the run."""
-        self.add(epoch, accuracies)
+        """The test accuracies at the end of the run, by name of the weights."""
+        self.add(epoch, {f"accuracy/final_test/{name}": accuracy for name, accuracy in accuracies.items()})
 
-    def add(self, epoch: int, values: dict[str, float | None]) -> None:
+    def add(self, epoch: int, values: dict[str, float]) -> None:
         with writing(self.folder):
-            for name, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(TAGS[name], value, epoch)
+            for tag, value in values.items():
+                self.writer.add_scalar(tag, value, epoch)
             self.writer.flush()
 
     def close(self) -> None:

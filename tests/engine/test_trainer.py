@@ -9,13 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from fastcifar.config import AverageConfig, DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
 from fastcifar.engine import graph
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import build_model
+from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.optimizers import build_optimizer
 
 CONFIG = RunConfig(
@@ -37,9 +38,14 @@ def image_set(count: int, seed: int = 0) -> ImageSet:
     return ImageSet(images, torch.arange(count) % 5, tuple("abcde"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-def run(trainer: Trainer) -> Trainer:
+def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
+    """To the end, or until so many steps are done."""
     while trainer.epoch < trainer.config.epochs:
-        assert trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
+        if not trainer.run_epoch(stop=lambda: trainer.steps_done == stop_after, tick=lambda batch: None):
+            break
+        trainer.records = [*getattr(trainer, "records", []), trainer.end_epoch(trainer.meter.read())]
+        if trainer.steps_done == stop_after:
+            break
     return trainer
 
 
@@ -77,7 +83,7 @@ def test_equals_a_plain_loop():
     model, averaged = plain_loop(CONFIG, dataset)
     for (name, ours), theirs in zip(trainer.model.state_dict().items(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
-    with trainer.average.swapped_in():
+    with trainer.buckets.holding(trainer.averages.flat["ema-0.999"]):
         for ours, theirs in zip(trainer.model.state_dict().values(), averaged.state_dict().values(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5)
 
@@ -119,7 +125,7 @@ def test_a_gpu_compiles():
 def test_swapping_the_average_in_and_out_changes_nothing():
     trainer = run(Trainer(replace(CONFIG, epochs=1), image_set(40)))
     before = [flat.clone() for flat in trainer.buckets.flat]
-    with trainer.average.swapped_in():
+    with trainer.buckets.holding(trainer.averages.flat["ema-0.999"]):
         assert not torch.equal(before[0], trainer.buckets.flat[0])
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.buckets.flat, strict=True))
 
@@ -132,19 +138,34 @@ def test_rehearsing_leaves_no_trace():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("at", [0, 1, 3, 4])
-def test_going_on_from_any_batch_gives_the_same_bits(at):
-    """With dropout, so that the random state counts; 5 batches an epoch."""
-    config = replace(CONFIG, model=replace(CONFIG.model, dropout=0.3), engine=replace(CONFIG.engine, precision="bf16"))
-    whole, first, second = (Trainer(config, image_set(100)) for _ in range(3))
+DROPOUT = replace(CONFIG, model=replace(CONFIG.model, dropout=0.3), engine=replace(CONFIG.engine, precision="bf16"), epochs=3)
+"""So that the random state counts."""
+
+METHODS = {
+    "plain": {},
+    "averages": {"average": AverageConfig((0.9, 0.99), swa_start="30%")},
+    "plateau": {"schedule": ScheduleConfig("plateau", patience=0), "optim": OptimConfig(lr=0.3)},
+    "asam": {"optim": OptimConfig("sgd", sharpness="asam", clip_norm=1.0)},
+    **{name: {"optim": OptimConfig(name)} for name in OPTIMIZERS},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("at", [0, 5, 8])
+def test_going_on_from_any_batch_gives_the_same_bits(method, at):
+    """5 batches an epoch."""
+    config = replace(DROPOUT, **METHODS[method])
+    whole, first, second = (Trainer(config, image_set(100), image_set(20, 1)) for _ in range(3))
     run(whole)
-    count = iter(range(100))
-    first.run_epoch(stop=lambda: next(count) == at, tick=lambda batch: None)
+    run(first, stop_after=at + 1)
     second.restore(first.checkpoint())
     assert second.steps_done == at + 1
     run(second)
-    for a, b in zip((*whole.buckets.flat, *whole.average.averages), (*second.buckets.flat, *second.average.averages), strict=True):
-        assert torch.equal(a, b)
+    for ours, theirs in zip(whole.checkpoint().files().items(), second.checkpoint().files().items(), strict=True):
+        assert ours[0] == theirs[0]
+        for name, tensor in ours[1].items():
+            assert torch.equal(tensor, theirs[1][name]), (ours[0], name)
+    assert whole.lr[-1] == second.lr[-1]
     assert whole.meter.read() == second.meter.read()
 
 
@@ -156,7 +177,7 @@ def test_going_on_from_any_batch_gives_the_same_bits(at):
         (lambda c: c.state.pop("meter"), "lacks meter"),
         (lambda c: c.state.update(random=torch.zeros_like(c.state["random"]) + 255), "state is damaged"),
         (lambda c: c.state.update(meter=torch.zeros(3)), "has meter as float32"),
-        (lambda c: c.weights.pop("stem.weight"), "lacks stem.weight"),
+        (lambda c: c.weights["weights"].pop("stem.weight"), "lacks stem.weight"),
     ],
     ids=["epoch", "step", "no-meter", "random", "meter-dtype", "no-weight"],
 )
@@ -189,17 +210,18 @@ def test_a_loss_that_is_not_finite_names_the_step_the_lr_and_the_advice():
 
 
 def test_records_hold_what_was_trained_and_validated():
-    trainer = run(Trainer(replace(CONFIG, epochs=1), image_set(100), validation=image_set(30, 1), watched=image_set(10, 2)))
-    record = trainer.record(trainer.meter.read())
+    config = replace(CONFIG, epochs=1)
+    (record,) = run(Trainer(config, image_set(100), validation=image_set(30, 1), watched=image_set(10, 2))).records
     assert (record.epoch, record.step) == (1, 5)
     assert 0.5 < record.train_loss < 4
     assert record.validation_accuracy * 30 == pytest.approx(round(record.validation_accuracy * 30))
-    assert None not in (record.averaged_validation_accuracy, record.test_accuracy, record.averaged_test_accuracy)
+    assert record.test_accuracy is not None
+    assert list(record.averaged_validation_accuracies) == list(record.averaged_test_accuracies) == ["ema-0.999"]
 
 
 def test_evaluation_equals_a_plain_one():
     trainer, dataset = Trainer(CONFIG, image_set(100)), image_set(333, 5)
-    raw, _ = trainer.evaluate(dataset)
+    raw = trainer.evaluate(dataset, trainer.last())["weights"]
     trainer.model.eval()
     with torch.no_grad():
         logits = trainer.model(((dataset.images.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2))
@@ -221,8 +243,8 @@ def test_compiling_that_fails_falls_back_in_one_line(monkeypatch):
 
     def broken(function, **options):
         def call(*arguments):
-            loss, correct = function(*arguments)
-            return Broken.apply(loss), correct
+            outcome = function(*arguments)
+            return outcome._replace(loss=Broken.apply(outcome.loss))
 
         return call
 
@@ -251,7 +273,7 @@ def test_an_overflowing_first_step_leaves_clean_momenta():
 def test_mixed_labels_train(kind):
     config = replace(CONFIG, data=replace(CONFIG.data, augment=kind), epochs=1)
     trainer = run(Trainer(config, image_set(60)))
-    record = trainer.record(trainer.meter.read())
+    record = trainer.end_epoch(trainer.meter.read())
     assert 0 < record.train_loss < 4
     assert 0 <= record.train_accuracy <= 1
 
@@ -270,3 +292,70 @@ def test_compiled_equals_eager():
     run(compiled)
     for a, b in zip(eager.buckets.flat, compiled.buckets.flat, strict=True):
         torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-4)
+
+
+def test_the_best_epoch_on_the_validation_split_is_kept():
+    """Of each kind of weights; and no other split chooses."""
+    trainer = Trainer(replace(CONFIG, epochs=6, optim=OptimConfig(lr=0.5)), image_set(40), image_set(15, 1), image_set(15, 2))
+    kept = {}
+    while trainer.epoch < 6:
+        record = run(trainer, stop_after=trainer.steps_done + 2).records[-1]
+        kept[trainer.epoch] = (record, trainer.buckets.copies())
+    best = trainer.best["weights"]
+    accuracies = [record.validation_accuracy for record, _ in kept.values()]
+    assert best.score["accuracy"] == max(accuracies)
+    record, flat = kept[best.score["epoch"]]
+    assert record.validation_loss == min(r.validation_loss for r, _ in kept.values() if r.validation_accuracy == max(accuracies))
+    assert all(torch.equal(a, b) for a, b in zip(best.flat, flat, strict=True))
+    assert trainer.best.keys() == {"weights", "ema-0.999"}
+    assert trainer.chosen()["weights"] is best.flat
+    assert not Trainer(CONFIG, image_set(40), None, image_set(15, 2)).best
+
+
+def test_swa_is_the_mean_over_its_epochs_with_statistics_of_its_own():
+    trainer = Trainer(replace(CONFIG, epochs=4, average=AverageConfig((0,), swa_start="50%")), image_set(40), image_set(15, 1))
+    ends = []
+    while trainer.epoch < 4:
+        run(trainer, stop_after=trainer.steps_done + 2)
+        ends.append(trainer.buckets.copies())
+    parameters, statistics = trainer.averages.flat["swa"]
+    torch.testing.assert_close(parameters, (ends[2][0] + ends[3][0]) / 2)
+    assert not torch.allclose(statistics, (ends[2][1] + ends[3][1]) / 2, rtol=1e-3)
+    assert "swa" in trainer.records[-1].averaged_validation_accuracies
+    assert "swa" not in trainer.records[0].averaged_validation_accuracies
+
+
+def test_a_plateau_lowers_the_rate_of_the_steps_to_come():
+    schedule = ScheduleConfig("plateau", warmup="0%", patience=0, gamma=0.5)
+    trainer = run(Trainer(replace(CONFIG, epochs=12, schedule=schedule, optim=OptimConfig(lr=0.3)), image_set(40), image_set(15, 1)))
+    plain = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(plain, factor=0.5, patience=0)
+    for record in trainer.records:
+        assert record.lr == plain.param_groups[0]["lr"]
+        torchs.step(record.validation_loss)
+    assert trainer.records[-1].lr < 0.3
+
+
+def test_sam_equals_a_plain_loop():
+    """Two passes a step by hand; batch norm sees the first alone."""
+    config = replace(CONFIG, optim=replace(CONFIG.optim, sharpness="sam", rho=0.1), epochs=1)
+    trainer = Trainer(config, image_set(60))
+    model = copy.deepcopy(trainer.model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    loader = Loader(image_set(60), batch_size=20, seed=3, device="cpu", drop_last=True)
+    for (images, labels), lr in zip(loader.batches(0), trainer.lr, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+        first = torch.autograd.grad(F.cross_entropy(model(images), labels, label_smoothing=0.1), list(model.parameters()))
+        state = copy.deepcopy(model.state_dict())
+        norm = torch.cat([gradient.flatten() for gradient in first]).norm()
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), first, strict=True):
+                parameter.add_(0.1 * gradient / norm)
+        second = torch.autograd.grad(F.cross_entropy(model(images), labels, label_smoothing=0.1), list(model.parameters()))
+        model.load_state_dict(state)
+        for parameter, gradient in zip(model.parameters(), second, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    run(trainer)
+    for (name, ours), theirs in zip(trainer.model.state_dict().items(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -17,6 +17,7 @@ from fastcifar.runs.records import EpochRecord, JsonLines
 
 CONFIG = RunConfig(ModelConfig("resnet", blocks=(1, 1), channels=(4, 8)), DataConfig("synthetic"), epochs=2)
 PROGRESS = {"epoch": 2, "batch": 0, "step": 8, "elapsed": 3.5, "seconds": {"train": 3.0}, "scaler": {}}
+PROGRESS |= {"plateau": {}, "averages": ["ema-0.999"], "best": {"weights": {"epoch": 1, "accuracy": 0.5, "loss": 0.7}}}
 NETWORK = {
     "arch": "resnet",
     "options": {"blocks": [1, 1], "channels": [4, 8], "classes": 2, "image_size": 8},
@@ -24,21 +25,40 @@ NETWORK = {
     "mean": (0.5, 0.4, 0.3),
     "std": (0.2, 0.2, 1.0),
 }
-RESULT = Result(0.5, None, 0.25, 1234.0, 3.5, {"train": 3.0}, None, 2**20, 1000, None, "a CPU", {"python": "3.11"}, None)
+RESULT = Result(
+    test_accuracy=0.5,
+    validation_accuracy=0.5,
+    averaged_test_accuracy=0.25,
+    averaged_test_accuracies={"ema-0.999": 0.25},
+    chosen_epochs={"weights": 1},
+    watched_test_accuracy=None,
+    images_per_second=1234.0,
+    seconds=3.5,
+    seconds_by_phase={"train": 3.0},
+    flop_utilization=None,
+    peak_memory_bytes=2**20,
+    parameters=1000,
+    recipe=None,
+    device="a CPU",
+    versions={"python": "3.11"},
+    commit=None,
+)
 
 
 def record(epoch: int, **changes: Any) -> EpochRecord:
     """Of an epoch of four steps, in a run of two epochs; whatever may be None is None."""
     known = {"epochs": 2, "step": 4 * epoch, "lr": 0.1, "train_loss": 1.5, "train_accuracy": 0.25, "images_per_second": 1e3, "seconds": 2.0}
+    known |= {"averaged_validation_accuracies": {}, "averaged_test_accuracies": {}}
     return EpochRecord(**dict.fromkeys(field.name for field in fields(EpochRecord)) | known | {"epoch": epoch} | changes)
 
 
 def checkpoint(step: int = 8) -> Checkpoint:
-    """Of the small network, whose weights are held in channels_last, with an average."""
+    """Of the small network, whose weights are held in channels_last, with an average and the weights of a better epoch."""
     model = build_model(NETWORK["arch"], **NETWORK["options"]).to(memory_format=torch.channels_last)
     weights = dict(model.state_dict())
     state = {"random": torch.arange(5, dtype=torch.uint8), "meter": torch.zeros(3, dtype=torch.float64)}
-    return Checkpoint(weights, {key: tensor + 1 for key, tensor in weights.items()}, state, {**PROGRESS, "step": step}, NETWORK)
+    averaged, best = ({key: tensor + shift for key, tensor in weights.items()} for shift in (1, 2))
+    return Checkpoint({"weights": weights, "ema-0.999": averaged}, {"weights": best}, state, {**PROGRESS, "step": step}, NETWORK)
 
 
 def make_run(path: Path) -> Run:

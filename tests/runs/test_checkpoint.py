@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,18 +27,35 @@ def test_round_trip(tmp_path):
     loaded = checkpoints.load(tmp_path)
     assert loaded.progress == PROGRESS | {"step": 7}
     assert loaded.network == NETWORK
-    for part in ("weights", "averaged", "state"):
-        assert getattr(loaded, part).keys() == getattr(saved, part).keys()
-        for key, tensor in getattr(saved, part).items():
-            restored = getattr(loaded, part)[key]
+    assert loaded.files().keys() == saved.files().keys() == {"weights", "ema-0.999", "best-weights", "state"}
+    for file, tensors in saved.files().items():
+        assert loaded.files()[file].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            restored = loaded.files()[file][key]
             assert torch.equal(restored, tensor)
             assert restored.is_contiguous()
 
 
+def test_the_best_weights_are_chosen_where_there_are_any():
+    saved = state(7)
+    assert saved.chosen == {"weights": saved.best["weights"], "ema-0.999": saved.weights["ema-0.999"]}
+
+
 def test_a_run_without_average(tmp_path):
     saved = state(7)
-    checkpoints.save(tmp_path, Checkpoint(saved.weights, {}, saved.state, saved.progress, saved.network))
-    assert checkpoints.load(tmp_path).averaged == {}
+    progress = {**saved.progress, "averages": [], "best": {}}
+    checkpoints.save(tmp_path, Checkpoint({"weights": saved.weights["weights"]}, {}, saved.state, progress, saved.network))
+    loaded = checkpoints.load(tmp_path)
+    assert (list(loaded.weights), loaded.best) == (["weights"], {})
+
+
+@pytest.mark.parametrize("name", ["../secret", "state", "ema-", ""])
+def test_names_that_are_no_average_are_not_opened(tmp_path, name):
+    checkpoints.save(tmp_path, state(7))
+    progress = tmp_path / "00000007" / "progress.json"
+    progress.write_text(progress.read_text().replace('"ema-0.999"', json.dumps(name)))
+    with pytest.raises(FastcifarError, match="which is no average"):
+        checkpoints.load(tmp_path)
 
 
 def test_only_the_last_one_is_kept(tmp_path):
@@ -93,7 +111,7 @@ def test_weights_of_a_network_in_training_are_contiguous_under_its_own_names(tmp
     Buckets(model)
     model.compile()
     saved = state()
-    checkpoints.save(tmp_path, Checkpoint(dict(model.state_dict()), {}, saved.state, saved.progress, saved.network))
+    checkpoints.save(tmp_path, replace(saved, weights={**saved.weights, "weights": dict(model.state_dict())}))
     file = tmp_path / "00000008" / "weights.safetensors"
     with safe_open(file, "pt") as stored:
         assert sorted(stored.keys()) == sorted(names)
@@ -107,9 +125,9 @@ def test_loading_keeps_the_models_memory_format(tmp_path):
     saved, model = state(), small_network()
     checkpoints.save(tmp_path, saved)
     strides = {name: tensor.stride() for name, tensor in model.state_dict().items()}
-    load_weights(model, checkpoints.load(tmp_path).weights, "here")
+    load_weights(model, checkpoints.load(tmp_path).weights["weights"], "here")
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, saved.weights[name])
+        assert torch.equal(tensor, saved.weights["weights"][name])
         assert tensor.stride() == strides[name]
     assert model.stage2[0].branch[0].weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -158,7 +176,7 @@ def test_all_is_on_disk_before_it_is_published(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
     checkpoints.save(tmp_path, state(1))
     expected = []
-    for file in ("weights.safetensors", "averaged.safetensors", "state.safetensors", "progress.json"):
+    for file in ("weights.safetensors", "ema-0.999.safetensors", "best-weights.safetensors", "state.safetensors", "progress.json"):
         expected += [f".{file}.partial", f"-> {file}", ".00000001.partial"]
     assert events == [*expected, "-> 00000001", tmp_path.name, ".latest.partial", "-> latest", tmp_path.name]
 

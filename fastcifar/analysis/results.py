@@ -1,0 +1,132 @@
+"""Finished runs of recipes as rows in a file, what several of them come to, and whether that meets the claim; free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fastcifar.augment.policy import parse
+from fastcifar.config import EngineConfig, RunConfig
+from fastcifar.recipes import RECIPES
+from fastcifar.recipes.registry import difference
+from fastcifar.runs.files import reading, write_text
+from fastcifar.serialization import build
+
+SCHEMA = "fastcifar.results/1"
+"""Tells these files from others beside them."""
+
+ONE_RUN_SPREAD = 0.002
+"""Standard deviation of a run's test accuracy by its seed, as seen on CIFAR-10; taken where fewer than three runs are measured."""
+
+OF_THE_MACHINE = {field.name for field in fields(EngineConfig)} | {"dataset", "data_dir", "loader", "chunk_size", "seed", "epochs"}
+"""Settings that are decided when a run starts, or stand in a row of their own."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished run; accuracies are fractions, times seconds; what does not apply is None."""
+
+    recipe: str
+    epochs: int
+    full_length: bool
+    """Whether these are the recipe's own epochs."""
+    seed: int
+    settings: dict[str, Any]
+    """What the recipe sets other than by default, as it stood then."""
+    test_accuracy: float
+    averaged_test_accuracies: dict[str, float]
+    """Of every average by its name."""
+    watched_test_accuracy: float | None
+    """The highest of any epoch, chosen by the test set."""
+    seconds: float
+    images_per_second: float
+    device: str
+    versions: dict[str, str]
+    commit: str | None
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.recipe, self.epochs, self.seed
+
+    @property
+    def average(self) -> float | None:
+        """Of the first average that the run keeps."""
+        return next(iter(self.averaged_test_accuracies.values()), None)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the runs of one recipe, length and device come to."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def compared(self) -> list[float]:
+        """The accuracies that the claim is to be compared with."""
+        entry = RECIPES.get(self.first.recipe)
+        of_average = entry is not None and entry.measure == "average"
+        return [row.average if of_average and row.average is not None else row.test_accuracy for row in self.rows]
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the mean is at least the claim less the spread; None where the claim is not of such runs, or there is none."""
+        entry = RECIPES.get(self.first.recipe)
+        if entry is None or entry.claim is None or entry.measure == "ensemble" or not self.first.full_length:
+            return None
+        spread = stdev(self.compared) if len(self.rows) >= 3 else ONE_RUN_SPREAD
+        return mean(self.compared) >= entry.claim - spread
+
+
+def summaries(rows: Iterable[Row]) -> list[Summary]:
+    """`rows` by recipe, length and device, in the recipes' order."""
+    groups: dict[tuple[str, int, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.recipe, row.epochs, row.device), []).append(row)
+    order = {name: position for position, name in enumerate(RECIPES)}
+    ranked = sorted(groups, key=lambda group: (order.get(group[0], len(order)), *group))
+    return [Summary(tuple(sorted(groups[group], key=lambda row: row.seed))) for group in ranked]
+
+
+def percent_and_spread(accuracies: list[float]) -> str:
+    """The mean in percent, with the standard deviation where there are several."""
+    text = f"{100 * mean(accuracies):.2f}"
+    return f"{text} ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else text
+
+
+def recipe_settings(config: RunConfig) -> dict[str, Any]:
+    """What a recipe's `config` comes to other than by default, the machine's part left out, as JSON has it."""
+    chosen = difference(resolved(config), resolved(RunConfig()))
+    return json.loads(json.dumps({name: value for name, value in chosen.items() if name not in OF_THE_MACHINE}, default=str))
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """With all that was left out filled in, and the augmentation in full."""
+    parts = {field.name: getattr(config, field.name) for field in fields(config)}
+    parts = {name: part.resolved for name, part in parts.items() if hasattr(part, "resolved")}
+    return replace(config, **parts, data=replace(config.data, augment=str(parse(config.data.augment))))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows in a file; none where it is not there, or holds something else. Raises FastcifarError where it is damaged."""
+    if not path.exists():
+        return []
+    with reading(path, "delete it, or mend it"):
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            return []
+        return build(list[Row], content.get("rows"), path.name)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replaces the file as a whole, in an order that does not depend on that of the runs. Raises FastcifarError."""
+    ordered = sorted(rows, key=lambda row: row.key)
+    write_text(path, json.dumps({"schema": SCHEMA, "rows": [dataclasses.asdict(row) for row in ordered]}, indent=1) + "\n")

@@ -1,0 +1,272 @@
+"""`fastcifar plan`: the learning rate and the cost of a run, and what looks like a mistake, before anything trains."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from fastcifar.config import DataConfig, RunConfig
+from fastcifar.errors import ConfigError
+from fastcifar.optim import OPTIMIZERS
+from fastcifar.optim.schedules import horizon_steps, kinks, lr_table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from fastcifar.engine.precision import Precision
+
+POINTS, MOST_KINKS = 12, 40
+"""Rows of the table of learning rates: evenly over the run, and where it bends or jumps."""
+UNSUITED = 10.0
+"""A learning rate further than this factor from the optimiser's default is remarked on."""
+CUT_SHORT = 0.05
+"""Share of the peak that the learning rate may still have to fall where a run with warm restarts ends."""
+REHEARSED = {"cpu": 64, "cuda": 1024}
+"""At most so many images go through the network to measure its speed."""
+REHEARSAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """What the cost of a run depends on."""
+
+    train: int
+    """Images, those for validation included."""
+    test: int
+    classes: int = 10
+    image_size: int = 32
+
+    @property
+    def bytes(self) -> int:
+        """Of all images, uint8 RGB, and their labels, int64."""
+        return (self.train + self.test) * (3 * self.image_size**2 + 8)
+
+
+SIZES = {
+    "cifar10": DataSize(50_000, 10_000),
+    "cifar100": DataSize(50_000, 10_000, classes=100),
+    "synthetic": DataSize(10_000, 2_000),
+}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The course of a run."""
+
+    data: DataSize
+    images: int
+    """To train on."""
+    steps_per_epoch: int
+    lr: list[float]
+    """Of every step."""
+    kinks: list[int]
+    """Steps at which the learning rate bends or jumps."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.lr)
+
+    @property
+    def rows(self) -> list[int]:
+        """The steps that are worth a row in a table, the first and the last among them."""
+        even = {round(point * (self.steps - 1) / (POINTS - 1)) for point in range(POINTS)}
+        return sorted(even.union(self.kinks[:: math.ceil(len(self.kinks) / MOST_KINKS) or 1]))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes."""
+
+    parameters: int
+    flops: int
+    """Of the forward and backward passes of all steps; a multiplication and an addition are two."""
+    memory: dict[str, int]
+    """Bytes, by what they hold; the working space of libraries comes on top."""
+    seconds: float | None
+    """Of the forward and backward passes, before compiling; None where the device is not here."""
+    measured: str
+    """What `seconds` rests on, or why there are none."""
+
+
+def outline(config: RunConfig) -> Outline:
+    """The course of a run; reads the data set where only the files tell its size, and needs no torch otherwise.
+
+    Raises:
+        ConfigError: the images are too few, or do not suit the schedule.
+        DataError: the files cannot be read.
+    """
+    data = data_size(config.data)
+    images = data.train - config.data.val_split
+    if images < 1:
+        raise ConfigError(
+            f"a validation split of {config.data.val_split} leaves none of {data.train} images; choose 0 to {data.train - 1}."
+        )
+    if config.batch_size > images:
+        raise ConfigError(f"batch size {config.batch_size} exceeds the {images} training images; lower --batch-size.")
+    steps_per_epoch = images // config.batch_size
+    lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
+    return Outline(data, images, steps_per_epoch, lr, kinks(config.schedule, steps_per_epoch, config.epochs))
+
+
+def data_size(data: DataConfig) -> DataSize:
+    """Known for the sets that have a name, `auto` being taken for CIFAR-10; for others they are read. Raises DataError."""
+    name = "cifar10" if data.dataset == "auto" else data.dataset
+    if name in SIZES:
+        return SIZES[name]
+    from fastcifar.data.sources import load_dataset
+
+    train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
+    return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
+
+
+def warnings(config: RunConfig, course: Outline) -> list[str]:
+    """A sentence for each setting that costs accuracy and is rarely meant."""
+    found, name, schedule, optim = [], config.schedule.schedule, config.schedule.resolved, config.optim.resolved
+    horizon = horizon_steps(schedule, course.steps_per_epoch, config.epochs)
+    end, last, peak = horizon / course.steps_per_epoch, course.lr[-1], config.optim.peak_lr(config.batch_size)
+    stays = f"lr {last:.4g}, {last / peak:.0%} of the peak"
+    if horizon < course.steps and name != "swa":
+        found.append(f"{name} ends after {end:g} of {config.epochs} epochs and stays at {stays}; without --horizon it ends with the run.")
+    if horizon > course.steps:
+        found.append(f"{name} is laid out for {end:g} epochs, but the run ends after {config.epochs}, at {stays}; leave --horizon out.")
+    if name == "one-cycle" and schedule.per == "epoch":
+        found.append("one-cycle is made to move on every step, but moves once an epoch; leave --per out.")
+    if name == "warm-restarts" and last / peak - schedule.final_lr > CUT_SHORT:
+        found.append(f"the run ends within a cycle, at {stays}; choose --restart-period and --warmup such that whole cycles fill it.")
+    usual = OPTIMIZERS[optim.optimizer].lr
+    ratio = max(optim.lr / usual, usual / optim.lr)
+    if ratio > UNSUITED * (1 + 1e-9):
+        side = "above" if optim.lr > usual else "below"
+        found.append(
+            f"lr {optim.lr:g} is {ratio:.3g} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr out to take that."
+        )
+    return found
+
+
+def cost(config: RunConfig, course: Outline) -> Cost:
+    """Counts, and measures where the device is here. Raises ConfigError as `build_model` does, or because the network is too large."""
+    from fastcifar.engine.host import device_name, resolve_device
+    from fastcifar.engine.precision import Precision, resolve_precision
+    from fastcifar.models import build_model, check_parameters
+    from fastcifar.models.count import count_network
+
+    options = {"classes": course.data.classes, "image_size": course.data.image_size, **config.model.options}
+    count = count_network(config.model.arch, **options)
+    check_parameters(count.parameters, config.model.max_params)
+    model = build_model(config.model.arch, **options)
+    passes = 1 if config.optim.sharpness == "none" else 2
+    images = course.steps * config.batch_size
+    seconds, precision = None, Precision("bf16" if config.engine.precision == "auto" else config.engine.precision)
+    try:
+        device = resolve_device(config.engine.device)
+    except ConfigError as absent:
+        measured = f"not measured: {absent}"
+    else:
+        precision, _ = resolve_precision(config.engine.precision, device)
+        batch = min(config.batch_size, REHEARSED[device.type])
+        speed = rehearse(model, batch, course.data.image_size, config, device, precision)
+        seconds = images * passes / speed
+        way = f"forward and backward passes of {batch} images, uncompiled, on {device_name(device)} in {precision.name}"
+        measured = f"{speed:,.0f} img/s in {way}"
+    held = memory(config, course.data, model, precision)
+    held["activations of a batch"] = config.batch_size * count.activation_bytes * precision.dtype.itemsize // 2
+    return Cost(count.parameters, images * passes * count.training_flops, held, seconds, measured)
+
+
+def memory(config: RunConfig, data: DataSize, model: nn.Module, precision: Precision) -> dict[str, int]:
+    """Bytes that a run holds from its first step to its last."""
+    from fastcifar.optim.optimizers import build_optimizer
+
+    model = model.cpu()
+    optimizer = build_optimizer(model, config.optim)
+    parameters, buffers = nbytes(model.parameters()), nbytes(model.buffers())
+    averages = len(config.average.decays) + (config.average.swa_start is not None)
+    return {
+        "data set": data.bytes,
+        "weights": parameters + buffers,
+        "gradients": parameters,
+        "optimiser": sum(nbytes(state.values()) for state in optimizer.state.values()),
+        "averages": averages * (parameters + buffers),
+        "weights that SAM returns to": 0 if config.optim.sharpness == "none" else parameters + buffers,
+    }
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def rehearse(model: nn.Module, batch: int, image_size: int, config: RunConfig, device: torch.device, precision: Precision) -> float:
+    """Images a second of the fastest forward and backward pass within a second; the model's buffers do not stay as they were."""
+    import torch
+
+    from fastcifar.engine.host import keep_freed_memory, synchronize
+
+    if device.type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(config.engine.threads or torch.get_num_threads())
+    model = model.to(device, memory_format=torch.channels_last).train()
+    images = torch.randn(batch, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
+    best, end = math.inf, math.inf
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        with precision.autocast(device):
+            logits = model(images)
+        logits.float().logsumexp(dim=1).sum().backward()
+        synchronize(device)
+        best = min(best, time.perf_counter() - start) if end < math.inf else best
+        model.zero_grad(set_to_none=True)
+        end = min(end, time.perf_counter() + REHEARSAL_SECONDS)
+    return batch / best
+
+
+def print_plan(config: RunConfig, picture: Path) -> None:
+    """Prints the plan and draws the learning rate to `picture`, a PNG file. Raises as `outline` and `cost`, and where it cannot write."""
+    course = outline(config)
+    from fastcifar.analysis.plots import plot_lr
+    from fastcifar.runs.console import clock
+    from fastcifar.runs.files import writing
+
+    spent, console = cost(config, course), Console(highlight=False, soft_wrap=True)
+    console.print(rates(course, config.optim.peak_lr(config.batch_size)))
+    flops = f"{spent.flops:.3g} FLOP"
+    facts = {
+        "network": f"{config.model.arch}, {spent.parameters:,} parameters",
+        "images": f"{course.images:,} from {config.data.dataset}" + (", taken for CIFAR-10" if config.data.dataset == "auto" else ""),
+        "steps": f"{course.steps:,}: {config.epochs} epochs of {course.steps_per_epoch:,}, {config.batch_size} images each",
+        "arithmetic": f"{flops} ({spent.flops / course.steps:.3g} a step)",
+        "memory": f"{size(sum(spent.memory.values()))}: "
+        + ", ".join(f"{what} {size(held)}" for what, held in spent.memory.items() if held),
+        "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
+    }
+    for name, text in facts.items():
+        console.print(f"{name:12}{text}", markup=False)
+    for text in warnings(config, course):
+        console.print(f"Warning: {text}", markup=False, style="bold")
+    with writing(picture):
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot_lr(course.lr, course.steps_per_epoch, course.kinks, picture)
+    console.print(str(picture), markup=False)
+
+
+def rates(course: Outline, peak: float) -> Table:
+    """The learning rate at some steps, each after so many epochs."""
+    table = Table(box=None)
+    for title in ("epoch", "step", "lr", "of the peak"):
+        table.add_column(title, justify="right")
+    for step in course.rows:
+        rate = course.lr[step]
+        table.add_row(f"{step / course.steps_per_epoch:.2f}", f"{step:,}", f"{rate:.4g}", f"{rate / peak:.1%}")
+    return table
+
+
+def size(count: int) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"

@@ -1,0 +1,156 @@
+"""The files that a network is exported to: how each is written, run again, and loaded by those who have no fastcifar."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import runpy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from fastcifar.errors import ConfigError
+
+Metadata = dict[str, Any]
+"""What goes with a network, as JSON: classes, image_size, mean, std, arch, weights, dataset."""
+
+Classify = Callable[[Tensor], Tensor]
+"""Images uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file."""
+
+    suffix: str
+    packages: tuple[str, ...]
+    """That writing and checking it needs, besides fastcifar's own."""
+    write: Callable[[ExportedProgram, Metadata, Path], None]
+    open: Callable[[Path], Classify]
+    usage: str
+    """Python code that loads {file}, where it needs it by way of {module}, and classifies `images`."""
+
+
+def write_torch(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
+    """The program as `torch.export` keeps it, with the metadata as an extra file."""
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def open_torch(path: Path) -> Classify:
+    return torch.export.load(path).module()
+
+
+def write_onnx(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
+    """An ONNX graph from "images" to "probabilities", with its weights inside."""
+    made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=["probabilities"])
+    made.model.metadata_props.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+    made.save(str(path), external_data=False)
+
+
+def open_onnx(path: Path) -> Classify:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def write_safetensors(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
+    """The weights, and beside them the network as a file of Python, which needs torch and safetensors alone."""
+    weights = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in constants_of(program).items()}
+    save_file(weights, path, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+    module_beside(path).write_text(source_of(program, metadata, path), encoding="utf-8")
+
+
+def open_safetensors(path: Path) -> Classify:
+    classify, weights = runpy.run_path(str(module_beside(path)))["classify"], load_file(path)
+    return lambda images: classify(weights, images)
+
+
+def module_beside(path: Path) -> Path:
+    """The Python file that goes with a file of weights, under a name that can be imported."""
+    return path.with_name(re.sub(r"\W|^(?=\d)", "_", path.stem) + "_network.py")
+
+
+def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
+    """All tensors of the program, by their names in the network."""
+    stored = {**program.constants, **program.state_dict}
+    return {spec.target: stored[spec.target] for spec in program.graph_signature.input_specs if spec.kind is not InputKind.USER_INPUT}
+
+
+SOURCE = '''"""A trained network in plain PyTorch, written by `fastcifar export`: it needs torch and safetensors, and no fastcifar.
+
+    weights = load({file})
+    probabilities = classify(weights, images)
+"""
+
+{imports}
+
+CLASSES = {classes}
+
+
+def classify(weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Images uint8 (N, {size}, {size}, 3), RGB, on the device of the weights -> probabilities float32 (N, {count})."""
+{body}
+'''
+
+IMPORTS = {
+    "inf": "from math import inf",
+    "nan": "from math import nan",
+    "torch": "\nimport torch",
+    "load": "from safetensors.torch import load_file as load",
+    "device": "from torch import device",
+}
+
+
+def source_of(program: ExportedProgram, metadata: Metadata, path: Path) -> str:
+    """The program as Python: its graph of ATen operations, with the weights taken by name. What the run says is in it as literals alone."""
+    specs = program.graph_signature.input_specs
+    taken = [f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in specs if spec.kind is not InputKind.USER_INPUT]
+    lines = program.graph_module.graph.python_code("self").src.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("def forward("))
+    given = next(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)
+    computed = [re.sub(r"^    return \((\w+),\)$", r"    return \1", line) for line in lines[start + 1 :] if line.strip()]
+    body = "\n".join([*([] if given == "images" else [f"    {given} = images"]), *taken, *computed])
+    needed = [line for name, line in IMPORTS.items() if name in ("torch", "load") or re.search(rf"\b{name}\b", body)]
+    return SOURCE.format(
+        file=json.dumps(path.name),
+        imports="\n".join(needed).strip(),
+        classes=json.dumps(metadata["classes"], indent=4),
+        size=metadata["image_size"],
+        count=len(metadata["classes"]),
+        body=body,
+    )
+
+
+USE_SAFETENSORS = """from {module} import classify, load
+
+probabilities = classify(load({file!r}), images)"""
+
+USE_TORCH = """import torch
+
+probabilities = torch.export.load({file!r}).module()(images)"""
+
+USE_ONNX = """import onnxruntime
+
+session = onnxruntime.InferenceSession({file!r})
+(probabilities,) = session.run(None, {{"images": images}})  # numpy arrays"""
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(".safetensors", (), write_safetensors, open_safetensors, USE_SAFETENSORS),
+    "torch": Format(".pt2", (), write_torch, open_torch, USE_TORCH),
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, open_onnx, USE_ONNX),
+}
+
+
+def check_packages(name: str) -> None:
+    """Raises ConfigError, with how to install them, where the packages of the format `name` are not all there."""
+    if missing := [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]:
+        raise ConfigError(f"exporting to {name} needs {', '.join(missing)}; pip install 'fastcifar[export]'.")

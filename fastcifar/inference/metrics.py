@@ -1,0 +1,99 @@
+"""What logits come to beside their labels: accuracy with its interval, classes, calibration. All in float64, on the CPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BINS = 15
+"""Of the calibration error, as Guo et al. 2017 count them."""
+NORMAL_95 = 1.959963984540054
+"""The normal distribution's 97.5% quantile."""
+TEMPERATURES = (0.01, 100.0)
+"""Between which the temperature is sought."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fares; fractions, None where nothing was counted."""
+
+    name: str
+    images: int
+    recall: float | None
+    """Of its images, those given to it."""
+    precision: float | None
+    """Of the images given to it, those of it."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images whose confidence lies in (low, high]."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float | None
+    """Mean over them; None where there are none, as the accuracy."""
+    accuracy: float | None
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95% interval of a share, `correct` of `total` (Wilson 1927, as Brown, Cai and DasGupta 2001 recommend it)."""
+    share, z2 = correct / total, NORMAL_95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = NORMAL_95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (N, classes) and labels int64 (N,) -> int64 (classes, classes): a row for each label, a column for each prediction."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).reshape(classes, classes)
+
+
+def class_scores(confusion: Tensor, names: tuple[str, ...]) -> tuple[ClassScore, ...]:
+    """One for each class of a confusion matrix, in the order of the labels."""
+    hits, images, given = (counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
+    rows = zip(names, hits, images, given, strict=True)
+    return tuple(ClassScore(name, of, hit / of if of else None, hit / to if to else None) for name, hit, of, to in rows)
+
+
+def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Bin, ...]:
+    """`BINS` bins of equal width over the confidence, the largest probability: logits (N, classes), labels int64 (N,)."""
+    confidence, predicted = (logits.double() / temperature).softmax(dim=1).max(dim=1)
+    place = (torch.ceil(confidence * BINS).long() - 1).clamp(0, BINS - 1)
+    counts = torch.bincount(place, minlength=BINS).tolist()
+    hits = torch.bincount(place, (predicted == labels).double(), minlength=BINS).tolist()
+    sums = torch.bincount(place, confidence, minlength=BINS).tolist()
+    return tuple(Bin(i / BINS, (i + 1) / BINS, n, sums[i] / n if n else None, hits[i] / n if n else None) for i, n in enumerate(counts))
+
+
+def calibration_error(bins: tuple[Bin, ...]) -> float:
+    """Expected calibration error: the mean gap of accuracy and confidence, bins weighted by their images (Guo et al., arXiv:1706.04599)."""
+    total = sum(one.images for one in bins)
+    return sum(one.images * abs(one.accuracy - one.confidence) for one in bins if one.images) / total
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    """Mean over logits (N, classes) divided by `temperature`, with labels int64 (N,)."""
+    return F.cross_entropy(logits.double() / temperature, labels).item()
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature within `TEMPERATURES` at which logits (N, classes) give labels int64 (N,) the greatest likelihood.
+
+    The negative log-likelihood is convex in b = 1 / temperature; its slope, the mean of `E_p[z] - z_label` with p = softmax(b z), is
+    bisected to the last bit but few.
+    """
+    z = logits.double()
+    z = z - z.gather(1, labels[:, None])
+    low, high = (math.log(1 / temperature) for temperature in reversed(TEMPERATURES))
+    for _ in range(50):
+        middle = (low + high) / 2
+        slope = ((math.exp(middle) * z).softmax(dim=1) * z).sum(dim=1).mean()
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return math.exp(-(low + high) / 2)

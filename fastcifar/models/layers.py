@@ -1,0 +1,96 @@
+"""The layers that have a kernel of their own: batch norm and squeeze-and-excitation, with the addition and the ReLU that may follow.
+
+On a GPU each is one op of `fastcifar.kernels`; on a CPU, in float64 and under `FASTCIFAR_KERNELS=reference` it is the plain expression.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastcifar.kernels.batch_norm import DTYPES, batch_norm_relu
+from fastcifar.kernels.dispatch import KERNELS_EXIST
+from fastcifar.kernels.squeeze_excite import squeeze_excite
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm, the addition of a residual and ReLU: (N, C, H, W) -> the same, in the dtype of the input, under autocast too.
+
+    `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel launch a step.
+    In training on a GPU all is one op, and its result channels_last.
+
+    Args:
+        channels: C.
+        relu: whether a ReLU comes last.
+    """
+
+    num_batches_tracked: None  # type: ignore[assignment]
+
+    def __init__(self, channels: int, relu: bool = False) -> None:
+        super().__init__(channels)
+        self.num_batches_tracked = None
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`x` normalised, plus `residual`, which is like `x`, if there is one."""
+        if self.training and has_kernel(x, self.weight, residual):
+            statistics = self.running_mean, self.running_var
+            how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu}
+            return batch_norm_relu(as_channels_last(x), self.weight, self.bias, *statistics, as_channels_last(residual), **how)
+        return add_and_activate(super().forward(x), residual, self.relu)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, relu={self.relu}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
+        """Tells the base class that a file without version numbers, as safetensors is, lacks the counter on purpose."""
+        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *rest)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate that two dense layers compute from the means of all channels (Hu et al. 2018, arXiv:1709.01507).
+
+    The addition of a residual and a ReLU may follow. (N, C, H, W) -> the same, in the dtype of the input. Under autocast a GPU's gates are
+    computed in float32, a CPU's in the autocast dtype.
+
+    Args:
+        channels: C.
+        reduced: width between the two dense layers.
+    """
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, reduced)
+        self.expand = nn.Linear(reduced, channels)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """`x` scaled, plus `residual`, which is like `x`, if there is one, and through a ReLU if so chosen."""
+        if has_kernel(x, self.reduce.weight, residual):
+            weights = self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias
+            return squeeze_excite(as_channels_last(x), *weights, as_channels_last(residual), relu)
+        gate = self.expand(F.relu(self.reduce(x.mean((2, 3))))).sigmoid()
+        return add_and_activate(x * gate[:, :, None, None], residual, relu)
+
+
+def has_kernel(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+    """Whether an op of `fastcifar.kernels` takes these: on a GPU, float32 or half precision, with weights in float32.
+
+    Whether the card is too old for Triton is left to the op: a compiler that traces the layer cannot ask the driver.
+    """
+    if not (x.is_cuda and KERNELS_EXIST):
+        return False
+    return x.dtype in DTYPES and weight.dtype == torch.float32 and (residual is None or residual.dtype == x.dtype)
+
+
+def as_channels_last(x: Tensor | None) -> Tensor | None:
+    """`x` itself where it is channels_last already, as behind a convolution of a channels_last network."""
+    return None if x is None else x.contiguous(memory_format=torch.channels_last)
+
+
+def add_and_activate(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """`x`, plus `residual` if there is one, through a ReLU if so chosen."""
+    x = x if residual is None else x + residual
+    return F.relu(x) if relu else x

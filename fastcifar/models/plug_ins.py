@@ -1,0 +1,110 @@
+"""Networks from elsewhere: timm's, and those that a function of the user's builds."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.errors import ConfigError, unknown
+
+
+def from_timm(*, name: str, classes: int = 10, image_size: int = 32) -> nn.Module:
+    """timm's network `name`, untrained. Its input is (N, 3, image_size, image_size), its output (N, classes).
+
+    Raises:
+        ConfigError: timm is not installed or has no such network, or the network does not take images of that size.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"timm:{name} needs timm, which is not installed; run pip install timm.") from error
+    if not timm.is_model(name):
+        raise ConfigError(unknown("network of timm's", name, timm.list_models()))
+    # Those made for one size, such as vision transformers, must be told another.
+    sized = {"img_size": image_size} if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False) else {}
+    with refused(f"timm:{name}", f"{image_size}x{image_size} images and {classes} classes"):
+        return checked(timm.create_model(name, num_classes=classes, **sized), classes, image_size)
+
+
+def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn.Module:
+    """The network that `target`, a `package.module:function`, returns; the module may be in the current folder.
+
+    The function is given `classes` (or `num_classes`) and `image_size` by keyword, where it takes them. The network's input is
+    (N, 3, image_size, image_size), its output (N, classes).
+
+    Raises:
+        ConfigError: module or function are not there or fail, or what they return is no such network.
+    """
+    module_name, function_name = target.split(":")
+    with current_folder_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise ConfigError(f"{target}: the module {module_name} cannot be imported ({reason(error)}); mend it or its name.") from error
+        function = getattr(module, function_name, None)
+        if not callable(function):
+            raise ConfigError(f"{target}: the module {module_name} has no function {function_name}; mend the name.")
+        arguments = accepted(function, {"classes": classes, "num_classes": classes, "image_size": image_size})
+        with refused(target, f"{image_size}x{image_size} images and {classes} classes"):
+            return checked(function(**arguments), classes, image_size)
+
+
+@contextmanager
+def current_folder_importable() -> Iterator[None]:
+    """Within the block modules are looked for in the current folder first, as `python -m` does."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that `function` names as its own."""
+    try:
+        names = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+@contextmanager
+def refused(name: str, task: str) -> Iterator[None]:
+    """Within the block any error becomes a ConfigError that says what `name` could not be built for."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name} {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{name} failed for {task} ({reason(error)}); mend it or choose another architecture.") from error
+
+
+def reason(error: Exception) -> str:
+    """The kind of an error and the first line of its text, shortened."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:160]}"
+
+
+def checked(network: Any, classes: int, image_size: int) -> nn.Module:
+    """`network` itself, in training mode, after two images have gone through it in evaluation mode.
+
+    Raises:
+        ConfigError: no `nn.Module`, or not one that gives logits; the sentence lacks its subject.
+    """
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"returned {type(network).__name__}; expected an nn.Module.")
+    network.eval()
+    with torch.no_grad():
+        logits = network(torch.zeros(2, 3, image_size, image_size))
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"puts out {found} for two images; expected logits of shape (2, {classes}); a function takes classes=.")
+    return network.train()

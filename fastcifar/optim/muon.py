@@ -1,0 +1,160 @@
+"""Muon: momentum whose matrices are orthogonalised before they move the weights.
+
+Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, kellerjordan.github.io/posts/muon. As in
+`torch.optim.Muon`, an update is multiplied by `max(1, rows / columns) ** 0.5`, and the weights decay apart from the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of an odd quintic that takes all of (0, 1] to about 1 when iterated: steepest at 0 rather than exact at 1."""
+ITERATIONS = 5
+"""They take every singular value above a hundredth of the norm to between 0.68 and 1.14."""
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weights to orthogonalise: of two dimensions or more, but for the last, whose rows are classes."""
+    return [parameter for parameter in model.parameters() if parameter.dim() > 1][:-1]
+
+
+def native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where `device` multiplies it in hardware, which is precise enough here, else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised in the groups whose `orthogonalize` is set, plain in the others.
+
+    Convolution weights (O, I, H, W) are matrices (O, H * W * I); those of one shape are multiplied as one batch. Nothing waits for the
+    device, under a gradient scaler neither.
+
+    Args:
+        params: parameters, or groups of them with any of the settings below. What is orthogonalised has two dimensions or more.
+        lr: the root mean square of an update is about `lr / max(rows, columns) ** 0.5`, times the factor above; may be a tensor.
+        weight_decay: share of the weights lost in a step, over `lr`; of all groups.
+        momentum: share of the momentum kept in a step.
+        orthogonalize: whether to orthogonalise.
+        dtype: in which matrices are multiplied; what suits their device by default.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float | Tensor = 0.05,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        orthogonalize: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "orthogonalize": orthogonalize, "dtype": dtype}
+        super().__init__(params, settings)
+        # A scaler that sees this hands over its scale and whether the gradient overflowed, in place of waiting to know.
+        self._step_supports_amp_scaling = True
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step; returns the loss that `closure`, where there is one, computes anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            move = self._move_matrices if group["orthogonalize"] else self._move_plainly
+            if parameters:
+                move(parameters, group)
+        return loss
+
+    def _move_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        scale, overflowed = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+        gradients = [parameter.grad for parameter in parameters]
+        if scale is not None:
+            gradients = torch._foreach_div(gradients, scale)
+        if overflowed is not None:
+            # What is not finite would stay so when multiplied by 0. Then momenta are kept, and weights moved by nothing.
+            gradients = [torch.where(overflowed.bool(), 0.0, gradient) for gradient in gradients]
+            lr, momentum = lr * (1 - overflowed), torch.where(overflowed.bool(), 1.0, momentum)
+        momenta = self._momenta(parameters)
+        torch._foreach_mul_(momenta, momentum)
+        torch._foreach_add_(momenta, gradients)
+        ahead = torch._foreach_mul(momenta, momentum)
+        torch._foreach_add_(ahead, gradients)
+        updates = orthogonalize_all(ahead, lr, group["dtype"])
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_sub_(parameters, updates)
+
+    def _move_plainly(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        scale, overflowed = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+        decaying = lr if overflowed is None else lr * (1 - overflowed)
+        torch._foreach_mul_(parameters, 1 - decaying * group["weight_decay"])
+        sgd(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            self._momenta(parameters) if momentum else [None] * len(parameters),
+            fused=True,
+            grad_scale=scale,
+            found_inf=overflowed,
+            weight_decay=0.0,
+            momentum=momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=momentum > 0,
+            maximize=False,
+        )
+
+    def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+
+
+def orthogonalize_all(tensors: list[Tensor], lr: float | Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """`lr * max(1, rows / columns) ** 0.5` times the nearest orthogonal matrix to each of `tensors`, in their shapes and float32.
+
+    The channels of a convolution come last in its matrix, as they do in memory; the order of the columns does not matter.
+    """
+    places: dict[torch.Size, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault(tensor.shape, []).append(place)
+    results = list(tensors)
+    for members in places.values():
+        stacked = torch.stack([tensors[place].movedim(1, -1) for place in members])
+        matrices = stacked.flatten(2)
+        rows, columns = matrices.shape[1:]
+        orthogonal = newton_schulz(matrices, dtype or native_dtype(matrices.device)).float()
+        orthogonal = orthogonal * (lr * max(1.0, rows / columns) ** 0.5)
+        for place, result in zip(members, orthogonal.view(stacked.shape), strict=True):
+            results[place] = result.movedim(-1, 1)
+    return results
+
+
+def newton_schulz(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """About the nearest orthogonal matrix to each of `matrices`, (B, rows, columns), in `dtype` and contiguous; zero for zero.
+
+    Of `U diag(s) V'` with the norm 1 it is `U diag(p(...p(s))) V'`, where `p(x) = a x + b x**3 + c x**5`.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.size(1) > matrices.size(2)
+    # The spectral norm is at most the Frobenius norm, and the polynomial does not grow below 1.
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    wide = (matrices / norms.clamp_min(torch.finfo(matrices.dtype).tiny)).to(dtype)
+    wide = wide.mT if tall else wide
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
+    return wide.mT.contiguous() if tall else wide

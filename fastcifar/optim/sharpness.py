@@ -1,0 +1,78 @@
+"""Sharpness-aware minimisation: the gradient is taken at the worst point nearby, and applied to the weights themselves.
+
+A step is: forward, backward, `Ascend`, forward, backward, `Return`, and then whatever reads the gradient.
+
+Sources: SAM, Foret et al. 2021, arXiv:2010.01412; ASAM, whose neighbourhood is measured in relation to each weight, Kwon et al. 2021,
+arXiv:2102.11600.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.averaging import Buckets
+from fastcifar.config import OptimConfig
+
+
+class Ascend:
+    """The part of a step that moves the weights to the worst point nearby, by the gradients, which are dropped.
+
+    With SAM the weights move by `rho * g / |g|`. With ASAM they move by `rho * t**2 * g / |t * g|`, where `t` is `|w| + eta` in the
+    parameters that are called weights and 1 in the others, as in the authors' code. A positive factor common to all gradients, such as
+    that of a scaled loss, makes no difference. Where the norm is zero or not finite, the weights stay. Nothing waits for the device.
+
+    Args:
+        model: the network, whose parameters lie in `buckets`.
+        buckets: its parameters and buffers.
+        optim: what kind, `rho` and `eta`.
+    """
+
+    def __init__(self, model: nn.Module, buckets: Buckets, optim: OptimConfig) -> None:
+        optim = optim.resolved
+        self.rho, self.eta = optim.rho, optim.eta
+        self.named = list(model.named_parameters())
+        self.flat = buckets.flat
+        self.kept = buckets.copies()
+        """Parameters and buffers as they were before the second pass."""
+
+    @torch.no_grad()
+    def __call__(self, work: object) -> None:
+        torch._foreach_copy_(self.kept, self.flat)
+        moved = [(name, parameter) for name, parameter in self.named if parameter.grad is not None]
+        parameters, gradients = [parameter for _, parameter in moved], [parameter.grad for _, parameter in moved]
+        weights = [] if self.eta is None else [parameter for name, parameter in moved if "weight" in name]
+        extents = torch._foreach_add(torch._foreach_abs(weights), self.eta) if weights else []
+        self.stretch(weights, extents)
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        self.stretch(weights, extents)
+        factor = self.rho / norm
+        torch._foreach_mul_(gradients, factor)
+        torch._foreach_add_(parameters, gradients)
+        # The factor of an infinite norm is 0, but 0 times an infinite gradient is NaN.
+        sound = norm.isfinite() & factor.isfinite()
+        torch.where(sound, self.flat[0], self.kept[0], out=self.flat[0])
+        for parameter in parameters:
+            parameter.grad = None
+
+    @staticmethod
+    def stretch(weights: list[Tensor], extents: list[Tensor]) -> None:
+        """Multiplies the gradients of `weights` by `extents`; without weights, which no foreach kernel takes, nothing."""
+        if weights:
+            torch._foreach_mul_([weight.grad for weight in weights], extents)
+
+
+@dataclass(frozen=True)
+class Return:
+    """The part of a step that puts back the weights, and the running statistics of the first pass, to the bit.
+
+    The gradients stay, which are those of the worst point.
+    """
+
+    ascend: Ascend
+
+    @torch.no_grad()
+    def __call__(self, work: object) -> None:
+        torch._foreach_copy_(self.ascend.flat, self.ascend.kept)

@@ -1,0 +1,87 @@
+"""How a recipe is declared, and how one is made from another; free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
+from typing import Any, Literal
+
+from fastcifar.config import RunConfig
+
+Measure = Literal["weights", "average", "ensemble"]
+"""What a claim is of: a run's weights, the one average that it keeps, or several runs together."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration with a name, and what is claimed for it."""
+
+    name: str
+    function: Callable[[], RunConfig]
+    """Returns the configuration; its `recipe` is still that of the parent."""
+    source: str
+    """Where it is reported, such as R1 T5 (report 1, table 5), or `ours`."""
+    claim: float | None
+    """Reported test accuracy, a fraction; for our own recipes the reported one that they are to reach."""
+    measure: Measure
+
+    @property
+    def config(self) -> RunConfig:
+        return replace(self.function(), recipe=self.name)
+
+    @property
+    def parent(self) -> str | None:
+        """Name of the recipe that this one is made from."""
+        return self.function().recipe
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Settings that differ from the parent's, or from the defaults where there is none."""
+        return difference(self.config, RECIPES[self.parent].config if self.parent else RunConfig())
+
+
+RECIPES: dict[str, Recipe] = {}
+"""By name."""
+
+
+def declare(source: str, claim: float | None = None, measure: Measure = "weights") -> Callable[[Callable[[], RunConfig]], Callable]:
+    """Makes the decorated function the recipe of its name; the configuration it returns from then on carries that name."""
+
+    def register(function: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
+        name = function.__name__
+        if name in RECIPES:
+            raise ValueError(f"the recipe {name} is declared twice")
+        RECIPES[name] = Recipe(name, function, source, claim, measure)
+        return wraps(function)(lambda: RECIPES[name].config)
+
+    return register
+
+
+def derive(parent: RunConfig, **changes: Any) -> RunConfig:
+    """`parent` with settings changed, each by the name of its flag.
+
+    Raises:
+        TypeError: no setting has such a name.
+        ConfigError: a value out of range, or a setting that what was chosen does not read.
+    """
+    parts = {}
+    for field in fields(parent):
+        if is_dataclass(part := getattr(parent, field.name)):
+            parts[field.name] = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
+    return replace(parent, **{name: replace(getattr(parent, name), **own) for name, own in parts.items() if own}, **changes)
+
+
+def difference(config: RunConfig, base: RunConfig) -> dict[str, Any]:
+    """The settings of `config` that are not those of `base`, by the names of their flags; the recipe's name is none."""
+    before = settings(base)
+    return {name: value for name, value in settings(config).items() if value != before[name] and name != "recipe"}
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Every setting by the name of its flag."""
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        found |= settings(value) if is_dataclass(value) else {field.name: value}
+    return found

@@ -1,0 +1,268 @@
+"""Report 4: a ResNet of 4.7 million parameters, one setting changed at a time.
+
+Its baseline is one row in most of its tables: T1, T2 cosine, T4 SGD, T5 200 epochs, T6 pool 5, T7 dropout 0, T8 first. It builds on
+github.com/kuangliu/pytorch-cifar: SGD, lr 0.1, weight decay 5e-4, batch 128. Models were saved when their test accuracy was highest, so
+every recipe watches it.
+"""
+
+from fastcifar.config import DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from fastcifar.recipes.registry import declare, derive
+
+
+@declare("R4 T1-T8", 0.9548)
+def r4_baseline() -> RunConfig:
+    """Stages of 4, 4 and 3 blocks; its 5x5 pooling reads the top-left corner of the last 8x8 map only."""
+    return RunConfig(
+        ModelConfig("resnet_s4", pool=5, dropout=0.0, max_params=5e6),
+        DataConfig(normalize="kuangliu"),
+        OptimConfig("sgd", lr=0.1, weight_decay=5e-4),
+        ScheduleConfig("cosine", warmup="0%"),
+        epochs=200,
+        watch_test=True,
+    )
+
+
+@declare("R4 T1", 0.9610)
+def r4_final() -> RunConfig:
+    """The best of each table together; its 197 epochs are those of the highest test accuracy in 200."""
+    return derive(r4_baseline(), pool=None, dropout=0.4, normalize="none")
+
+
+@declare("R4 T2", 0.9105)
+def r4_scheduler_linear() -> RunConfig:
+    """Linear to zero over the whole run."""
+    return derive(r4_baseline(), schedule="linear")
+
+
+@declare("R4 T2", 0.9105)
+def r4_scheduler_linear_as_written() -> RunConfig:
+    """PyTorch's defaults: from a third of the rate to all of it in five epochs, and there to the end."""
+    return derive(r4_scheduler_linear(), start_lr=1 / 3, final_lr=1.0, horizon="5ep", per="epoch")
+
+
+@declare("R4 T2", 0.7841)
+def r4_scheduler_polynomial() -> RunConfig:
+    """Over the whole run, squared, since to the first power it is the linear one."""
+    return derive(r4_baseline(), schedule="polynomial", power=2.0)
+
+
+@declare("R4 T2", 0.7841)
+def r4_scheduler_polynomial_as_written() -> RunConfig:
+    """PyTorch's defaults: to zero in five epochs, so that 195 of 200 learn nothing."""
+    return derive(r4_scheduler_polynomial(), power=None, horizon="5ep", per="epoch")
+
+
+@declare("R4 T2", 0.9129)
+def r4_scheduler_one_cycle() -> RunConfig:
+    """One cycle over the run, step by step."""
+    return derive(r4_baseline(), schedule="one-cycle")
+
+
+@declare("R4 T2", 0.9129)
+def r4_scheduler_one_cycle_as_written() -> RunConfig:
+    """Advanced once an epoch through 25,600 steps, so that the rate never leaves the foot of the cycle."""
+    return derive(r4_scheduler_one_cycle(), horizon="25600ep", per="epoch")
+
+
+@declare("R4 T3", 0.9071)
+def r4_augment_none() -> RunConfig:
+    """Images as they are, from 0 to 1."""
+    return derive(r4_baseline(), augment="none", normalize="none")
+
+
+@declare("R4 T3", 0.9402)
+def r4_augment_crop() -> RunConfig:
+    return derive(r4_augment_none(), augment="crop:4")
+
+
+@declare("R4 T3", 0.9339)
+def r4_augment_flip() -> RunConfig:
+    return derive(r4_augment_none(), augment="flip:0.5")
+
+
+@declare("R4 T3", 0.8936)
+def r4_augment_norm049() -> RunConfig:
+    """By mean 0.49 and the true deviation: the report says that this is not the baseline's normalisation, and gives no deviation."""
+    return derive(r4_augment_none(), normalize="true")
+
+
+@declare("R4 T3", 0.8915)
+def r4_augment_norm05() -> RunConfig:
+    """By mean and deviation 0.5."""
+    return derive(r4_augment_none(), normalize="half")
+
+
+@declare("R4 T3", 0.9555)
+def r4_augment_crop_flip() -> RunConfig:
+    return derive(r4_augment_none(), augment="standard")
+
+
+@declare("R4 T3", 0.9407)
+def r4_augment_crop_norm() -> RunConfig:
+    """Normalised by 0.49, the better of the two."""
+    return derive(r4_augment_norm049(), augment="crop:4")
+
+
+@declare("R4 T3", 0.9351)
+def r4_augment_flip_norm() -> RunConfig:
+    """Normalised by 0.49, the better of the two."""
+    return derive(r4_augment_norm049(), augment="flip:0.5")
+
+
+@declare("R4 T3", 0.953)
+def r4_augment_all() -> RunConfig:
+    """Crop and flip, normalised by 0.49; the baseline but for the deviation."""
+    return derive(r4_augment_norm049(), augment="standard")
+
+
+def with_optimizer(name: str) -> RunConfig:
+    """The baseline with another optimiser, at that one's own rate and decay, warmed up as the report came to wish."""
+    return derive(r4_baseline(), optimizer=name, lr=None, weight_decay=None, warmup=None)
+
+
+def as_written(parent: RunConfig) -> RunConfig:
+    """SGD's rate and decay for another optimiser."""
+    return derive(parent, lr=0.1, weight_decay=5e-4, warmup="0%")
+
+
+@declare("R4 T4", 0.6855)
+def r4_optimizer_adam() -> RunConfig:
+    """At a learning rate that suits it."""
+    return with_optimizer("adam")
+
+
+@declare("R4 T4", 0.6855)
+def r4_optimizer_adam_as_written() -> RunConfig:
+    """At SGD's learning rate, 0.1, some hundred times its own."""
+    return as_written(r4_optimizer_adam())
+
+
+@declare("R4 T4", 0.7485)
+def r4_optimizer_rmsprop() -> RunConfig:
+    """At a learning rate that suits it."""
+    return with_optimizer("rmsprop")
+
+
+@declare("R4 T4", 0.7485)
+def r4_optimizer_rmsprop_as_written() -> RunConfig:
+    """At SGD's learning rate, 0.1."""
+    return as_written(r4_optimizer_rmsprop())
+
+
+@declare("R4 T4", 0.9306)
+def r4_optimizer_adamw() -> RunConfig:
+    """At a learning rate and a decoupled decay that suit it."""
+    return with_optimizer("adamw")
+
+
+@declare("R4 T4", 0.9306)
+def r4_optimizer_adamw_as_written() -> RunConfig:
+    """At SGD's learning rate, 0.1, and its decay."""
+    return as_written(r4_optimizer_adamw())
+
+
+@declare("R4 T4", 0.8988)
+def r4_optimizer_adagrad() -> RunConfig:
+    """At a learning rate that suits it."""
+    return with_optimizer("adagrad")
+
+
+@declare("R4 T4", 0.8988)
+def r4_optimizer_adagrad_as_written() -> RunConfig:
+    """At SGD's learning rate, 0.1."""
+    return as_written(r4_optimizer_adagrad())
+
+
+@declare("R4 T4", 0.943)
+def r4_optimizer_adadelta() -> RunConfig:
+    """At a learning rate that suits it."""
+    return with_optimizer("adadelta")
+
+
+@declare("R4 T4", 0.943)
+def r4_optimizer_adadelta_as_written() -> RunConfig:
+    """At SGD's learning rate, 0.1."""
+    return as_written(r4_optimizer_adadelta())
+
+
+@declare("R4 text")
+def r4_optimizer_radam() -> RunConfig:
+    """RAdam, which the report wished that it had tried."""
+    return with_optimizer("radam")
+
+
+@declare("R4 T5", 0.8545)
+def r4_epochs_100() -> RunConfig:
+    """Half the epochs, with a cosine as long as they are."""
+    return derive(r4_baseline(), epochs=100)
+
+
+@declare("R4 T5", 0.8545)
+def r4_epochs_100_as_written() -> RunConfig:
+    """Half the epochs of a cosine of 200, which ends at half the rate."""
+    return derive(r4_epochs_100(), horizon="200ep")
+
+
+@declare("R4 T5", 0.9532)
+def r4_epochs_300() -> RunConfig:
+    return derive(r4_baseline(), epochs=300)
+
+
+@declare("R4 T5", 0.9531)
+def r4_epochs_400() -> RunConfig:
+    return derive(r4_baseline(), epochs=400)
+
+
+@declare("R4 T6", 0.9557)
+def r4_pool_8x1() -> RunConfig:
+    """An 8x8 window at stride 1, which on an 8x8 map is adaptive pooling."""
+    return derive(r4_baseline(), pool=8, pool_stride=1)
+
+
+@declare("R4 T6", 0.9561)
+def r4_pool_adaptive() -> RunConfig:
+    """Over the whole map."""
+    return derive(r4_baseline(), pool=None)
+
+
+@declare("R4 T7", 0.9537)
+def r4_dropout_02() -> RunConfig:
+    return derive(r4_baseline(), dropout=0.2)
+
+
+@declare("R4 T7", 0.9529)
+def r4_dropout_03() -> RunConfig:
+    return derive(r4_baseline(), dropout=0.3)
+
+
+@declare("R4 T7", 0.9549)
+def r4_dropout_04() -> RunConfig:
+    return derive(r4_baseline(), dropout=0.4)
+
+
+@declare("R4 T7", 0.9543)
+def r4_dropout_05() -> RunConfig:
+    return derive(r4_baseline(), dropout=0.5)
+
+
+def with_shape(arch: str) -> RunConfig:
+    """The baseline with other stages; a map below 8x8 is pooled whole, since 5x5 does not fit it."""
+    return derive(r4_baseline(), arch=arch, pool=None, dropout=None)
+
+
+@declare("R4 T8", 0.9487)
+def r4_shape_4_4_3_3() -> RunConfig:
+    """Half the width and a fourth stage: 4,458,794 parameters."""
+    return with_shape("resnet_s4_4stages")
+
+
+@declare("R4 T8", 0.9341)
+def r4_shape_4_4_4_4_3() -> RunConfig:
+    """A quarter of the width and five stages: 4,768,410 parameters."""
+    return with_shape("resnet_s4_5stages")
+
+
+@declare("R4 T8", 0.9539)
+def r4_shape_13_13_13() -> RunConfig:
+    """Half the width and 39 blocks: 4,964,266 parameters."""
+    return derive(with_shape("resnet_s4_deep"), pool=5)

@@ -1,0 +1,161 @@
+"""Muon against torch's own, and against what it does to singular values."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastcifar.models import build_model
+from fastcifar.optim.muon import COEFFICIENTS, ITERATIONS, Muon, hidden_matrices, newton_schulz, orthogonalize_all
+
+SHAPES = [(5, 9), (9, 5), (7, 7), (1, 4), (4, 1), (16, 147), (64, 27)]
+EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def closed_form(matrix: Tensor) -> Tensor:
+    """U diag(p(...p(s))) V' in float64."""
+    u, s, v = torch.linalg.svd(matrix.double() / matrix.double().norm(), full_matrices=False)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        s = a * s + b * s**3 + c * s**5
+    return u @ torch.diag(s) @ v
+
+
+@EACH_SHAPE
+def test_equals_its_closed_form(shape):
+    matrices = torch.stack([random(*shape), 1e-6 * random(*shape, seed=1)])
+    for ours, matrix in zip(newton_schulz(matrices, torch.float32), matrices, strict=True):
+        torch.testing.assert_close(ours.double(), closed_form(matrix), rtol=0, atol=2e-5)
+
+
+@EACH_SHAPE
+def test_is_about_the_nearest_orthogonal_matrix(shape):
+    """Singular values near 1, those of the input's vectors; the bound is that of the iteration where none was below 1 % of the norm."""
+    u, _, v = torch.linalg.svd(random(*shape), full_matrices=False)
+    values = torch.linspace(1.0, 0.1, min(shape))
+    result = newton_schulz((u @ torch.diag(values) @ v)[None], torch.float32)[0]
+    inner = u.mT @ result @ v.mT
+    torch.testing.assert_close(inner, torch.diag(inner.diag()), rtol=0, atol=1e-4)
+    assert 0.68 < float(inner.diag().min()) <= float(inner.diag().max()) < 1.14
+
+
+def test_iterating_leaves_no_singular_value_far_from_one():
+    """Of any matrix, down to a hundredth of its norm."""
+    s = torch.linspace(0.01, 1.0, 10_000, dtype=torch.float64)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        s = a * s + b * s**3 + c * s**5
+    assert 0.68 < float(s.min()) < float(s.max()) < 1.14
+
+
+def test_nothing_comes_of_nothing():
+    assert not newton_schulz(torch.zeros(2, 3, 4), torch.float32).any()
+    matrices = torch.stack([torch.zeros(3, 4), random(3, 4)])
+    torch.testing.assert_close(newton_schulz(matrices, torch.float32)[1].double(), closed_form(matrices[1]), rtol=0, atol=2e-5)
+
+
+def test_a_convolution_is_the_matrix_of_its_filters():
+    """Whatever its memory format, and beside weights of the same and other shapes."""
+    tensors = [random(6, 5, 3, 3), random(6, 5, 3, 3, seed=1), random(12, 6, 1, 1), random(4, 9)]
+    tensors.append(random(6, 5, 3, 3, seed=2).to(memory_format=torch.channels_last))
+    results = orthogonalize_all(tensors, 0.5, torch.float32)
+    for tensor, result in zip(tensors, results, strict=True):
+        factor = 0.5 * max(1.0, len(tensor) / tensor[0].numel()) ** 0.5
+        expected = factor * closed_form(tensor.flatten(1)).view(tensor.shape)
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
+
+
+@EACH_SHAPE
+def test_equals_torchs_muon(shape):
+    """Theirs multiplies in bfloat16; ours in bfloat16 is as far from it in sum as two roundings may be, and in float32 as one."""
+    start, gradients = random(*shape), [random(*shape, seed=seed) for seed in range(1, 5)]
+    results = []
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+    for build in (
+        lambda p: torch.optim.Muon([p], **options),
+        lambda p: Muon([p], dtype=torch.bfloat16, **options),
+        lambda p: Muon([p], dtype=torch.float32, **options),
+    ):
+        parameter = nn.Parameter(start.clone())
+        optimizer = build(parameter)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        results.append(parameter.detach() - start)
+    theirs, half, single = results
+    assert float((single - theirs).norm() / theirs.norm()) < 0.02
+    assert float((half - single).norm() / single.norm()) < 0.02
+
+
+def test_equals_the_formulas_in_float64():
+    """Three steps with a changing learning rate: Nesterov momentum, closed form, decay apart from the gradient."""
+    start = random(8, 5, 3, 3)
+    parameter, momentum = nn.Parameter(start.clone()), torch.zeros(8, 45, dtype=torch.float64)
+    optimizer, expected = Muon([parameter], momentum=0.8, weight_decay=0.1, dtype=torch.float32), start.double().flatten(1)
+    for step, lr in enumerate((0.1, 0.05, 0.2)):
+        gradient = random(8, 5, 3, 3, seed=step + 1)
+        momentum = 0.8 * momentum + gradient.double().flatten(1)
+        expected = (1 - lr * 0.1) * expected - lr * closed_form(gradient.double().flatten(1) + 0.8 * momentum)
+        parameter.grad = gradient
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    torch.testing.assert_close(parameter.detach().double().flatten(1), expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_not_orthogonalised_moves_as_in_sgd():
+    """But for the decay, which comes first and is not in the momentum."""
+    vector, other = (nn.Parameter(random(11)) for _ in range(2))
+    optimizer = Muon([{"params": [vector], "orthogonalize": False}], lr=0.1, momentum=0.9, weight_decay=0.01)
+    theirs = torch.optim.SGD([other], 0.1, momentum=0.9, nesterov=True)
+    for seed in range(3):
+        vector.grad, other.grad = random(11, seed=seed + 1), random(11, seed=seed + 1)
+        with torch.no_grad():
+            other.mul_(1 - 0.1 * 0.01)
+        optimizer.step()
+        theirs.step()
+    torch.testing.assert_close(vector, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_learning_rate_on_the_device_does_the_same():
+    vector, matrix = nn.Parameter(random(11)), nn.Parameter(random(4, 3, 3, 3))
+    results = []
+    for lr in (0.1, torch.tensor(0.1)):
+        parameters = [nn.Parameter(vector.detach().clone()), nn.Parameter(matrix.detach().clone())]
+        groups = [{"params": parameters[:1], "orthogonalize": False}, {"params": parameters[1:]}]
+        optimizer = Muon(groups, lr=lr, weight_decay=0.01)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        results.append(parameters)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_the_last_layer_is_no_hidden_matrix():
+    model = build_model("resnet", classes=5, image_size=8, blocks=(1, 1), channels=(4, 7))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    hidden = [names[id(parameter)] for parameter in hidden_matrices(model)]
+    assert hidden[0] == "stem.weight"
+    assert "classifier.weight" not in hidden
+    assert len(hidden) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert hidden_matrices(nn.Linear(3, 2)) == []
+
+
+def test_a_parameter_without_a_gradient_stays_and_a_closure_is_called():
+    first, second = nn.Parameter(random(3, 4)), nn.Parameter(random(3, 4))
+    before = second.detach().clone()
+    optimizer = Muon([first, second], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(first, torch.zeros(3, 4))
+        loss.backward()
+        return loss
+
+    losses = [float(optimizer.step(closure)) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    assert torch.equal(second, before)

@@ -1,0 +1,252 @@
+"""SAM and ASAM against formulas in float64, and what they must leave as it was."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastcifar.averaging import Buckets
+from fastcifar.config import OptimConfig
+from fastcifar.models import build_model
+from fastcifar.optim.optimizers import build_optimizer
+from fastcifar.optim.sharpness import Ascend, Return
+
+SAM, ASAM = OptimConfig(sharpness="sam"), OptimConfig(sharpness="asam")
+KINDS = pytest.mark.parametrize("optim", [SAM, ASAM], ids=["sam", "asam"])
+
+
+class Quadratic(nn.Module):
+    """Half a sum of squares, so that the gradient is `curvature * w`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([3.0, -0.5, 0.0]))
+        self.bias = nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self) -> Tensor:
+        return (torch.tensor([1.0, 4.0, 2.0]) * self.weight.square()).sum() / 2 + 3.0 * self.bias.square().sum() / 2
+
+
+def network(blocks: tuple[int, ...] = (1, 1)) -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model("resnet", classes=5, image_size=8, blocks=blocks, channels=(4, 7))
+    return model.to(memory_format=torch.channels_last)
+
+
+def batch(count: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % 5
+
+
+def backward(model: nn.Module, scale: float = 1.0) -> None:
+    images, labels = batch()
+    (scale * F.cross_entropy(model(images), labels)).backward()
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def displacement(model: nn.Module, optim: OptimConfig, scale: float = 1.0) -> dict[str, Tensor]:
+    """How far the ascent moves each parameter, float64."""
+    ascend = Ascend(model, Buckets(model), optim)
+    backward(model, scale)
+    before = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    ascend(None)
+    return {name: parameter.detach().double() - before[name] for name, parameter in model.named_parameters()}
+
+
+def test_a_step_of_sam_on_a_quadratic():
+    model = Quadratic()
+    ascend = Ascend(model, Buckets(model), SAM)
+    model().backward()
+    ascend(None)
+    norm = math.sqrt(3.0**2 + 2.0**2 + 6.0**2)
+    worst = [3.0 + 0.05 * 3 / norm, -0.5 - 0.05 * 2 / norm, 0.0]
+    assert model.weight.tolist() == pytest.approx(worst, rel=1e-6)
+    assert model.bias.item() == pytest.approx(2.0 + 0.05 * 6 / norm, rel=1e-6)
+    model().backward()
+    Return(ascend)(None)
+    assert model.weight.tolist() == [3.0, -0.5, 0.0]
+    assert model.weight.grad.tolist() == pytest.approx([worst[0], 4 * worst[1], 0.0], rel=1e-6)
+
+
+def test_a_step_of_asam_on_a_quadratic():
+    model = Quadratic()
+    ascend = Ascend(model, Buckets(model), ASAM)
+    model().backward()
+    ascend(None)
+    norm = math.sqrt((3.01 * 3.0) ** 2 + (0.51 * 2.0) ** 2 + 6.0**2)
+    assert model.weight.tolist() == pytest.approx([3.0 + 0.5 * 3.01**2 * 3 / norm, -0.5 - 0.5 * 0.51**2 * 2 / norm, 0.0], rel=1e-6)
+    assert model.bias.item() == pytest.approx(2.0 + 0.5 * 6 / norm, rel=1e-6)
+
+
+@KINDS
+def test_equals_the_papers_formulas_in_float64(optim):
+    """With every parameter of a network as one vector: w + rho * T T g / |T g|."""
+    model, optim = network(), optim.resolved
+    backward(model)
+    named = dict(model.named_parameters())
+    g = torch.cat([parameter.grad.double().flatten() for parameter in named.values()])
+    extents = {name: torch.ones(parameter.shape, dtype=torch.float64) for name, parameter in named.items()}
+    if optim.sharpness == "asam":
+        extents |= {name: named[name].detach().double().abs() + optim.eta for name in named if not name.endswith("bias")}
+    t = torch.cat([extent.flatten() for extent in extents.values()])
+    expected = optim.rho * t * t * g / (t * g).square().sum().sqrt()
+    model.zero_grad()
+    moved = torch.cat([move.flatten() for move in displacement(model, optim).values()])
+    assert float(expected.norm()) > 0.01
+    # What is added to a weight of magnitude 1 is rounded by up to 6e-8.
+    torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1.5e-7)
+
+
+@KINDS
+def test_a_scaled_loss_gives_the_same_point(optim):
+    plain, scaled = displacement(network(), optim), displacement(network(), optim, scale=65536.0)
+    for name, move in plain.items():
+        assert torch.equal(move, scaled[name]), name
+
+
+@KINDS
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.0])
+def test_gradients_without_a_direction_move_nothing(optim, value):
+    """One that overflowed, or all that vanish."""
+    model = network()
+    buckets = Buckets(model)
+    ascend, before = Ascend(model, buckets, optim), buckets.flat[0].clone()
+    backward(model)
+    for parameter in model.parameters():
+        if value == 0.0:
+            parameter.grad.zero_()
+    model.stem.weight.grad[2, 1, 0, 1] = value
+    ascend(None)
+    assert torch.equal(buckets.flat[0], before)
+
+
+@KINDS
+def test_weights_and_statistics_come_back_to_the_bit(optim):
+    model, once = network(), network()
+    backward(once)
+    buckets = Buckets(model)
+    ascend, before = Ascend(model, buckets, optim), buckets.flat[0].clone()
+    backward(model)
+    first = gradients(model)
+    ascend(None)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not torch.equal(buckets.flat[0], before)
+    backward(model)
+    second = gradients(model)
+    Return(ascend)(None)
+    assert torch.equal(buckets.flat[0], before)
+    for ours, theirs in zip(model.buffers(), once.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    for kept, old, new in zip(gradients(model), first, second, strict=True):
+        assert torch.equal(kept, new)
+        assert not torch.equal(kept, old)
+
+
+@KINDS
+def test_the_second_gradient_is_that_of_the_worst_point_alone(optim):
+    model, there = network(), network()
+    for parameter, move in zip(there.parameters(), displacement(network(), optim).values(), strict=True):
+        parameter.data.copy_(parameter.detach().double() + move)
+    ascend = Ascend(model, Buckets(model), optim)
+    backward(model)
+    ascend(None)
+    backward(model)
+    backward(there)
+    for ours, theirs in zip(gradients(model), gradients(there), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parameters_stay():
+    model = network()
+    model.stem.weight.requires_grad_(False)
+    moves = displacement(model, ASAM)
+    assert not moves["stem.weight"].any()
+    assert moves["classifier.weight"].any()
+
+
+def test_several_steps_equal_a_plain_loop():
+    """With clipping, which must see the second gradient, and SGD, which must move the restored weights."""
+    model, plain = network(), network()
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=1e-3))
+    theirs = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    ascend = Ascend(model, Buckets(model), SAM)
+    for _ in range(3):
+        backward(model)
+        ascend(None)
+        backward(model)
+        Return(ascend)(None)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        backward(plain)
+        statistics = [buffer.clone() for buffer in plain.buffers()]
+        norm = sum(parameter.grad.double().square().sum() for parameter in plain.parameters()).sqrt()
+        moves = [0.05 * parameter.grad / norm for parameter in plain.parameters()]
+        for parameter, move in zip(plain.parameters(), moves, strict=True):
+            parameter.data += move
+        plain.zero_grad()
+        backward(plain)
+        for parameter, move in zip(plain.parameters(), moves, strict=True):
+            parameter.data -= move
+        for buffer, old in zip(plain.buffers(), statistics, strict=True):
+            buffer.copy_(old)
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        theirs.step()
+        theirs.zero_grad()
+    for (name, ours), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@KINDS
+def test_the_host_waits_for_no_value(optim):
+    """What would wait on a GPU: reading a scalar, counting what is not zero; and one operation serves all parameters."""
+    model = network(blocks=(2, 2))
+    ascend = Ascend(model, Buckets(model), optim)
+    backward(model)
+    with Calls() as calls:
+        ascend(None)
+        Return(ascend)(None)
+    assert "_foreach_add_" in calls.names
+    assert not {"_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero"} & set(calls.names)
+    assert len(calls.names) < 25 < len(list(model.parameters()))
+
+
+@pytest.mark.gpu
+@KINDS
+def test_a_graph_captures_it(optim):
+    """Captured, it does the same as not, which also proves that nothing waits."""
+    model, other = (network().cuda() for _ in range(2))
+    pair = []
+    for net in (model, other):
+        buckets = Buckets(net)
+        images, labels = (tensor.cuda() for tensor in batch())
+        F.cross_entropy(net(images), labels).backward()
+        pair.append((buckets, Ascend(net, buckets, optim)))
+    (captured, ascend), (plain, reference) = pair
+    held = [parameter.grad for parameter in model.parameters()]  # the ascent drops them, and the graph reads their memory
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ascend(None)
+    graph.replay()
+    reference(None)
+    torch.testing.assert_close(captured.flat[0], plain.flat[0], rtol=1e-6, atol=1e-7)
+    assert held
