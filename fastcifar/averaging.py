@@ -110,6 +110,7 @@ class Averages:
         count = len(config.decays)
         self.ema = tuple(flat.repeat(count, 1) for flat in buckets.flat)
         self.decays = decay_table(config.decays, total).to(device)
+        """Of each step, float32 (steps, averages)."""
         self.flat = {f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)}
         """The averaged weights, in the form of `Buckets.flat`."""
         self.swa_start, self.swa_counts = None, torch.zeros(2, dtype=torch.int64, device=device)
@@ -119,10 +120,10 @@ class Averages:
                 raise ConfigError(f"swa_start {config.swa_start} leaves no epoch to average; start before the last of the {epochs} epochs.")
             self.flat[SWA] = buckets.copies()
 
-    def update(self, step: int) -> None:
-        """Takes the weights after `step`, counted from 0, into the exponential averages."""
+    def update(self, decays: Tensor) -> None:
+        """Takes the weights after a step into the exponential averages, given its row of `decays`."""
         for average, source in zip(self.ema, self.buckets.flat, strict=True):
-            ema_update_(average, source, self.decays[step])
+            ema_update_(average, source, decays)
 
     def end_epoch(self, epoch: int) -> None:
         """Takes the weights after `epoch` epochs into the mean over epochs, once it has started.

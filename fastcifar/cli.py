@@ -209,8 +209,24 @@ def starting_point(arguments: list[str]) -> RunConfig:
         except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error.strerror}); give the config.json of a run.") from error
         start = RunConfig.from_json(text, str(path))
-    # Another architecture has other options: those of the one it takes the place of are not for it.
-    return replace(start, model=ModelConfig()) if value_of("--arch", arguments) not in (None, start.model.arch) else start
+    return without_replaced(start, arguments)
+
+
+def without_replaced(start: RunConfig, arguments: list[str]) -> RunConfig:
+    """`start` without the options of an architecture, an optimiser, a schedule or a loss that `arguments` replace by another."""
+
+    def replaced(flag: str, current: str) -> bool:
+        return value_of(flag, arguments) not in (None, current)
+
+    if replaced("--arch", start.model.arch):
+        start = replace(start, model=ModelConfig())
+    if replaced("--optimizer", start.optim.optimizer):
+        start = replace(start, optim=replace(start.optim, lr=None, momentum=None, weight_decay=None))
+    if replaced("--schedule", start.schedule.schedule):
+        start = replace(start, schedule=ScheduleConfig(warmup=start.schedule.warmup))
+    if replaced("--loss", start.loss.loss):
+        start = replace(start, loss=replace(start.loss, label_smoothing=None, gamma_pos=None, gamma_neg=None))
+    return start
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:

@@ -170,13 +170,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The course of the learning rate. What is left out is the schedule's own; what it does not read is refused.
-
-    Places and lengths are written 5ep (epochs), 2000st (steps) or 5% (of the run). Schedules that torch users know with lengths of their
-    own can be had so: `LinearLR`'s defaults are linear, start_lr 1/3, final_lr 1, horizon 5ep, per epoch; `PolynomialLR`'s are polynomial,
-    horizon 5ep, per epoch; `OneCycleLR` of 25,600 steps, stepped once an epoch, is one-cycle, horizon 25600ep, per epoch;
-    `CosineAnnealingLR` with a T_max of 200 is cosine, horizon 200ep, per epoch, however long the run; all without warm-up (0%).
-    """
+    """The course of the learning rate. What is left out is the schedule's own; what it does not read is refused."""
 
     schedule: str = "cosine"
     """Course of the learning rate after the warm-up: constant, step, multistep, cosine, warm-restarts, linear, polynomial, one-cycle,
@@ -307,6 +301,8 @@ class EngineConfig:
     """Of the convolutions: bf16 where native, else fp16 (GPU), else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile: on, off, or where it pays for the length of the run."""
+    capture: Literal["auto", "on", "off"] = "auto"
+    """Record steps as CUDA graphs, which the host launches whole; auto does where it can."""
     threads: int | None = None
     """CPU threads; torch's own choice by default."""
     deterministic: bool = False

@@ -16,7 +16,7 @@ from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
 from .compilation import Compilation
-from .dispatch import jit, tl, triton, use_triton
+from .dispatch import jit, launcher, tl, triton, use_triton
 from .spec import Arguments, Case, OpSpec
 
 ONE = 1 << 16
@@ -419,6 +419,7 @@ COMPILATIONS = [
 ]
 
 
+@launcher
 def launch_augment(
     kernel: Any,
     images: Tensor,

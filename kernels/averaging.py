@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from .compilation import Compilation
-from .dispatch import jit, tl, triton, use_triton
+from .dispatch import is_traced, jit, launcher, tl, triton, use_triton
 from .spec import Arguments, Case, OpSpec
 
 SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,11 +35,6 @@ WARPS = 8
 # Elements: with its temporary a piece stays in the second-level cache. Of 2^13 to 2^20, this is the fastest for 11 million elements (two
 # cores of a Xeon with 2 MB each): 4 ms, against 17 ms in one piece.
 CPU_PIECE = 1 << 17
-
-
-def is_traced(tensor: Tensor) -> bool:
-    """Whether a graph is being recorded, whose tensors have neither values nor addresses."""
-    return type(tensor) is not Tensor or torch.compiler.is_compiling()
 
 
 def pieces(tensor: Tensor) -> Iterator[slice]:
@@ -134,6 +129,7 @@ def swa_kernel(average_ptr, source_ptr, count_ptr, length, BLOCK: tl.constexpr):
     tl.store(average_ptr + offsets, tl.where(count == 0, source, move_kernel(average, source, weight)), inside)
 
 
+@launcher
 def launch_ema_update(kernel: Any, averages: Tensor, source: Tensor, decays: Tensor, step: Tensor | None = None) -> None:
     """Launches `kernel`, which is `ema_kernel` or its wrapped form, over all of `averages`."""
     length = source.numel()
@@ -151,6 +147,7 @@ def launch_ema_update(kernel: Any, averages: Tensor, source: Tensor, decays: Ten
     )
 
 
+@launcher
 def launch_swa_update(kernel: Any, average: Tensor, source: Tensor, count: Tensor) -> None:
     """Launches `kernel`, which is `swa_kernel` or its wrapped form, over all of `average`."""
     length = source.numel()

@@ -21,7 +21,7 @@ from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
 from .compilation import Compilation
-from .dispatch import KERNELS_EXIST, jit, tl, use_triton
+from .dispatch import KERNELS_EXIST, jit, launcher, tl, use_triton
 from .spec import Arguments, Case, OpSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -402,6 +402,7 @@ COMPILATIONS = [
 ]
 
 
+@launcher
 def launch_forward(
     statistics: Any,
     normalize: Any,
@@ -447,6 +448,7 @@ def launch_forward(
     return y, saved
 
 
+@launcher
 def launch_backward(
     reduce_gradient: Any,
     input_gradient: Any,

@@ -10,6 +10,9 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ except ImportError:
     # triton_op would warn of the missing Triton at every op; `use_triton` says it once, and only where it matters.
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 
-__all__ = ["KERNELS_EXIST", "jit", "tl", "triton", "use_triton"]
+__all__ = ["KERNELS_EXIST", "is_traced", "jit", "launcher", "tl", "triton", "use_triton"]
 
 OLDEST_CAPABILITY = (7, 5)
 SWITCH = os.environ.get("FASTCIFAR_KERNELS", "triton")
@@ -38,6 +41,27 @@ else:
     def jit(function):
         """Leaves `function` a plain one, which is never launched."""
         return function
+
+
+def launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Has `launch` run with the GPU of its first tensor as the current one: Triton launches there, wherever the tensors are."""
+
+    @functools.wraps(launch)
+    def launch_on_device(*arguments: Any, **options: Any) -> Any:
+        with _device_of(next(argument for argument in arguments if isinstance(argument, Tensor))):
+            return launch(*arguments, **options)
+
+    return launch_on_device
+
+
+def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Nothing in Triton's interpreter, nor while a compiler traces, which sees to the device itself."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda and not is_traced(tensor) else nullcontext()
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a graph is being recorded, whose tensors have neither values nor addresses."""
+    return type(tensor) is not Tensor or torch.compiler.is_compiling()
 
 
 def use_triton(tensor: Tensor) -> bool:

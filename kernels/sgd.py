@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.optim.sgd import sgd
 
-from .averaging import check_averages, ema_update_reference, is_traced, move_kernel, pieces
+from .averaging import check_averages, ema_update_reference, move_kernel, pieces
 from .compilation import Compilation
-from .dispatch import jit, tl, use_triton
+from .dispatch import is_traced, jit, launcher, tl, use_triton
 from .spec import Arguments, Case, OpSpec
 
 GRADIENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -205,6 +205,7 @@ def sgd_kernel(
         )  # fmt: skip
 
 
+@launcher
 def launch_sgd_update(
     kernel: Any,
     parameters: Tensor,

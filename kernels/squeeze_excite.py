@@ -21,7 +21,7 @@ from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
 from .compilation import Compilation
-from .dispatch import jit, tl, triton, use_triton
+from .dispatch import jit, launcher, tl, triton, use_triton
 from .spec import Arguments, Case, OpSpec
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -485,6 +485,7 @@ def _launch_dense(kernel: Any, output: Tensor, input: Tensor, weight: Tensor, ot
     kernel[grid](output, input, weight, other, samples, inner, width, RELU=relu, **DENSE)
 
 
+@launcher
 def launch_squeeze_excite(
     kernels: tuple[Any, Any, Any, Any],
     x: Tensor,
@@ -519,6 +520,7 @@ def launch_squeeze_excite(
     return y, pooled, hidden, gate
 
 
+@launcher
 def launch_squeeze_excite_backward(
     kernels: tuple[Any, Any, Any, Any, Any],
     grad_y: Tensor,

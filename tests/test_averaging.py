@@ -41,7 +41,7 @@ def test_ema_of_several_decays_equals_torchs():
     theirs = [copy.deepcopy(model) for _ in decays]
     for step in range(STEPS * EPOCHS):
         walk(model)
-        averages.update(step)
+        averages.update(averages.decays[step])
         for decay, average in zip(decays, theirs, strict=True):
             warm = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
             warm(list(average.state_dict().values()), list(model.state_dict().values()), step)
@@ -91,7 +91,7 @@ def test_estimating_statistics_keeps_momentum_and_weights():
 def test_integer_buffers_stay_where_they_are():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     counter = model[1].num_batches_tracked
-    Averages(Buckets(model), AverageConfig(), 2, 2).update(0)
+    Averages(Buckets(model), AverageConfig(), 2, 2).update(torch.tensor([0.5]))
     model(torch.randn(2, 3, 8, 8))
     assert model[1].num_batches_tracked is counter
     assert counter == 1

@@ -26,6 +26,11 @@ SMALL = RunConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def short_rehearsals(monkeypatch):
+    monkeypatch.setattr("fastcifar.diagnostics.plan.REHEARSAL_SECONDS", 0.0)
+
+
 def run(schedule: ScheduleConfig | None = None, optim: OptimConfig | None = None, epochs: int = 100) -> RunConfig:
     return RunConfig(schedule=schedule or ScheduleConfig(warmup="0%"), optim=optim or OptimConfig(), epochs=epochs)
 

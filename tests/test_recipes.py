@@ -174,7 +174,7 @@ def test_swa_by_its_authors_moves_while_it_averages():
     for name in ("r1_resnet20_swa", "r1_resnet_prop_swa"):
         rates = lr_of(name)
         assert max(rates) == pytest.approx(0.1)
-        assert set(rates[1500:]) == {pytest.approx(0.01)}
+        assert rates[1500:] == pytest.approx([0.01] * 500)
         assert lr_of(f"{name}_as_written")[-1] < 1e-5
 
 
@@ -203,9 +203,10 @@ def test_derive_finds_each_setting_by_its_flag():
 def test_names_of_settings_are_unambiguous():
     """As derive, difference and the flags need; `schedule` and `loss` are also the names of their parts."""
     config = RunConfig()
-    parts = [part for part in (config.model, config.data, config.optim, config.schedule, config.loss, config.average, config.engine)]
-    top = 6 - 1  # epochs, batch_size, seed, watch_test, recipe
-    assert len(settings(config)) == sum(len(settings(part)) for part in parts) + top
+    parts = (config.model, config.data, config.optim, config.schedule, config.loss, config.average, config.engine)
+    assert len(settings(config)) == sum(len(settings(part)) for part in parts) + len(
+        ("epochs", "batch_size", "seed", "watch_test", "recipe")
+    )
 
 
 def test_declaring_twice_is_an_error():
@@ -227,7 +228,7 @@ def test_select():
         "r1_resnet20_transform2",
     ]
     assert {entry.source.split()[0] for entry in select(["r4_*"])} == {"R4"}
-    with pytest.raises(ConfigError, match="did you mean .*r1_resnet20_standard"):
+    with pytest.raises(ConfigError, match=r"did you mean .*r1_resnet20_standard"):
         select(["r1_resnet20_standart"])
     with pytest.raises(ConfigError, match="no recipe was named"):
         select([])

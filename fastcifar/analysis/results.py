@@ -123,7 +123,7 @@ def read_rows(path: Path) -> list[Row]:
         content = json.loads(path.read_text("utf-8"))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             return []
-        return build(list[Row], content.get("rows"), path.name)
+        return [build(Row, row, path.name, complete=True) for row in build(list[dict], content.get("rows"), path.name)]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

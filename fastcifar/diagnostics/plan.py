@@ -18,7 +18,6 @@ from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.schedules import horizon_steps, kinks, lr_table
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from fastcifar.engine.precision import Precision
@@ -78,7 +77,7 @@ class Outline:
     def rows(self) -> list[int]:
         """The steps that are worth a row in a table, the first and the last among them."""
         even = {round(point * (self.steps - 1) / (POINTS - 1)) for point in range(POINTS)}
-        return sorted(even.union(self.kinks[:: math.ceil(len(self.kinks) / MOST_KINKS) or 1]))
+        return sorted(even.union(self.kinks[:: max(1, math.ceil(len(self.kinks) / MOST_KINKS))]))
 
 
 @dataclass(frozen=True)
@@ -146,13 +145,15 @@ def warnings(config: RunConfig, course: Outline) -> list[str]:
     if ratio > UNSUITED * (1 + 1e-9):
         side = "above" if optim.lr > usual else "below"
         found.append(
-            f"lr {optim.lr:g} is {ratio:.3g} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr out to take that."
+            f"lr {optim.lr:g} is {ratio:,.0f} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr out to take that."
         )
     return found
 
 
 def cost(config: RunConfig, course: Outline) -> Cost:
     """Counts, and measures where the device is here. Raises ConfigError as `build_model` does, or because the network is too large."""
+    import torch
+
     from fastcifar.engine.host import device_name, resolve_device
     from fastcifar.engine.precision import Precision, resolve_precision
     from fastcifar.models import build_model, check_parameters
@@ -171,21 +172,22 @@ def cost(config: RunConfig, course: Outline) -> Cost:
         measured = f"not measured: {absent}"
     else:
         precision, _ = resolve_precision(config.engine.precision, device)
+        if config.engine.threads:
+            torch.set_num_threads(config.engine.threads)
         batch = min(config.batch_size, REHEARSED[device.type])
-        speed = rehearse(model, batch, course.data.image_size, config, device, precision)
+        speed = rehearse(model, torch.randn(batch, 3, *2 * [course.data.image_size], device=device), precision)
         seconds = images * passes / speed
         way = f"forward and backward passes of {batch} images, uncompiled, on {device_name(device)} in {precision.name}"
         measured = f"{speed:,.0f} img/s in {way}"
-    held = memory(config, course.data, model, precision)
+    held = memory(config, course.data, model.cpu())
     held["activations of a batch"] = config.batch_size * count.activation_bytes * precision.dtype.itemsize // 2
     return Cost(count.parameters, images * passes * count.training_flops, held, seconds, measured)
 
 
-def memory(config: RunConfig, data: DataSize, model: nn.Module, precision: Precision) -> dict[str, int]:
-    """Bytes that a run holds from its first step to its last."""
+def memory(config: RunConfig, data: DataSize, model: nn.Module) -> dict[str, int]:
+    """Bytes that a run holds from its first step to its last, by what they hold."""
     from fastcifar.optim.optimizers import build_optimizer
 
-    model = model.cpu()
     optimizer = build_optimizer(model, config.optim)
     parameters, buffers = nbytes(model.parameters()), nbytes(model.buffers())
     averages = len(config.average.decays) + (config.average.swa_start is not None)
@@ -203,28 +205,33 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def rehearse(model: nn.Module, batch: int, image_size: int, config: RunConfig, device: torch.device, precision: Precision) -> float:
-    """Images a second of the fastest forward and backward pass within a second; the model's buffers do not stay as they were."""
+def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
+    """Images a second of the fastest forward and backward pass over `images`, float32 (N, 3, H, W), within a second.
+
+    The model is moved to their device, in training mode, and its running statistics change.
+    """
     import torch
 
+    from fastcifar.engine.graph import timed
     from fastcifar.engine.host import keep_freed_memory, synchronize
 
+    device, layout = images.device, torch.channels_last
     if device.type == "cpu":
         keep_freed_memory()
-        torch.set_num_threads(config.engine.threads or torch.get_num_threads())
-    model = model.to(device, memory_format=torch.channels_last).train()
-    images = torch.randn(batch, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
-    best, end = math.inf, math.inf
-    while time.perf_counter() < end:
-        start = time.perf_counter()
+    model, images = model.to(device, memory_format=layout).train(), images.to(memory_format=layout)
+
+    def once() -> None:
         with precision.autocast(device):
             logits = model(images)
         logits.float().logsumexp(dim=1).sum().backward()
-        synchronize(device)
-        best = min(best, time.perf_counter() - start) if end < math.inf else best
         model.zero_grad(set_to_none=True)
-        end = min(end, time.perf_counter() + REHEARSAL_SECONDS)
-    return batch / best
+        synchronize(device)
+
+    once()
+    end, best = time.perf_counter() + REHEARSAL_SECONDS, timed(once)
+    while time.perf_counter() < end:
+        best = min(best, timed(once))
+    return len(images) / best
 
 
 def print_plan(config: RunConfig, picture: Path) -> None:
@@ -236,16 +243,17 @@ def print_plan(config: RunConfig, picture: Path) -> None:
 
     spent, console = cost(config, course), Console(highlight=False, soft_wrap=True)
     console.print(rates(course, config.optim.peak_lr(config.batch_size)))
-    flops = f"{spent.flops:.3g} FLOP"
+    parts = ", ".join(f"{what} {size(held)}" for what, held in spent.memory.items() if held)
     facts = {
         "network": f"{config.model.arch}, {spent.parameters:,} parameters",
         "images": f"{course.images:,} from {config.data.dataset}" + (", taken for CIFAR-10" if config.data.dataset == "auto" else ""),
         "steps": f"{course.steps:,}: {config.epochs} epochs of {course.steps_per_epoch:,}, {config.batch_size} images each",
-        "arithmetic": f"{flops} ({spent.flops / course.steps:.3g} a step)",
-        "memory": f"{size(sum(spent.memory.values()))}: "
-        + ", ".join(f"{what} {size(held)}" for what, held in spent.memory.items() if held),
+        "arithmetic": f"{spent.flops:.3g} FLOP ({spent.flops / course.steps:.3g} a step)",
+        "memory": f"{size(sum(spent.memory.values()))}: {parts}",
         "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
     }
+    if config.schedule.schedule == "plateau":
+        console.print("This is the learning rate as long as the loss keeps falling; when it lowers the rate, only training can tell.")
     for name, text in facts.items():
         console.print(f"{name:12}{text}", markup=False)
     for text in warnings(config, course):

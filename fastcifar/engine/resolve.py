@@ -13,6 +13,7 @@ from fastcifar.data.loader import CHUNK_SIZE, resolve_backend
 from fastcifar.data.sources import is_path, resolve_auto
 from fastcifar.engine.host import resolve_device
 from fastcifar.engine.precision import resolve_precision
+from fastcifar.errors import ConfigError
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
@@ -42,7 +43,12 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
         loader=resolve_backend(data.loader, device),
         chunk_size=data.chunk_size or CHUNK_SIZE[device.type],
     )
-    engine = replace(engine, device=str(device), precision=precision.name, threads=engine.threads or torch.get_num_threads())
+    if device.type == "cpu" and engine.capture == "on":
+        raise ConfigError("only a GPU's steps can be captured; leave --capture out, or choose --device cuda.")
+    capture = "off" if device.type == "cpu" else engine.capture
+    engine = replace(
+        engine, capture=capture, device=str(device), precision=precision.name, threads=engine.threads or torch.get_num_threads()
+    )
     loss = config.loss.resolved
     if loss.teacher is not None:
         loss = replace(loss, teacher=loss.teacher.expanduser().resolve())

@@ -17,6 +17,7 @@ from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
+from fastcifar.engine import snapshot
 from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes, resolve_device
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
@@ -68,7 +69,7 @@ def resume(path: str | Path, *, console: Console | None = None) -> Result:
     trainer, test = build_trainer(run.config(), began)
     state = checkpoints.load(run.checkpoints)
     if state is not None:
-        trainer.restore(state)
+        snapshot.restore(trainer, state)
     console.note(f"Going on with {run.path} after epoch {trainer.epoch} of {trainer.config.epochs}.")
     return carry_out(run, trainer, test, console)
 
@@ -112,6 +113,8 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
     with StopRequest() as request:
         message = trainer.compile()
         console.note(message, prominent=config.engine.compile == "on" and trainer.config.engine.compile == "off")
+        if captured := trainer.capture():
+            console.note(captured)
         run.write_config(trainer.config)
         sinks = (console, JsonLines(run.metrics, trainer.epoch), tensorboard := TensorBoard(run.path, trainer.epoch))
         console.begin(trainer.steps_done, trainer.total_steps, config.batch_size)
@@ -154,7 +157,7 @@ def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console
         stopping = request.signal_number is not None
         if stopping or trainer.epoch == total or cost <= CHECKPOINT_SHARE * (elapsed - saved):
             start = time.perf_counter()
-            checkpoints.save(run.checkpoints, trainer.checkpoint())
+            checkpoints.save(run.checkpoints, snapshot.take(trainer))
             saved, cost = elapsed, time.perf_counter() - start
         if stopping and trainer.epoch < total:
             raise Interrupted(request.signal_number, run.path)

@@ -16,8 +16,8 @@ from fastcifar.engine.objective import Outcome
 class Workspace:
     """What the parts of a step hand on to each other."""
 
-    step: int
-    """Counted from 0 over the whole run."""
+    step: int | Tensor
+    """Counted from 0 over the whole run; on a GPU int64 (1,), which `count` advances."""
     images: Tensor
     labels: Tensor
     loss: Tensor | None = None
@@ -38,6 +38,11 @@ class Step:
     def __call__(self, work: Workspace) -> None:
         for part in self.parts:
             part(work)
+
+
+def at(table: Tensor | list[float], step: int | Tensor) -> Tensor | float:
+    """The entry of `step`; where that is a tensor nothing waits for its value."""
+    return table.index_select(0, step).squeeze(0) if isinstance(step, Tensor) else table[step]
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Update:
 
     def __call__(self, work: Workspace) -> None:
         for group in self.optimizer.param_groups:
-            lr = self.lr[work.step] * group.get("lr_ratio", 1.0)
+            lr = at(self.lr, work.step) * group.get("lr_ratio", 1.0)
             if isinstance(lr, Tensor):
                 group["lr"].copy_(lr)
             else:
@@ -102,7 +107,13 @@ class Average:
     averages: Averages
 
     def __call__(self, work: Workspace) -> None:
-        self.averages.update(work.step)
+        self.averages.update(at(self.averages.decays, work.step))
+
+
+def count(work: Workspace) -> None:
+    """Advances the number of the step, where that is on the device."""
+    if isinstance(work.step, Tensor):
+        work.step.add_(1)
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,8 @@ class Meter:
         loss = work.outcome.loss.detach()
         self.sums[0].add_(loss, alpha=len(work.labels))
         self.sums[1].add_(work.outcome.correct)
-        self.sums[2].copy_(torch.minimum(self.sums[2], torch.where(loss.isfinite(), self.NEVER, float(work.step))))
+        step = work.step.double().squeeze() if isinstance(work.step, Tensor) else float(work.step)
+        self.sums[2].copy_(torch.minimum(self.sums[2], torch.where(loss.isfinite(), self.NEVER, step)))
 
     def read(self) -> Totals:
         """Waits for the device."""

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -18,25 +18,27 @@ from fastcifar.averaging import SWA, Averages, Buckets, Flat
 from fastcifar.config import RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
+from fastcifar.engine import snapshot
+from fastcifar.engine.capture import CapturedSteps, capture_obstacle, record_cuda_graph, warm_up
 from fastcifar.engine.evaluate import Evaluation, evaluate
 from fastcifar.engine.graph import compile_where_it_pays
 from fastcifar.engine.host import random_state_of, set_random_state, synchronize
 from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
-from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Part, Step, Totals, Update, Workspace
+from fastcifar.engine.snapshot import BestWeights
+from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Part, Step, Totals, Update, Workspace, count
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.models import build_model
+from fastcifar.models.count import count_network
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, lr_table
 from fastcifar.optim.sharpness import Ascend, Return
-from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Progress, copy_tensors, load_weights
+from fastcifar.runs.checkpoint import WEIGHTS, Best
+from fastcifar.runs.files import reason
 from fastcifar.runs.records import EpochRecord
 
-
-@dataclass(frozen=True)
-class BestWeights:
-    score: Best
-    flat: Flat
+SMALL_STEP_FLOPS = 1e11
+"""A large GPU takes a fraction of a millisecond for fewer."""
 
 
 class Trainer:
@@ -79,7 +81,11 @@ class Trainer:
         self.best: dict[str, BestWeights] = {}
         """By name of the weights; empty without a validation split."""
         self.lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), self.steps_per_epoch, config.epochs)
-        self.lr_on_device = torch.tensor(self.lr, device=self.device) if self.device.type == "cuda" else self.lr
+        on_gpu = self.device.type == "cuda"
+        self.lr_on_device = torch.tensor(self.lr, device=self.device) if on_gpu else self.lr
+        self.number = torch.zeros(1, dtype=torch.int64, device=self.device) if on_gpu else None
+        """Of the next step, which a GPU counts itself."""
+        self.captured: CapturedSteps | None = None
         self.unscaled_lr = tuple(self.lr)
         self.plateau = build_plateau(config.schedule)
         self.meter = Meter(self.device)
@@ -105,7 +111,7 @@ class Trainer:
         parts += [Clip(self.optimizer, self.scaler, optim.clip_norm)] if optim.clip_norm else []
         parts += [Update(self.optimizer, self.scaler, self.lr_on_device)]
         parts += [Average(self.averages)] if self.config.average.decays else []
-        return Step((*parts, self.meter))
+        return Step((*parts, self.meter, count))
 
     def compile(self) -> str:
         """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned."""
@@ -117,15 +123,49 @@ class Trainer:
         self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
         return outcome.message
 
-    def rehearse(self, objective: Callable[[Tensor, Tensor], Outcome]) -> None:
-        """One forward and backward pass that leaves weights, buffers and random state as they were."""
-        kept, random_state = self.buckets.flat[1].clone(), random_state_of(self.device)
+    def blank_batch(self) -> tuple[Tensor, Tensor]:
+        """Black images and their labels, of the shapes and types of every batch."""
         size, count = self.loader.dataset.images.shape[1:3], self.config.batch_size
         images = torch.zeros(count, *size, 3, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
         labels = torch.zeros(count, dtype=torch.int64, device=self.device)
-        soft = F.one_hot(labels, len(self.loader.dataset.classes)).float()
+        return images, F.one_hot(labels, len(self.loader.dataset.classes)).float() if self.loader.policy.mix else labels
+
+    def capture(self) -> str | None:
+        """Records the step as CUDA graphs where that is asked for and possible; returns a line about it, or None on a CPU."""
+        if self.number is None:
+            return None
+        obstacle = "as asked" if self.config.engine.capture == "off" else capture_obstacle(self.optimizer, self.scaler)
+        if obstacle is None:
+            with self.clock("compile"):
+                obstacle = self.try_capture()
+        choice = "off" if obstacle else "on"
+        self.config = replace(self.config, engine=replace(self.config.engine, capture=choice))
+        return (
+            f"Not captured, {obstacle}; the host launches every kernel." if obstacle else f"Captured, {self.captured.count} steps a launch."
+        )
+
+    def try_capture(self) -> str | None:
+        """Warms up and records; weights and state come out as they went in. Returns why it failed, if it did."""
+        kept, earlier = snapshot.take(self), self.earlier
+        kept = replace(kept, state={name: tensor.clone() for name, tensor in kept.state.items()})
         try:
-            objective(images, soft if self.loader.policy.mix else labels).loss.backward()
+            images, labels = self.blank_batch()
+            warm_up(self.step, self.number, images, labels)
+            steps = steps_per_graph(self.config)
+            self.captured = CapturedSteps(self.step, self.number, images, labels, steps, record_cuda_graph)
+            return None
+        except Exception as error:
+            return f"since that failed ({reason(error)})"
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            snapshot.restore(self, kept)
+            self.earlier = earlier
+
+    def rehearse(self, objective: Callable[[Tensor, Tensor], Outcome]) -> None:
+        """One forward and backward pass that leaves weights, buffers and random state as they were."""
+        kept, random_state = self.buckets.flat[1].clone(), random_state_of(self.device)
+        try:
+            objective(*self.blank_batch()).loss.backward()
             synchronize(self.device)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
@@ -145,15 +185,29 @@ class Trainer:
             if batch is None:
                 break
             with self.clock("train"):
-                self.step(Workspace(self.steps_done, *batch))
+                self.launch(*batch)
             self.batch += 1
             tick(self.batch)
             if stop() and self.batch < self.steps_per_epoch:
+                self.finish_steps()
                 return False
         with self.clock("train"):
+            self.finish_steps()
             synchronize(self.device)
         self.epoch, self.batch = self.epoch + 1, 0
         return True
+
+    def launch(self, images: Tensor, labels: Tensor) -> None:
+        """A step, at once or with those after it."""
+        if self.captured:
+            self.captured(images, labels)
+        else:
+            self.step(Workspace(self.steps_done if self.number is None else self.number, images, labels))
+
+    def finish_steps(self) -> None:
+        """Launches the steps that wait for others."""
+        if self.captured:
+            self.captured.flush()
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
@@ -265,64 +319,12 @@ class Trainer:
         """Training images over the time of training and loading, so far."""
         return self.steps_done * self.config.batch_size / max(self.seconds["train"] + self.seconds["load"], 1e-9)
 
-    def state(self) -> dict[str, Tensor]:
-        """What training goes on from besides the weights: tensors of optimiser, meter and averages, and a copy of the random state."""
-        state = {"meter": self.meter.sums, "random": random_state_of(self.device), "swa_counts": self.averages.swa_counts}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    state[f"optimizer.{key}.{name}"] = value
-        return state
 
-    def named(self, flat: Flat) -> dict[str, Tensor]:
-        """A copy of the weights `flat` under the model's names."""
-        with self.buckets.holding(flat):
-            return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-
-    def checkpoint(self) -> Checkpoint:
-        """The state to go on from, to the bit."""
-        progress: Progress = {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "step": self.steps_done,
-            "elapsed": self.elapsed,
-            "seconds": dict(self.seconds),
-            "scaler": self.scaler.state_dict(),
-            "plateau": self.plateau.state() if self.plateau else {},
-            "averages": list(self.averages.flat),
-            "best": {name: best.score for name, best in self.best.items()},
-        }
-        last = {name: self.named(flat) for name, flat in self.last().items()}
-        best = {name: self.named(best.flat) for name, best in self.best.items()}
-        return Checkpoint(last, best, self.state(), progress, self.network)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on from `checkpoint`. Raises FastcifarError where it does not fit."""
-        progress, state = checkpoint.progress, self.state()
-        within = 0 <= progress["epoch"] <= self.config.epochs and 0 <= progress["batch"] < self.steps_per_epoch
-        fits = progress["step"] == progress["epoch"] * self.steps_per_epoch + progress["batch"]
-        if not (within and fits and checkpoint.weights.keys() == self.last().keys() and checkpoint.best.keys() <= self.last().keys()):
-            raise FastcifarError("the checkpoint's progress does not fit the run; give the configuration that it was made with.")
-        for name, tensors in checkpoint.best.items():
-            load_weights(self.model, tensors, f"the checkpoint's best {name}")
-            self.best[name] = BestWeights(progress["best"][name], self.buckets.copies())
-        for name, flat in reversed(self.last().items()):  # the weights themselves, which are last to come, stay in the model
-            load_weights(self.model, checkpoint.weights[name], f"the checkpoint's {name}")
-            for target, origin in zip(flat, self.buckets.flat, strict=True):
-                target.copy_(origin)
-        copy_tensors(checkpoint.state, state, "the checkpoint's state")
-        self.epoch, self.batch = progress["epoch"], progress["batch"]
-        try:
-            set_random_state(self.device, state["random"])
-            if self.precision.scaled:
-                self.scaler.load_state_dict(progress["scaler"])
-            if self.plateau:
-                self.plateau.restore(progress["plateau"])
-                self.scale_lr(self.plateau.factor)
-        except (RuntimeError, KeyError) as error:
-            raise FastcifarError(f"the checkpoint's state is damaged ({error}); start the run again.") from error
-        self.earlier = progress["elapsed"]
-        self.seconds.update(progress["seconds"])
+def steps_per_graph(config: RunConfig) -> int:
+    """So many that a launch has a few milliseconds of work to do."""
+    options = {"image_size": 32, **config.model.options}
+    flops = config.batch_size * count_network(config.model.arch, **options).training_flops
+    return 8 if flops < SMALL_STEP_FLOPS else 1
 
 
 def build_plateau(schedule: ScheduleConfig) -> Plateau | None:

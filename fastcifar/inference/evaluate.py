@@ -124,7 +124,7 @@ def check_dataset(stored: StoredNetwork, test: ImageSet, name: str) -> None:
     """Raises FastcifarError where `test` has other classes than the run was trained on, or images of another size."""
     if stored.network["classes"] != list(test.classes):
         raise FastcifarError(f"{stored.path} was trained on other classes than {name} has; restore the data set it was trained on.")
-    size = stored.network["options"].get("image_size", test.images.shape[1])
+    size = stored.image_size
     if test.images.shape[1:3] != (size, size):
         found = "x".join(map(str, test.images.shape[1:3]))
         raise FastcifarError(f"{stored.path} was trained on {size}x{size} images and {name} has {found}; restore those.")

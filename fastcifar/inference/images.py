@@ -32,7 +32,7 @@ class Images:
     def batches(self, size: int) -> Iterator[Tensor]:
         """uint8 (n, H, W, 3), n at most `size`."""
         for start in range(0, self.count, size):
-            yield torch.from_numpy(np.ascontiguousarray(self.read(start, min(start + size, self.count))))
+            yield torch.from_numpy(np.array(self.read(start, min(start + size, self.count)), order="C"))
 
 
 def open_images(path: Path, image_size: int) -> Images:

@@ -29,18 +29,18 @@ class Speed:
     images_per_second: float
 
 
-def measure_speed(classifier: Classifier, tta: TTA = "none", seconds: float = SECONDS) -> tuple[Speed, ...]:
+def measure_speed(classifier: Classifier, tta: TTA = "none") -> tuple[Speed, ...]:
     """Latency and throughput of random images, for each of `SIZES`."""
-    return tuple(measure(classifier, size, tta, seconds) for size in SIZES[classifier.device.type])
+    return tuple(measure(classifier, size, tta) for size in SIZES[classifier.device.type])
 
 
-def measure(classifier: Classifier, batch_size: int, tta: TTA, seconds: float) -> Speed:
+def measure(classifier: Classifier, batch_size: int, tta: TTA) -> Speed:
     side, device = classifier.network.image_size, classifier.device
     images = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8).to(device)
     for _ in range(WARM_UP):
         classifier(images, tta)
     synchronize(device)
-    times, end = [], time.perf_counter() + seconds
+    times, end = [], time.perf_counter() + SECONDS
     while len(times) < FEWEST or time.perf_counter() < end:
         start = time.perf_counter()
         classifier(images, tta)

@@ -49,7 +49,7 @@ def count_network(arch: str, *, classes: int = 10, image_size: int = 32, **optio
         with device:
             model = build_model(arch, classes=classes, image_size=image_size, **options)
             images = torch.zeros(3, 3, image_size, image_size)
-        activation_bytes = saved_bytes(model, images) - saved_bytes(model, images[:2])
+        activation_bytes = saved_bytes(model, images) - saved_bytes(model, images[1:].clone())
         outputs: dict[str, tuple[int, ...]] = {}
         hooks = [module.register_forward_hook(remember(name, outputs)) for name, module in model.named_modules()]
         model.eval()

@@ -86,9 +86,10 @@ class Muon(torch.optim.Optimizer):
         if scale is not None:
             gradients = torch._foreach_div(gradients, scale)
         if overflowed is not None:
-            # What is not finite would stay so when multiplied by 0. Then momenta are kept, and weights moved by nothing.
-            gradients = [torch.where(overflowed.bool(), 0.0, gradient) for gradient in gradients]
-            lr, momentum = lr * (1 - overflowed), torch.where(overflowed.bool(), 1.0, momentum)
+            # Then momenta are kept and weights moved by nothing. What is not finite must go first, since 0 times it is NaN.
+            skipped = overflowed.bool()
+            gradients = [torch.where(skipped, 0.0, gradient) for gradient in gradients]
+            lr, momentum = lr * (1 - overflowed), torch.where(skipped, 1.0, momentum)
         momenta = self._momenta(parameters)
         torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, gradients)

@@ -14,7 +14,7 @@ from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
 from fastcifar.errors import FastcifarError, unknown
 from fastcifar.models import build_model
 from fastcifar.runs import checkpoint as checkpoints
-from fastcifar.runs.checkpoint import WEIGHTS, Checkpoint, Network
+from fastcifar.runs.checkpoint import WEIGHTS, Network
 from fastcifar.runs.files import reason
 from fastcifar.runs.folder import Run
 
@@ -46,26 +46,36 @@ class StoredNetwork:
     """Of the run."""
     network: Network
     weights: dict[str, dict[str, Tensor]]
-    """By name, "weights" first."""
+    """By name: "weights" first, then each average that the run keeps."""
+    validated: dict[str, float]
+    """Accuracy of each on the validation split; empty without one."""
 
     def choose(self, which: str | None) -> str:
-        """The name of the weights `which`; None is the run's average, or the weights themselves where it keeps none.
+        """The name of the weights `which`; None stands for the best on the validation split.
+
+        Without such a split, it stands for the first average, or where the run keeps none, for the weights themselves.
 
         Raises:
             FastcifarError: the run has no weights of that name.
         """
         if which is None:
-            return next((name for name in self.weights if name != WEIGHTS), WEIGHTS)
+            averages_first = sorted(self.weights, key=lambda name: name == WEIGHTS)
+            return max(averages_first, key=lambda name: self.validated.get(name, 0.0))
         if which not in self.weights:
             raise FastcifarError(f"{self.path}: {unknown('weights', which, self.weights)}")
         return which
 
-    def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
-        """The network on `device`, with the weights that `choose` names. Raises FastcifarError where they do not fit."""
-        name, network = self.choose(which), self.network
-        size = network["options"].get("image_size", IMAGE_SIZE)
+    @property
+    def image_size(self) -> int:
+        """Pixels a side. Raises FastcifarError where it is none that images have."""
+        size = self.network["options"].get("image_size", IMAGE_SIZE)
         if type(size) is not int or size not in IMAGE_SIZES:
             raise FastcifarError(f"{self.path}'s network is for images of {size!r} pixels, which cannot be; {checkpoints.RESTART}.")
+        return size
+
+    def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
+        """The network on `device`, with the weights that `choose` names. Raises FastcifarError where they do not fit."""
+        name, network, size = self.choose(which), self.network, self.image_size
         model = build_network(network, f"{self.path}'s network", size)
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
         model = model.to(device, memory_format=torch.channels_last).eval()
@@ -79,7 +89,7 @@ def load_network(path: Path, device: torch.device, which: str | None = None, *, 
     Args:
         path: folder of the run.
         device: where the weights go.
-        which: "weights", or the name of an average; by default the average, or the weights themselves where the run keeps none.
+        which: "weights", or the name of an average; by default as `StoredNetwork.choose` has it.
         trust: whether an architecture of the run's own code (`package.module:function`) may be imported, which executes it.
 
     Raises:
@@ -98,12 +108,8 @@ def read_network(path: Path, *, trust: bool = False) -> StoredNetwork:
         raise FastcifarError(
             f"{path}'s network is built by {arch!r}, code that comes with the run and would be executed; add --trust where you know it."
         )
-    return StoredNetwork(Path(path), state.network, weights_of(state))
-
-
-def weights_of(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
-    """Every set of weights in `checkpoint` by name: "weights" first, then each average that the run keeps."""
-    return checkpoint.chosen
+    validated = {name: best["accuracy"] for name, best in state.progress["best"].items()}
+    return StoredNetwork(Path(path), state.network, state.chosen, validated)
 
 
 def build_network(network: Network, source: str, image_size: int) -> nn.Module:

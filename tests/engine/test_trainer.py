@@ -8,11 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
-from fastcifar.engine import graph
+from fastcifar.engine import graph, snapshot
+from fastcifar.engine.capture import CapturedSteps
+from fastcifar.engine.host import synchronize
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import build_model
@@ -108,7 +111,7 @@ def test_a_gpu_trains_in_low_precision_and_resumes_to_the_same_bits(precision):
     whole, first, second = (Trainer(config, image_set(100)) for _ in range(3))
     run(whole)
     first.run_epoch(stop=lambda: False, tick=lambda batch: None)
-    second.restore(first.checkpoint())
+    snapshot.restore(second, snapshot.take(first))
     run(second)
     assert whole.meter.read().first_bad_step is None
     for a, b in zip(whole.buckets.flat, second.buckets.flat, strict=True):
@@ -158,10 +161,10 @@ def test_going_on_from_any_batch_gives_the_same_bits(method, at):
     whole, first, second = (Trainer(config, image_set(100), image_set(20, 1)) for _ in range(3))
     run(whole)
     run(first, stop_after=at + 1)
-    second.restore(first.checkpoint())
+    snapshot.restore(second, snapshot.take(first))
     assert second.steps_done == at + 1
     run(second)
-    for ours, theirs in zip(whole.checkpoint().files().items(), second.checkpoint().files().items(), strict=True):
+    for ours, theirs in zip(snapshot.take(whole).files().items(), snapshot.take(second).files().items(), strict=True):
         assert ours[0] == theirs[0]
         for name, tensor in ours[1].items():
             assert torch.equal(tensor, theirs[1][name]), (ours[0], name)
@@ -182,10 +185,10 @@ def test_going_on_from_any_batch_gives_the_same_bits(method, at):
     ids=["epoch", "step", "no-meter", "random", "meter-dtype", "no-weight"],
 )
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(damage, message):
-    checkpoint = Trainer(CONFIG, image_set(40)).checkpoint()
+    checkpoint = snapshot.take(Trainer(CONFIG, image_set(40)))
     damage(checkpoint)
     with pytest.raises(FastcifarError, match=message):
-        Trainer(CONFIG, image_set(40)).restore(checkpoint)
+        snapshot.restore(Trainer(CONFIG, image_set(40)), checkpoint)
 
 
 def test_clipping_bounds_the_whole_gradient():
@@ -359,3 +362,90 @@ def test_sam_equals_a_plain_loop():
     run(trainer)
     for (name, ours), theirs in zip(trainer.model.state_dict().items(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("at", [1, 3, 5, 8])
+def test_steps_in_groups_are_the_same_steps(monkeypatch, count, at):
+    """What a GPU does with graphs, here with plain calls: batches are collected, and what is left of an epoch or before a stop is run."""
+    config = replace(CONFIG, model=replace(CONFIG.model, dropout=0.3))
+    plain, grouped = (Trainer(config, image_set(100)) for _ in range(2))
+    on_device(grouped)
+    grouped.captured = CapturedSteps(grouped.step, grouped.number, *grouped.blank_batch(), count, record=lambda call: call)
+    run(run(plain, at))
+    run(run(grouped, at))
+    assert grouped.number.item() == grouped.total_steps
+    for a, b in zip((*plain.buckets.flat, *plain.averages.ema), (*grouped.buckets.flat, *grouped.averages.ema), strict=True):
+        assert torch.equal(a, b)
+    assert plain.records[-1].train_loss == grouped.records[-1].train_loss
+
+
+def on_device(trainer: Trainer) -> None:
+    """Lets `trainer` count its steps, and read what depends on them, in tensors, as it does on a GPU."""
+    trainer.number, trainer.lr_on_device = torch.zeros(1, dtype=torch.int64), torch.tensor(trainer.lr, dtype=torch.float64)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    trainer.step = trainer.build_step(trainer.objective)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for the value of a tensor."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        assert function.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), function
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_waits_for_nothing(method):
+    """In a steady epoch."""
+    if method == "radam":
+        pytest.skip("torch's RAdam reads its count of steps, which lies on the CPU unless it is captured on a GPU")
+    trainer = Trainer(replace(DROPOUT, **METHODS[method]), image_set(100))
+    batches = list(trainer.loader.batches(0))
+    trainer.model.train()
+    trainer.launch(*batches[0])
+    with NoWaiting():
+        for images, labels in batches[1:]:
+            trainer.batch += 1
+            trainer.launch(images, labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_steps_equal_launched_ones(method):
+    """To the bit, with deterministic algorithms; dropout included."""
+    torch.use_deterministic_algorithms(True)
+    engine = EngineConfig(device="cuda:0", precision="bf16", compile="off")
+    launched, captured = (Trainer(replace(DROPOUT, engine=engine, **METHODS[method]), image_set(100)) for _ in range(2))
+    assert captured.capture().startswith("Captured"), method
+    run(launched)
+    run(captured)
+    torch.use_deterministic_algorithms(False)
+    for a, b in zip(launched.buckets.flat, captured.buckets.flat, strict=True):
+        assert torch.equal(a, b)
+    assert captured.number.item() == captured.total_steps
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_captured_epoch_neither_waits_nor_allocates(method):
+    trainer = Trainer(
+        replace(DROPOUT, engine=EngineConfig(device="cuda:0", precision="bf16", compile="on"), **METHODS[method]), image_set(100)
+    )
+    trainer.compile()
+    trainer.capture()
+    run(trainer, stop_after=5)
+    batches = [(images.clone(), labels.clone()) for images, labels in trainer.loader.batches(1)]
+    synchronize(trainer.device)
+    allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for images, labels in batches:
+                trainer.launch(images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
+    waits = [event.key for event in profile.key_averages() if "Synchronize" in event.key]
+    assert not waits

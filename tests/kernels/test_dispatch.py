@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import fastcifar.kernels
 from fastcifar.kernels import dispatch
 
 USE_THE_OP = """
@@ -84,3 +90,44 @@ def test_a_card_too_old_is_named_once(card: SimpleNamespace, capsys: pytest.Capt
 def test_no_kernel_is_missed_without_a_gpu(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert not dispatch.use_triton(torch.empty(1, device=device))
     assert capsys.readouterr().err == ""
+
+
+@dispatch.launcher
+def launch(kernel: str, x: Tensor, y: Tensor) -> tuple[int | None, str]:
+    """On which device it runs, by `record`, and what it was given."""
+    return DEVICES[-1], kernel
+
+
+DEVICES: list[int | None] = [None]
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the current GPU in `DEVICES`, for want of one."""
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        DEVICES.append(chosen.index)
+        yield
+        DEVICES.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+
+
+@pytest.mark.usefixtures("record")
+def test_a_launcher_runs_on_the_device_of_its_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch("kernel", torch.ones(1), torch.ones(1)) == (None, "kernel")
+    with FakeTensorMode():
+        x, y = torch.ones(1, device="cuda:1"), torch.ones(1, device="cuda:0")
+        assert launch("kernel", x, y) == (None, "kernel"), "a compiler that traces sees to the device itself"
+        monkeypatch.setattr(dispatch, "is_traced", lambda tensor: False)
+        assert launch("kernel", x, y) == (1, "kernel")
+    assert DEVICES == [None]
+
+
+def test_every_launcher_sees_to_the_device() -> None:
+    names = [module.name for module in pkgutil.iter_modules(fastcifar.kernels.__path__)]
+    modules = [importlib.import_module(f"fastcifar.kernels.{name}") for name in names]
+    found = [function for module in modules for name, function in vars(module).items() if name.startswith("launch_")]
+    assert len(found) >= 8
+    assert all(hasattr(function, "__wrapped__") for function in found)

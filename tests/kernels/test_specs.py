@@ -249,6 +249,15 @@ def test_in_a_captured_graph(spec: OpSpec, case: Case, dtype: torch.dtype, devic
     check(spec, case, dtype, device, gradient=random_gradient(spec, case, dtype, device), measure=outcome_of_graph)
 
 
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device at most: none is not the current one")
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_runs_on_a_gpu_that_is_not_the_current_one(spec: OpSpec) -> None:
+    case, dtype, device = spec.small_cases()[0], spec.dtypes[-1], torch.device("cuda:1")
+    check(spec, case, dtype, device, gradient=random_gradient(spec, case, dtype, device))
+
+
 def add_scaled_(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
     """Adds `values * factor`, which it returns, to `total` in place: all (N,)."""
     product = values * factor

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.config import OptimConfig
+from fastcifar.errors import ConfigError
 from fastcifar.models import build_model
 from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.optimizers import MUON_LR_RATIO, build_optimizer, parameter_groups
@@ -35,21 +36,17 @@ def config(name: str, **settings: float) -> OptimConfig:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """As the training step does it."""
+    """As the training step does it on a CPU."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].copy_(torch.tensor(lr * group["lr_ratio"]).pin_memory(), non_blocking=True)
-        else:
-            group["lr"] = lr * group["lr_ratio"]
+        group["lr"] = lr * group["lr_ratio"]
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
     """On images drawn anew in each step, with a learning rate that changes."""
-    parameters = list(model.parameters())
     for step in steps:
         generator = torch.Generator().manual_seed(step)
-        images = torch.randn(6, 3, 8, 8, generator=generator).to(parameters[0])
-        F.cross_entropy(model(images), (torch.arange(6) % 5).to(parameters[0].device)).backward()
+        images = torch.randn(6, 3, 8, 8, generator=generator).to(next(model.parameters()))
+        F.cross_entropy(model(images), torch.arange(6) % 5).backward()
         set_lr(optimizer, 0.01 / (1 + step))
         optimizer.step()
         optimizer.zero_grad()
@@ -120,6 +117,15 @@ def test_norms_and_biases_decay_only_if_asked(name):
         assert torch.equal(parameter, old) == (parameter.dim() == 1)
     groups = parameter_groups(network(), config(name).resolved, torch.device("cpu"))
     assert {group["weight_decay"] for group in groups} == {0.01}
+
+
+@EACH
+def test_what_is_left_out_is_the_optimisers_own(name):
+    own, resolved = OPTIMIZERS[name], OptimConfig(optimizer=name).resolved
+    assert (resolved.lr, resolved.weight_decay, resolved.momentum) == (own.lr, own.weight_decay, own.momentum)
+    if own.momentum is None:
+        with pytest.raises(ConfigError, match=f"the optimiser {name} does not read momentum; leave it out"):
+            OptimConfig(optimizer=name, momentum=0.9)
 
 
 def test_every_parameter_is_in_one_group():

@@ -1,0 +1,88 @@
+"""Steps of training as CUDA graphs: the host copies batches into place and launches one graph, whatever a step consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastcifar.engine.step import Step, Workspace
+
+WARM_UP_STEPS = 3
+"""Run before a capture, so that libraries have chosen their algorithms and made their workspaces."""
+
+Replay = Callable[[], None]
+Record = Callable[[Callable[[], None]], Replay]
+"""Records what a call launches, without its taking effect, and returns what launches the same again."""
+
+
+class CapturedSteps:
+    """`step`, recorded once for a single batch and once for `count` batches in a row.
+
+    Batches are collected until `count` are there; `flush` runs the fewer that remain. What the step reads and writes besides its batch
+    must stay where it is in memory, and the number of the step must be a tensor that the step itself advances.
+
+    Args:
+        step: a whole step.
+        number: int64 (1,), the number of the next step.
+        images, labels: a batch to take shapes and types from; images (B, 3, H, W) in channels_last.
+        count: steps in a row.
+        record: how to record; `record_cuda_graph` but for tests.
+    """
+
+    def __init__(self, step: Step, number: Tensor, images: Tensor, labels: Tensor, count: int, record: Record) -> None:
+        rows = images.permute(0, 2, 3, 1)
+        self.images = torch.empty((count, *rows.shape), dtype=rows.dtype, device=rows.device).permute(0, 1, 4, 2, 3)
+        self.labels = torch.empty((count, *labels.shape), dtype=labels.dtype, device=labels.device)
+        self.count, self.filled = count, 0
+
+        def steps(slots: int) -> None:
+            for slot in range(slots):
+                step(Workspace(number, self.images[slot], self.labels[slot]))
+
+        self.one = record(lambda: steps(1))
+        self.all = record(lambda: steps(count)) if count > 1 else self.one
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Takes in a batch; runs all of them once there are `count`."""
+        self.images[self.filled].copy_(images, non_blocking=True)
+        self.labels[self.filled].copy_(labels, non_blocking=True)
+        self.filled += 1
+        if self.filled == self.count:
+            self.all()
+            self.filled = 0
+
+    def flush(self) -> None:
+        """Runs the batches that wait."""
+        for slot in range(self.filled):
+            if slot:
+                self.images[0].copy_(self.images[slot])
+                self.labels[0].copy_(self.labels[slot])
+            self.one()
+        self.filled = 0
+
+
+def capture_obstacle(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> str | None:
+    """Why a step with these cannot be recorded: what waits for the device in its middle."""
+    if scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return f"since {type(optimizer).__name__} in float16 waits to know whether the gradient overflowed"
+    return None
+
+
+def warm_up(step: Step, number: Tensor, images: Tensor, labels: Tensor) -> None:
+    """Runs `step` a few times on a stream of its own, as PyTorch asks for before a capture; the caller undoes its effects."""
+    stream = torch.cuda.Stream(images.device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_STEPS):
+            step(Workspace(number, images, labels))
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def record_cuda_graph(call: Callable[[], None]) -> Replay:
+    """Captures `call` into a CUDA graph, which runs nothing, and returns its replay; a loader's own threads may use the GPU meanwhile."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        call()
+    return graph.replay

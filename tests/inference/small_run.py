@@ -1,0 +1,69 @@
+"""A run folder with a small network that was never trained, and the data set that it belongs to, as arrays on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastcifar.config import DataConfig, EngineConfig, ModelConfig, RunConfig
+from fastcifar.models import build_model
+from fastcifar.runs import checkpoint as checkpoints
+from fastcifar.runs.checkpoint import Best, Checkpoint
+from fastcifar.runs.folder import Run
+
+CLASSES = ("ant", "bee, wild", "cat")
+SIZE = 8
+OPTIONS = {"blocks": [1, 1], "channels": [4, 8], "pre_activation": True, "final_norm": True}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def images_like(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
+    """uint8 (count, size, size, 3), random."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def make_data(folder: Path, train: int = 60, test: int = 70) -> Path:
+    """A .npz file such as `data.arrays` reads."""
+    arrays = {"classes": np.array(CLASSES)}
+    for seed, (split, count) in enumerate({"train": train, "test": test}.items(), start=1):
+        arrays |= {f"{split}_images": images_like(count, seed=seed), f"{split}_labels": np.arange(count) % len(CLASSES)}
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def make_weights(seed: int, arch: str = "resnet", size: int = SIZE, **options: object) -> dict[str, torch.Tensor]:
+    """Random ones, with batch norm statistics that are not those of a new network, and outputs that differ."""
+    torch.manual_seed(seed)
+    weights = dict(build_model(arch, classes=len(CLASSES), image_size=size, **(options or OPTIONS)).state_dict())
+    for name, tensor in weights.items():
+        if name.endswith("running_mean"):
+            tensor.normal_(0, 0.2)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+    weights["classifier.weight"] *= 4
+    return weights
+
+
+def make_run(
+    path: Path,
+    dataset: Path,
+    *,
+    seed: int = 0,
+    val_split: int = 0,
+    best: dict[str, Best] | None = None,
+    averages: tuple[str, ...] = ("ema-0.999",),
+    **changes: object,
+) -> Path:
+    """A run that has ended, with `averages`; `changes` replace what its checkpoint says of the network."""
+    data = DataConfig(str(dataset), val_split=val_split)
+    model = ModelConfig("resnet", blocks=(1, 1), channels=(4, 8), pre_activation=True, final_norm=True)
+    run = Run.create(path, RunConfig(model, data, engine=EngineConfig("cpu", "fp32"), epochs=2))
+    weights = {name: make_weights(seed + shift) for shift, name in enumerate(("weights", *averages))}
+    network = {"arch": "resnet", "options": OPTIONS | {"image_size": SIZE}, "classes": list(CLASSES), "mean": MEAN, "std": STD} | changes
+    progress = {"epoch": 2, "batch": 0, "step": 8, "elapsed": 3.5, "seconds": {"train": 3.0}, "scaler": {}, "plateau": {}}
+    progress |= {"averages": list(averages), "best": best or {}}
+    chosen = {name: make_weights(seed + 100 + shift) for shift, name in enumerate(best or {})}
+    checkpoints.save(run.checkpoints, Checkpoint(weights, chosen, {}, progress, network))
+    return path

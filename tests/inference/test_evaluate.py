@@ -1,0 +1,127 @@
+"""The evaluation of a run: its numbers against plainer code, its files, its refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_run import CLASSES, SIZE, images_like, make_run
+
+from fastcifar import cli
+from fastcifar.data.sources import load_dataset
+from fastcifar.data.splits import validation_split
+from fastcifar.engine.evaluate import evaluate
+from fastcifar.engine.precision import Precision
+from fastcifar.errors import DataError, FastcifarError
+from fastcifar.inference import speed
+from fastcifar.inference.evaluate import Outcome, evaluate_run, worst_mistakes
+from fastcifar.inference.metrics import fit_temperature
+from fastcifar.runs.network import load_network
+
+CPU = torch.device("cpu")
+
+
+def logits_of(run: Path, images: torch.Tensor, which: str | None = None) -> torch.Tensor:
+    network = load_network(run, CPU, which)
+    scale, offset = network.normalization.affine(CPU)
+    with torch.no_grad():
+        return network.model((images * scale + offset).permute(0, 3, 1, 2))
+
+
+def test_the_numbers(run: Path, data: Path) -> None:
+    report, test = evaluate_run(run), load_dataset(str(data), "test")
+    assert list(report.weights) == ["weights", "ema-0.999"]
+    for name, score in report.weights.items():
+        network = load_network(run, CPU, name)
+        expected = evaluate(network.model, test, network.normalization, Precision("fp32"))
+        assert (score.images, score.accuracy) == (70, expected.accuracy)
+        assert score.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert score.interval[0] < score.accuracy < score.interval[1]
+    assert report.chosen == "ema-0.999"
+    confusion = np.array(report.confusion)
+    assert confusion.sum(axis=1).tolist() == [24, 23, 23]
+    assert confusion.trace() / 70 == report.score.accuracy
+    assert [one.name for one in report.classes] == list(CLASSES)
+    assert report.calibration.fitted_on == "test"
+    assert report.calibration.scaled_loss <= report.score.loss + 1e-9
+
+
+def test_the_files(run: Path) -> None:
+    report = evaluate_run(run)
+    names = sorted(path.name for path in (run / "evaluation").iterdir())
+    assert names == ["confusion.png", "evaluation.json", "mistakes.png", "reliability.png"]
+    for name in names:
+        content = (run / "evaluation" / name).read_bytes()
+        assert content.startswith(b"{" if name.endswith("json") else b"\x89PNG")
+    stored = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert stored["weights"]["weights"]["accuracy"] == report.weights["weights"].accuracy
+    assert len(stored["calibration"]["bins"]) == 15
+
+
+def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: Path) -> None:
+    run = make_run(tmp_path / "validated", data, val_split=21, best={"weights": {"epoch": 1, "accuracy": 0.5, "loss": 1.0}})
+    report = evaluate_run(run)
+    assert (report.chosen, report.calibration.fitted_on) == ("weights", "validation")
+    train = load_dataset(str(data), "train")
+    _, apart = validation_split(train.labels, 21, 0, 3)
+    logits = logits_of(run, train.images[apart], "weights")
+    assert report.calibration.temperature == pytest.approx(fit_temperature(logits, train.labels[apart]), rel=1e-4)
+
+
+def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SECONDS", 0.01)
+    images, labels = images_like(9, seed=4), np.arange(9) % 3
+    np.savez(tmp_path / "pair.npz", images=images, labels=labels)
+    report = evaluate_run(run, which="weights", tta="mirror", pairs=[f"{tmp_path}/pair.npz"], speed=True, out=tmp_path / "out")
+    pixels = torch.from_numpy(images)
+    logits = (logits_of(run, pixels, "weights") + logits_of(run, pixels.flip(2), "weights")) / 2
+    (score,) = report.sets.values()
+    assert (score.images, score.accuracy) == (9, (logits.argmax(1) == torch.from_numpy(labels)).double().mean().item())
+    assert report.score is report.augmented
+    assert report.augmented.loss != report.weights["weights"].loss
+    assert [one.batch_size for one in report.speed] == list(speed.SIZES["cpu"])
+    for one in report.speed:
+        assert one.images_per_second == pytest.approx(one.batch_size / one.latency_seconds)
+    assert (tmp_path / "out" / "evaluation.json").exists()
+    assert not (run / "evaluation").exists()
+
+
+def test_mistakes_are_the_worst_first() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.45, 0.55], [0.99, 0.01], [0.5, 0.5]])
+    outcome = Outcome(probabilities.log(), torch.tensor([1, 0, 0, 0, 1]), 1.0)
+    worst, captions = worst_mistakes(outcome, ("ant", "bee"), count=4)
+    assert worst.tolist() == [0, 1, 2, 4]
+    assert captions == ["0: bee\nant 90%", "1: ant\nbee 80%", "2: ant\nbee 55%", "4: bee\nant 50%"]
+
+
+def test_another_data_set_than_the_runs(tmp_path: Path, data: Path) -> None:
+    other = make_run(tmp_path / "other", data, classes=["ant", "bee", "cow"])
+    with pytest.raises(FastcifarError, match="was trained on other classes than"):
+        evaluate_run(other)
+    larger = make_run(tmp_path / "larger", data, options={"blocks": [1, 1], "channels": [4, 8], "pre_activation": True, "final_norm": True})
+    with pytest.raises(FastcifarError, match=f"was trained on 32x32 images and .* has {SIZE}x{SIZE}"):
+        evaluate_run(larger)
+
+
+def test_a_bad_pair_is_told_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.inference.evaluate.classify", lambda *_: pytest.fail("too late"))
+    with pytest.raises(DataError, match="does not exist"):
+        evaluate_run(run, pairs=["nowhere.npz"])
+
+
+def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(run), "--tta", "mirror-shift", "--per-class"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("weights     test accuracy ")
+    for text in (
+        "ema-0.999   test accuracy",
+        "mirror-shift  test accuracy",
+        "points over ema-0.999",
+        "fitted on the test set",
+        "bee, wild",
+    ):
+        assert text in printed
+    assert printed.endswith(f"pictures    {run}/evaluation\n")

@@ -1,0 +1,140 @@
+"""Exports: the same probabilities without fastcifar, or no file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from small_run import CLASSES, images_like, make_run
+
+from fastcifar import cli
+from fastcifar.engine.precision import Precision
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.inference import export, formats
+from fastcifar.inference.classifier import Classifier
+from fastcifar.inference.export import export_run
+from fastcifar.inference.formats import FORMATS, Format
+from fastcifar.runs.network import load_network
+
+NEEDED = {name: [package for package in one.packages if not importlib.util.find_spec(package)] for name, one in FORMATS.items()}
+NAMES = [pytest.param(n, marks=pytest.mark.skipif(bool(lacking), reason=f"no {', '.join(lacking)}")) for n, lacking in NEEDED.items()]
+
+STRANGER = """
+import sys
+sys.modules["fastcifar"] = None
+sys.path.insert(0, ".")
+import numpy as np
+import torch
+found = {{}}
+for count in (1, 2, 13):
+    images = np.load("images.npy")[:count]
+    images = images if {onnx} else torch.from_numpy(images)
+    exec({usage!r})
+    assert probabilities.dtype == (np.float32 if {onnx} else torch.float32)
+    found[str(count)] = np.asarray(probabilities)
+np.savez("found.npz", **found)
+"""
+
+
+def expected(run: Path, images: np.ndarray) -> np.ndarray:
+    cpu = torch.device("cpu")
+    return Classifier(run, load_network(run, cpu), cpu, Precision("fp32"))(torch.from_numpy(images)).softmax(1).numpy()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stranger_gets_the_same_probabilities(run: Path, name: str) -> None:
+    made = export_run(run, name)
+    assert made.difference <= 1e-5
+    assert made.checked == "the first 64 test images of data.npz"
+    card = (run / f"model{FORMATS[name].suffix}.md").read_text()
+    usage = card.split("```python\n")[1].split("```")[0]
+    np.save(run / "images.npy", images := images_like(13, seed=9))
+    program = STRANGER.format(usage=usage, onnx=name == "onnx")
+    done = subprocess.run([sys.executable, "-c", program], cwd=run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = np.load(run / "found.npz")
+    for count in (1, 2, 13):
+        np.testing.assert_allclose(found[str(count)], expected(run, images[:count]), atol=1e-5)
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_what_goes_with_safetensors(run: Path) -> None:
+    made = export_run(run, "safetensors", which="weights")
+    assert sorted(file.name for file in made.files) == ["model.safetensors", "model.safetensors.md", "model_network.py"]
+    with safe_open(run / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == list(CLASSES)
+        assert file.metadata()["weights"] == "weights"
+        stem = file.get_tensor("network.stem.weight")
+    assert torch.equal(stem, load_network(run, torch.device("cpu"), "weights").model.state_dict()["stem.weight"])
+
+
+def test_class_names_cannot_become_code(tmp_path: Path, data: Path) -> None:
+    names = ['"""', "'); import os; os.abort() #", "{body}\n```"]
+    run = make_run(tmp_path / "hostile", data, classes=names)
+    export_run(run, "safetensors", run / "1 net-a.safetensors")
+    spec = importlib.util.spec_from_file_location("hostile", run / "_1_net_a_network.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert names == module.CLASSES
+
+
+@pytest.mark.parametrize("name", ["safetensors", "torch"])
+def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    whole = FORMATS[name]
+    off = Format(whole.suffix, whole.packages, whole.write, lambda path: lambda images: whole.open(path)(images) + 2e-5, whole.usage)
+    monkeypatch.setitem(formats.FORMATS, name, off)
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(FastcifarError, match=r"gave probabilities off by 2\.\de-05, more than 1e-05, and was not kept"):
+        export_run(run, name)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_random_images_where_the_data_set_is_not_at_hand(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tmp_path / "gone.npz")
+    assert export_run(run, "torch").checked == "64 random images, since gone.npz was not at hand"
+
+
+def test_operations_that_plain_torch_lacks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.library._scoped_library("strangers_ops", "DEF") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+        whole = export.Deployed.forward
+        monkeypatch.setattr(export.Deployed, "forward", lambda self, images: torch.ops.strangers_ops.twice(whole(self, images)))
+        with pytest.raises(FastcifarError, match=r"operations that plain torch lacks, strangers_ops\.twice"):
+            export_run(run, "torch")
+
+
+def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"does not end in \.pt2"):
+        export_run(run, "torch", tmp_path / "net.onnx")
+    with pytest.raises(FastcifarError, match="cannot be written"):
+        export_run(run, "torch", tmp_path / "nowhere" / "net.pt2")
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(ConfigError, match=r"needs onnx, onnxscript, onnxruntime; pip install 'fastcifar\[export\]'"):
+        export_run(run, "onnx")
+
+
+def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(run)]) == 0
+    capsys.readouterr()
+    assert cli.main(["export", str(run), "--format", "torch", "--weights", "ema-0.999"]) == 0
+    first, *files = capsys.readouterr().out.splitlines()
+    assert first.startswith("ema-0.999: equal to within ")
+    assert files == [str(run / "model.pt2"), str(run / "model.pt2.md")]
+    card = (run / "model.pt2.md").read_text()
+    for text in (
+        "the average ema-0.999 of the weights",
+        "| test accuracy |",
+        "| 95% interval |",
+        "| expected calibration error |",
+        "batch size | 128",
+    ):
+        assert text in card
+    assert str(run.parent) not in card

@@ -1,0 +1,151 @@
+"""Images to classify, from every form: their order, and a sentence for what is none."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import images_like
+
+from fastcifar.errors import DataError
+from fastcifar.inference.images import open_images, read_pair
+
+
+def read_all(path: Path, size: int, batch: int = 4) -> np.ndarray:
+    batches = list(open_images(path, size).batches(batch))
+    assert all(0 < len(part) <= batch for part in batches)
+    assert all(part.dtype == torch.uint8 for part in batches)
+    return torch.cat(batches).numpy()
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_arrays(tmp_path: Path, count: int) -> None:
+    images = images_like(count)
+    np.save(tmp_path / "a.npy", images)
+    np.savez(tmp_path / "only.npz", whatever=images)
+    np.savez(tmp_path / "named.npz", images=images, labels=np.zeros(count))
+    for name in ("a.npy", "only.npz", "named.npz"):
+        assert np.array_equal(read_all(tmp_path / name, 8), images)
+
+
+def test_a_npy_file_stays_on_disk(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", images_like(3))
+    assert isinstance(open_images(tmp_path / "a.npy", 8).read(0, 2), np.memmap)
+
+
+def test_pictures_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    images = dict(zip(["b/x.png", "a/y.png", "10.png", "2.png", "a/x.png"], images_like(5), strict=True))
+    for name, image in images.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name)
+    (tmp_path / "note.txt").write_text("no picture")
+    (tmp_path / ".cache").mkdir()
+    Image.fromarray(images["2.png"]).save(tmp_path / ".cache" / "z.png")
+    expected = [images[name] for name in ("10.png", "2.png", "a/x.png", "a/y.png", "b/x.png")]
+    assert np.array_equal(read_all(tmp_path, 8, batch=2), expected)
+    assert read_all(tmp_path, 6).shape == (5, 6, 6, 3)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("key", [b"data", "data"], ids=repr)
+def test_a_cifar_batch(tmp_path: Path, key: bytes | str, labelled: bool) -> None:
+    images = images_like(3, size=32)
+    content = {key: images.transpose(0, 3, 1, 2).reshape(3, 3072).copy()} | ({b"labels": [1, 2, 3]} if labelled else {})
+    (tmp_path / "batch").write_bytes(pickle.dumps(content, protocol=4))
+    assert np.array_equal(read_all(tmp_path / "batch", 32), images)
+
+
+class Hostile:
+    """A pickle that runs a command when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    (tmp_path / "batch").write_bytes(pickle.dumps({b"data": Hostile(marker)}))
+    np.save(tmp_path / "a.npy", np.array([Hostile(marker)], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "a.npz", images=np.array([Hostile(marker)], dtype=object))
+    for name in ("batch", "a.npy", "a.npz"):
+        with pytest.raises(DataError):
+            open_images(tmp_path / name, 32)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (images_like(2, size=7), r"images are uint8 \(2, 7, 7, 3\); expected uint8 \(N, 8, 8, 3\), RGB, as the run was trained on"),
+        (images_like(2).astype(np.float32), "images are float32"),
+        (images_like(2).transpose(0, 3, 1, 2), r"save images.transpose\(0, 2, 3, 1\)"),
+        (images_like(2)[..., 0], r"\(2, 8, 8\)"),
+        (images_like(2)[:0], "holds no images"),
+    ],
+    ids=["size", "dtype", "planes", "grey", "empty"],
+)
+def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, expected: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", images=array)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(DataError, match=expected):
+            open_images(tmp_path / name, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.npy", b"nonsense", "cannot be read"),
+        ("a.npz", b"nonsense", "damaged"),
+        ("batch", b"nonsense", "is not a sound CIFAR batch"),
+        ("batch", pickle.dumps({b"data": np.zeros((2, 10), np.uint8)}, 2), "expected a dict with uint8 data|not a sound CIFAR batch"),
+        ("folder/note.txt", b"", "holds no pictures"),
+        ("folder/a.png", b"nonsense", "is no PNG"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=expected) as caught:
+        read_all(path if path.parent == tmp_path else path.parent, 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_place_with_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"does not exist; give a \.npy"):
+        open_images(tmp_path / "nowhere", 8)
+
+
+def test_pairs(tmp_path: Path) -> None:
+    images, labels = images_like(3), np.array([2, 0, 1], np.uint8)
+    np.savez(tmp_path / "pair.npz", images=images, labels=labels)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    for text in (f"{tmp_path}/pair.npz", f"{tmp_path}/images.npy,{tmp_path}/labels.npy", str(tmp_path)):
+        found, targets = read_pair(text, 8, 3)
+        assert np.array_equal(found.numpy(), images)
+        assert (targets.dtype, targets.tolist()) == (torch.int64, [2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (None, "is no pair"),
+        (np.array([0, 1]), r"labels are int64 \(2,\); expected integers \(3,\)"),
+        (np.array([0.0, 1, 2]), "labels are float64"),
+        (np.array([0, 1, 3]), "run from 0 to 3; expected 0 to 2"),
+    ],
+)
+def test_pairs_that_do_not_fit(tmp_path: Path, labels: np.ndarray | None, expected: str) -> None:
+    np.savez(tmp_path / "pair.npz", images=images_like(3), **({} if labels is None else {"labels": labels}))
+    with pytest.raises(DataError, match=expected):
+        read_pair(f"{tmp_path}/pair.npz", 8, 3)

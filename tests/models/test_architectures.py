@@ -1,0 +1,171 @@
+"""The registry: exact parameter counts, every option read, and refusals."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastcifar.errors import ConfigError
+from fastcifar.models import ARCHITECTURES, build_model, check_architecture, check_parameters
+
+VALUES = {
+    "blocks": (1, 1, 1, 2),
+    "channels": (32, 32, 64, 64),
+    "kernels": (5,),
+    "skip_kernels": (3,),
+    "depth": 10,
+    "widen": 3,
+    "groups": 2,
+    "group_width": 8,
+    "stem_channels": 24,
+    "stem_out": 48,
+    "stem_stride": 1,
+    "pool": 2,
+    "pool_stride": 1,
+    "block": "bottleneck",
+    "pre_activation": True,
+    "final_norm": True,
+    "se_ratio": 0.5,
+    "dropout": 0.3,
+    "stochastic_depth": 0.2,
+}
+NEEDS = {
+    "groups": {"block": "bottleneck"},
+    "group_width": {"block": "bottleneck", "groups": 4},
+    "stem_stride": {"stem_stride": 2},
+    "pool_stride": {"pool": 2},
+    "final_norm": {"pre_activation": True},
+}
+"""What an option of the generic network goes with."""
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def on_meta(name: str, **options: object) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("resnet18", {}, 11_173_962),
+        ("resnet20", {}, 272_474),
+        ("resnet20_v2", {}, 272_154),
+        ("resnet20_v2", {"final_norm": True}, 272_282),
+        ("resnet_prop", {}, 11_171_146),
+        ("resnet_prop", {"final_norm": True}, 11_172_170),
+        ("resnet_s3", {}, 4_935_242),
+        ("resnet_s4", {}, 4_697_162),
+        ("resnet_s4_deep", {}, 4_964_266),
+        ("resnet_s4_4stages", {}, 4_458_794),
+        ("resnet_s4_5stages", {}, 4_768_410),
+        ("resnetrs50", {}, 26_115_738),
+        ("resnetrs50", {"se_ratio": 0.25}, 33_663_402),
+        ("resnetrs50_cifar", {}, 26_115_738),
+        ("resnetrs50", {"stem_channels": 128, "stem_out": 64}, 26_312_250),
+        ("resnetrs50", {"stem_channels": 128}, 27_148_602),
+        ("wrn28_2", {}, 1_467_610),
+        ("wrn28_10", {}, 36_479_194),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_parameter_counts_of_reports_and_papers(name, options, expected):
+    assert parameters(on_meta(name, **options)) == expected
+
+
+@pytest.mark.parametrize(("depth", "widen", "classes"), [(10, 1, 10), (16, 3, 7), (40, 2, 100)])
+def test_wide_resnets_count_by_the_closed_formula(depth, widen, classes):
+    blocks, total, before = (depth - 4) // 6, 3 * 16 * 9, 16
+    for width in (16 * widen, 32 * widen, 64 * widen):
+        for _ in range(blocks):
+            total += 2 * before + before * width * 9 + 2 * width + width * width * 9
+            total += before * width if before != width else 0
+            before = width
+    total += 2 * before + (before + 1) * classes
+    assert parameters(on_meta("wrn", depth=depth, widen=widen, classes=classes)) == total
+
+
+@pytest.mark.parametrize(("groups", "group_width", "expected"), [(32, 4, 4_775_754), (8, 64, 34_426_698), (2, 24, None)])
+def test_resnext_counts_by_the_closed_formula(groups, group_width, expected):
+    """8x64d is the 34.4 million that Xie et al. give."""
+    total, before = 3 * 64 * 9 + 2 * 64, 64
+    for stage, width in enumerate((256, 512, 1024)):
+        inner = groups * group_width * 2**stage
+        for i in range(3):
+            total += before * inner + inner * inner // groups * 9 + inner * width + 4 * inner + 2 * width
+            total += before * width + 2 * width if i == 0 else 0
+            before = width
+    total += 1025 * 10
+    assert expected in (total, None)
+    assert parameters(on_meta("resnext29", groups=groups, group_width=group_width)) == total
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
+def test_depth_is_the_names(name):
+    """Convolutions on the longest path, and the linear layer."""
+    layers = [path for path, module in on_meta(name).named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len([path for path in layers if "shortcut" not in path]) == int(name.removeprefix("resnet"))
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name in ARCHITECTURES for option in ARCHITECTURES[name].options])
+def test_every_option_changes_the_network(name, option):
+    needs = NEEDS.get(option, {}) if name == "resnet" else {"pool": 2} if option == "pool_stride" else {}
+    assert repr(on_meta(name, **{**needs, option: VALUES[option]})) != repr(on_meta(name, **needs))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_takes_other_classes_and_odd_sizes(name):
+    with torch.device("meta"):
+        assert build_model(name, classes=7, image_size=27)(torch.empty(2, 3, 27, 27)).shape == (2, 7)
+
+
+def test_unknown_names_and_unread_options_name_the_valid_ones():
+    with pytest.raises(ConfigError, match="did you mean resnet20_v2"):
+        check_architecture("resnet20v2", {})
+    with pytest.raises(ConfigError, match="resnet18 does not read the option 'blocks'; it is for resnet"):
+        check_architecture("resnet18", {"blocks": (1,)})
+    with pytest.raises(ConfigError, match="wrn28_2 does not read the option 'depth'; it is for wrn"):
+        check_architecture("wrn28_2", {"depth": 16})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet", {"blocks": (1, 1), "channels": (8,)}, "blocks names 2 stages and channels 1"),
+        ("resnet", {"blocks": (1, 1), "channels": (8, 8), "kernels": (4,)}, "odd size"),
+        ("resnet", {"blocks": (1, 1), "channels": (8, 8), "kernels": (3, 3, 3)}, "2 stages"),
+        ("resnet", {"blocks": (0,), "channels": (8,)}, "at least 1"),
+        ("resnet", {"blocks": (), "channels": ()}, "0 stages"),
+        ("resnet", {"stem_channels": 0}, "at least 1"),
+        ("resnet", {"block": "dense"}, "basic, bottleneck"),
+        ("resnet", {"final_norm": True}, "pre-activation"),
+        ("resnet", {"dropout": 1.5}, "dropout 1.5 is not from 0"),
+        ("resnet", {"stochastic_depth": 1.0}, "stochastic_depth 1.0 is not from 0"),
+        ("resnet", {"se_ratio": -0.1}, "se_ratio -0.1 is not from 0"),
+        ("resnet", {"pool": 9}, "last map of 4x4"),
+        ("resnet", {"pool": 3, "stem_stride": 2}, "last map of 2x2"),
+        ("resnet", {"pool": 0}, "pool is 0; expected 1 or more"),
+        ("resnet", {"stem_stride": 0}, "stem_stride is 0"),
+        ("resnet", {"pool_stride": 1}, "pool_stride belongs to pool"),
+        ("resnet", {"groups": 2}, "choose the block bottleneck"),
+        ("resnet", {"groups": 3, "block": "bottleneck"}, "64 channels in stage 1 do not divide into 3 groups"),
+        ("resnet", {"group_width": 4, "block": "bottleneck"}, "group_width belongs to groups"),
+        ("resnetrs50", {"stem_out": 0}, "stem_out is 0"),
+        ("wrn", {"depth": 27}, "give 6 n [+] 4, such as 16, 28 or 40"),
+        ("wrn", {"depth": 4}, "depth 4 makes no wide ResNet"),
+        ("wrn", {"widen": 0}, "widen is 0"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_values_that_make_no_network_are_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        on_meta(name, **options)
+
+
+def test_a_budget_of_parameters():
+    check_parameters(5_000_000, None)
+    check_parameters(5_000_000, 5e6)
+    with pytest.raises(ConfigError, match="the network has 5,000,001 parameters, above max_params 5,000,000"):
+        check_parameters(5_000_001, 5e6)

@@ -1,0 +1,98 @@
+"""Residual blocks: what follows what, where the shape changes, and what is dropped."""
+
+import pytest
+import torch
+from timm.layers import drop_path
+from torch import nn
+
+from fastcifar.models.blocks import BlockShape, Merge, PostActivation, PreActivation, StochasticDepth
+
+SAME = BlockShape(channels=(8, 8, 8), kernels=(3, 3))
+WIDER = BlockShape(channels=(8, 12, 12), kernels=(3, 3), stride=2)
+
+
+def test_pre_activation_block_follows_the_paper():
+    """Identity where the shape stays; a bare convolution of the activated input where it changes."""
+    x = torch.randn(2, 8, 6, 6)
+    for block in (PreActivation(SAME), PreActivation(WIDER)):
+        conv1, norm2, conv2 = block.branch
+        activated = torch.relu(normed(block.norm, x))
+        branch = conv2(torch.relu(normed(norm2, conv1(activated))))
+        shortcut = block.shortcut[0](activated) if block.projects else x
+        torch.testing.assert_close(block(x), branch + shortcut)
+    assert [type(layer) for layer in block.shortcut] == [nn.Conv2d]
+    assert block(x).shape == (2, 12, 3, 3)
+
+
+def test_post_activation_block_follows_the_paper():
+    x = torch.randn(2, 8, 6, 6)
+    for block in (PostActivation(SAME), PostActivation(WIDER)):
+        conv1, norm1, conv2 = block.branch
+        branch = normed(block.norm, conv2(torch.relu(normed(norm1, conv1(x)))))
+        shortcut = normed(block.shortcut[1], block.shortcut[0](x)) if len(block.shortcut) else x
+        torch.testing.assert_close(block(x), torch.relu(branch + shortcut))
+    assert block(x).shape == (2, 12, 3, 3)
+
+
+def normed(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """Training batch norm by its definition."""
+    centred = x - x.mean((0, 2, 3), keepdim=True)
+    scaled = centred / (centred.square().mean((0, 2, 3), keepdim=True) + norm.eps).sqrt()
+    return scaled * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("size", [5, 8, 15])
+@pytest.mark.parametrize("pool_skip", [False, True])
+def test_blocks_keep_and_halve_odd_maps(kernel, size, pool_skip):
+    x = torch.randn(2, 4, size, size)
+    same = BlockShape(channels=(4, 4, 4), kernels=(kernel, kernel), pool_skip=pool_skip)
+    halved = BlockShape(channels=(4, 6, 6), kernels=(kernel, kernel), stride=2, skip_kernel=kernel, pool_skip=pool_skip)
+    for block in (PreActivation, PostActivation):
+        assert block(same)(x).shape == x.shape
+        assert block(halved)(x).shape == (2, 6, (size + 1) // 2, (size + 1) // 2)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_merge_gates_the_branch_then_adds(relu):
+    shape = BlockShape(channels=(8, 8, 8), kernels=(3, 3), reduced=2)
+    merge, branch, shortcut = Merge(shape, relu), torch.randn(3, 8, 5, 5), torch.randn(3, 8, 5, 5)
+    excite = merge.excite
+    gate = torch.sigmoid(excite.expand(torch.relu(excite.reduce(branch.mean((2, 3))))))
+    expected = branch * gate[:, :, None, None] + shortcut
+    torch.testing.assert_close(merge(branch, shortcut), torch.relu(expected) if relu else expected)
+
+
+@pytest.mark.parametrize("style", [PreActivation, PostActivation])
+@pytest.mark.parametrize("reduced", [0, 2])
+def test_stochastic_depth_leaves_the_shortcut_or_scales_the_branch(style, reduced):
+    """For each sample by itself."""
+    block = style(BlockShape(channels=(8, 8, 8), kernels=(3, 3), reduced=reduced, skip_probability=0.5))
+    x = torch.randn(64, 8, 4, 4)
+    block.eval()
+    whole, activate = block(x), torch.relu if style is PostActivation else nn.Identity()
+    block.merge.depth.train()
+    dropped = (block(x) == activate(x)).flatten(1).all(1)
+    assert 16 < dropped.sum() < 48
+    alive = block(x) != activate(x)
+    if style is PreActivation:
+        y = block(x)
+        alive = (y != x).flatten(1).any(1)
+        torch.testing.assert_close(y[alive], x[alive] + 2 * (whole - x)[alive])
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_stochastic_depth_scales_as_timms(probability):
+    """Zero or the input over the share that is kept, which is as often as it should be (5 deviations)."""
+    count, layer = 10_000, StochasticDepth(probability)
+    x = torch.ones(count, 2, 1, 1)
+    ours, theirs = layer(x), drop_path(x, probability, training=True)
+    assert torch.equal(ours.unique(), theirs.unique())
+    assert torch.equal(ours[:, 0], ours[:, 1])
+    deviation = (probability * (1 - probability) / count) ** 0.5
+    assert ((ours[:, 0] == 0).float().mean() - probability).abs() < 5 * deviation
+    assert layer.eval()(x) is x
+
+
+def test_stochastic_depth_keeps_a_half_precision():
+    assert StochasticDepth(0.5)(torch.ones(3, 2, 1, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -1,0 +1,68 @@
+"""FLOPs and activations against closed formulas, and a budget of parameters on the command line."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastcifar import cli
+from fastcifar.models import build_model
+from fastcifar.models.count import count_network, saved_bytes
+
+
+@pytest.mark.parametrize(("name", "training_gflop"), [("resnet20_v2", 0.244), ("resnet_prop", 3.33), ("resnet18", 3.33)])
+def test_flops_agree_with_the_closed_formula(name, training_gflop):
+    count = count_network(name)
+    assert count.training_flops / 1e9 == pytest.approx(training_gflop, rel=2e-3)
+    stem = count.layers[0]
+    assert stem.flops == 2 * 32 * 32 * 27 * stem.output[0]
+
+
+@pytest.mark.parametrize("name", ["resnet20_v2", "resnext29", "resnetrs50", "wrn28_2"])
+def test_layers_sum_to_the_network_and_training_is_three_passes(name):
+    """Less the gradient of the images; grouped convolutions too, whose backward pass PyTorch's own formula overstates."""
+    count = count_network(name)
+    assert sum(layer.parameters for layer in count.layers) == count.parameters
+    assert sum(layer.flops for layer in count.layers) == count.forward_flops
+    assert count.training_flops == 3 * count.forward_flops - count.layers[0].flops
+
+
+def test_activations_of_a_small_network_by_hand():
+    """Each convolution and each norm keeps its input, and the linear layer its features; a ReLU's output is the next one's input."""
+    pixels, small = 32 * 32, 16 * 16
+    saved = 3 * pixels + 8 * pixels  # the stem's input; its output, of which the first norm keeps the input
+    saved += 8 * pixels + 8 * pixels + 8 * pixels  # a block without projection: two convolutions' inputs, and a norm's between them
+    saved += 8 * pixels  # the sum, which is the second block's norm's input
+    saved += 8 * pixels + 6 * small + 6 * small  # the second block, which halves the map
+    saved += 6  # the pooled features
+    assert count_network("resnet", blocks=(1, 1), channels=(8, 6), pre_activation=True).activation_bytes == 2 * saved
+
+
+def test_saved_integers_keep_their_own_size():
+    """A convolution keeps its input, max-pooling its input and an int64 for each value it puts out; without gradients nothing is kept."""
+    with torch.device("meta"):
+        network, images = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.MaxPool2d(2)), torch.empty(2, 3, 8, 8)
+    assert saved_bytes(network, images) == 2 * (3 * 64 * 2 + 4 * 64 * 2 + 4 * 16 * 8)
+    assert saved_bytes(network.requires_grad_(False), images) == 0
+
+
+def test_counting_leaves_the_random_state_alone(tmp_path, monkeypatch):
+    (tmp_path / "a_small_network.py").write_text("import fastcifar\ndef net():\n    return fastcifar.build_model('resnet20')\n")
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    plugged, own = count_network("a_small_network:net"), count_network("resnet20")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert plugged == own
+
+
+def test_a_network_with_attention_counts():
+    count = count_network("timm:test_vit")
+    assert count.parameters == sum(parameter.numel() for parameter in build_model("timm:test_vit").parameters())
+    assert sum(layer.parameters for layer in count.layers) == count.parameters
+    assert all(layer.flops >= 0 for layer in count.layers)
+
+
+def test_max_params_refuses_a_larger_network(capsys):
+    assert cli.main("count --arch resnet_s4 --max-params 4697162".split()) == 0
+    assert "4,697,162 parameters" in " ".join(capsys.readouterr().out.split())
+    assert cli.main("count --arch resnet18 --max-params 5e6".split()) == 2
+    assert "the network has 11,173,962 parameters, above max_params 5,000,000" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Learning from a run folder."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from made_run import make_run
+from torch.nn import functional as F
+
+from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, RunConfig
+from fastcifar.data.image_set import ImageSet
+from fastcifar.distill import distillation
+from fastcifar.engine.trainer import Trainer
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.runs.network import load_network
+
+CPU = torch.device("cpu")
+
+
+def image_set(*classes: str) -> ImageSet:
+    images = torch.randint(0, 256, (12, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet(images, torch.arange(12) % len(classes), classes, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def config(teacher, **loss) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig("resnet", blocks=(1,), channels=(4,)),
+        data=DataConfig(loader="torch", chunk_size=12),
+        loss=LossConfig(teacher=teacher, **loss),
+        engine=EngineConfig(device="cpu", precision="fp32", compile="off"),
+        epochs=1,
+        batch_size=4,
+    )
+
+
+def test_the_loss_is_shared_between_labels_and_teacher(tmp_path):
+    """The teacher is the run's average, with its own normalisation, and is not trained."""
+    run = make_run(tmp_path / "teacher")
+    dataset = image_set("ant", "bee")
+    trainer = Trainer(config(run.path, temperature=3.0, distill_weight=0.25, label_smoothing=0.1), dataset)
+    images, labels = dataset.images[:4].permute(0, 3, 1, 2), dataset.labels[:4]
+    teacher = load_network(run.path, CPU)
+    assert teacher.weights == "ema-0.999"
+    floats = images.float() / 255
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in ((0.5, 0.4, 0.3), (0.2, 0.2, 1.0)))
+    logits = trainer.model((floats - 0.5) / 0.25)
+    expected = 0.75 * F.cross_entropy(logits, labels, label_smoothing=0.1)
+    expected += 0.25 * distillation(logits, teacher.model((floats - mean) / std), 3.0)
+    torch.testing.assert_close(trainer.objective(images, labels).loss, expected, rtol=1e-4, atol=1e-5)
+    before = [tensor.clone() for tensor in trainer.objective.teacher.network.state_dict().values()]
+    trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
+    after = trainer.objective.teacher.network.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    run = make_run(tmp_path / "teacher")
+    with pytest.raises(ConfigError, match="trained on other classes; give a run on the same data set"):
+        Trainer(config(run.path), image_set("ant", "cat"))
+
+
+def test_a_teacher_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FastcifarError, match="is no run"):
+        Trainer(config(tmp_path), image_set("ant", "bee"))
+
+
+def test_the_default_share_and_temperature():
+    resolved = replace(LossConfig(), teacher="somewhere").resolved
+    assert (resolved.temperature, resolved.distill_weight) == (4.0, 0.9)

@@ -1,0 +1,190 @@
+"""Reproducing recipes: what is done is kept, what was stopped goes on, and one failure does not stop the others."""
+
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastcifar import cli
+from fastcifar.analysis.results import SCHEMA, Row, read_rows, recipe_settings
+from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
+from fastcifar.engine import reproduce as module
+from fastcifar.engine.reproduce import reproduce
+from fastcifar.engine.trainer import Trainer
+from fastcifar.errors import ConfigError, DataError, FastcifarError
+from fastcifar.recipes import RECIPES, select
+from fastcifar.recipes.registry import declare, derive
+from fastcifar.runs.folder import Run
+
+FLAGS = ["--device", "cpu", "--compile", "off"]
+ENGINE = EngineConfig(device="cpu", compile="off")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> str:
+    """A data set of 8x8 images in two colours, all but alike."""
+    path = tmp_path_factory.mktemp("data") / "colours.npz"
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 300)
+    pictures = generator.integers(0, 100, (300, 8, 8, 3), dtype=np.uint8)
+    pictures[..., 0] += (8 * labels[:, None, None]).astype(np.uint8)
+    np.savez(path, train_images=pictures[:200], train_labels=labels[:200], test_images=pictures[200:], test_labels=labels[200:])
+    return str(path)
+
+
+@pytest.fixture
+def small(monkeypatch, images):
+    """Recipes of a small network on small images, one a change of the other, and one that diverges at once."""
+    for name in ("tiny", "tiny_flip", "tiny_diverging"):
+        monkeypatch.setitem(RECIPES, name, None)
+        del RECIPES[name]
+
+    @declare("R9 T1", 0.2, "average")
+    def tiny() -> RunConfig:
+        network = ModelConfig("resnet", blocks=(1,), channels=(4,))
+        average = AverageConfig(ema_decay=(0.9,))
+        return RunConfig(network, DataConfig(images, augment="none"), average=average, batch_size=20, epochs=2, watch_test=True)
+
+    @declare("R9 T1", 1.0)
+    def tiny_flip() -> RunConfig:
+        return derive(tiny(), augment="flip:0.5")
+
+    @declare("R9 T1")
+    def tiny_diverging() -> RunConfig:
+        return derive(tiny(), lr=1e25)
+
+    return tiny
+
+
+def trained(monkeypatch) -> list[str]:
+    """Notes which folders are trained from the start."""
+    names = []
+    original = module.train
+
+    def noted(config, out, **options):
+        names.append(f"{out.parent.name}/{out.name}")
+        return original(config, out, **options)
+
+    monkeypatch.setattr(module, "train", noted)
+    return names
+
+
+def test_rows_hold_what_the_runs_came_to(small, tmp_path, capsys):
+    assert cli.main(["reproduce", "tiny*p", "tiny", "--epochs", "1", "--out", str(tmp_path), *FLAGS]) == 0
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["schema"] == SCHEMA
+    assert [row["recipe"] for row in content["rows"]] == ["tiny", "tiny_flip"]
+    for row in read_rows(tmp_path / "results.json"):
+        result = Run.open(tmp_path / f"{row.recipe}-1ep" / "seed0").result()
+        assert (row.test_accuracy, row.average, row.seconds) == (result.test_accuracy, result.averaged_test_accuracy, result.seconds)
+        assert row.watched_test_accuracy == result.watched_test_accuracy
+        assert row.watched_test_accuracy >= row.test_accuracy
+        assert (row.epochs, row.full_length, row.seed, row.device) == (1, False, 0, result.device)
+        assert row.settings == recipe_settings(RECIPES[row.recipe].config)
+        line = next(line.split() for line in printed.splitlines() if line.startswith(f"{row.recipe} "))
+        assert f"{100 * row.test_accuracy:.2f}" in line
+        assert "met" not in line
+
+
+def test_what_is_done_is_kept_and_more_seeds_are_added(small, tmp_path, monkeypatch):
+    names = trained(monkeypatch)
+    first = reproduce(select(["tiny"]), tmp_path, engine=ENGINE)
+    assert [row.full_length for row in first] == [True]
+    again = reproduce(select(["tiny", "tiny_flip"]), tmp_path, seeds=2, engine=ENGINE)
+    assert names == ["tiny/seed0", "tiny_flip/seed0", "tiny/seed1", "tiny_flip/seed1"]
+    assert first[0] in again
+    assert len({row.test_accuracy for row in again}) > 1
+    assert reproduce(select(["tiny"]), tmp_path, engine=ENGINE) == [row for row in again if row.recipe == "tiny"]
+    assert len(read_rows(tmp_path / "results.json")) == len(names) == 4
+
+
+def test_rows_outlive_their_folders(small, tmp_path, monkeypatch):
+    names = trained(monkeypatch)
+    reproduce(select(["tiny"]), tmp_path / "here", engine=ENGINE)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "results.json").rename(tmp_path / "there" / "results.json")
+    reproduce(select(["tiny"]), tmp_path / "there", engine=ENGINE)
+    assert names == ["tiny/seed0"]
+    reproduce(select(["tiny"]), tmp_path / "here", engine=ENGINE)
+    assert names == ["tiny/seed0"]
+    rows = [read_rows(tmp_path / folder / "results.json") for folder in ("here", "there")]
+    assert rows[0] == rows[1]
+
+
+def test_stopped_and_started_again_ends_in_the_same_rows(small, tmp_path, monkeypatch, capsys):
+    whole = reproduce(select(["tiny", "tiny_flip"]), tmp_path / "whole", engine=ENGINE)
+    original, run_epoch = module.train, Trainer.run_epoch
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return run_epoch(*arguments, **options)
+
+    def stopped(config, out, **options):
+        """The second run gets Ctrl-C in its first epoch."""
+        with monkeypatch.context() as patch:
+            if out.parent.name == "tiny_flip":
+                patch.setattr(Trainer, "run_epoch", interrupted)
+            return original(config, out, **options)
+
+    monkeypatch.setattr(module, "train", stopped)
+    command = ["reproduce", "tiny", "tiny_flip", "--out", str(tmp_path / "stopped"), *FLAGS]
+    assert cli.main(command) == 128 + signal.SIGINT
+    assert "the same command goes on" in capsys.readouterr().err
+    assert [row.recipe for row in read_rows(tmp_path / "stopped" / "results.json")] == ["tiny"]
+    assert cli.main(command) == 0
+    rows = read_rows(tmp_path / "stopped" / "results.json")
+    assert [timeless(row) for row in rows] == [timeless(row) for row in whole]
+
+
+def timeless(row: Row) -> Row:
+    return replace(row, seconds=0.0, images_per_second=0.0)
+
+
+def test_one_that_fails_does_not_stop_the_others(small, tmp_path):
+    with pytest.raises(FastcifarError, match=r"1 of 2 runs failed \(.*tiny_diverging-1ep/seed0: the loss became infinite"):
+        reproduce(select(["tiny_diverging", "tiny"]), tmp_path, epochs=1, engine=ENGINE)
+    assert [row.recipe for row in read_rows(tmp_path / "results.json")] == ["tiny"]
+
+
+def test_missing_data_stops_at_once(small, tmp_path, monkeypatch):
+    def missing(config, out, **options):
+        raise DataError("no data")
+
+    monkeypatch.setattr(module, "train", missing)
+    with pytest.raises(DataError, match="no data"):
+        reproduce(select(["tiny"]), tmp_path, engine=ENGINE)
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("kept", ["row", "run"])
+def test_a_run_of_another_reading_is_refused(small, tmp_path, kept):
+    reproduce(select(["tiny"]), tmp_path, epochs=1, engine=ENGINE)
+    if kept == "run":
+        (tmp_path / "results.json").unlink()
+    changed = replace(RECIPES["tiny"], function=lambda: derive(small(), augment="flip:0.5", optimizer="sgd"))
+    with pytest.raises(ConfigError, match=r"as that recipe used to be \(augment, optimizer changed\); choose another --out"):
+        reproduce([changed], tmp_path, epochs=1, engine=ENGINE)
+
+
+def test_settings_do_not_depend_on_the_machine_or_on_what_was_resolved(small, tmp_path):
+    reproduce(select(["tiny"]), tmp_path, epochs=1, engine=ENGINE)
+    stored = Run.open(tmp_path / "tiny-1ep" / "seed0").config()
+    assert stored.engine.threads is not None
+    assert recipe_settings(stored) == recipe_settings(small())
+    defaults = replace(RunConfig(), optim=OptimConfig(lr=0.1), data=DataConfig(augment="crop:4,flip:0.5", loader="torch"))
+    assert recipe_settings(defaults) == {}
+
+
+def test_refusals(small, tmp_path, capsys):
+    for arguments, expected in [
+        (["tiny", "--seeds", "0"], "seeds is 0; expected 1 or more"),
+        (["tiny", "--epochs", "0"], "epochs is 0; expected 1 or more"),
+        (["tinny"], "did you mean tiny"),
+        ([], "no recipe was named"),
+    ]:
+        assert cli.main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
