@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastcifar.config import EngineConfig, ModelConfig, RunConfig
+from fastcifar.config import EngineConfig, ModelConfig, RunConfig, ScheduleConfig
 from fastcifar.errors import ConfigError, FastcifarError, unknown
 from fastcifar.inference import TTA, ExportFormat
 from fastcifar.recipes import recipe, select
@@ -88,6 +88,35 @@ class Predict:
     """Add a column for each class."""
     trust: bool = False
     """Execute the code that a run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Let several runs vote, chosen on their validation split: runs that are there, or seeds of a recipe, trained several at a time."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of runs; none with --recipe."""
+    recipe: str | None = None
+    """Train this recipe by several seeds first; the same command goes on where it was stopped."""
+    seeds: str | None = None
+    """Seeds of the recipe, such as 0..5 or 0,3,7; 0..10 by default."""
+    epochs: int | None = None
+    """In place of the recipe's own."""
+    val_split: int | None = None
+    """Training images set apart to choose by; as the recipe has it by default."""
+    at_once: int | None = None
+    """Runs at a time; by default as many as the CPU has threads, or as suit the GPU's memory."""
+    out: Path | None = None
+    """Folder of ensemble.json, and of the runs that are trained; ./runs/RECIPE-ensemble, or ./runs/ensemble, by default."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in; the runs' own by default."""
+    weights: str | None = None
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    tta: TTA = "none"
+    """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    trust: bool = False
+    """Execute the code that a run's architecture names, if it is package.module:function."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -178,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNALLED + 2
 
 
-def parse(arguments: list[str]) -> Train | Plan | Eval | Predict | Export | Count | Preview | Recipes | Reproduce:
+def parse(arguments: list[str]) -> Train | Plan | Eval | Predict | Ensemble | Export | Count | Preview | Recipes | Reproduce:
     """The command that `arguments` ask for; for help and unknown flags, which tyro answers, it exits. Raises ConfigError."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(unknown("command", arguments[0], COMMANDS))
@@ -283,6 +312,53 @@ def predict(command: Predict) -> int:
     return 0
 
 
+def ensemble(command: Ensemble) -> int:
+    check_ensemble(command)
+    from fastcifar.inference.members import evaluate_ensemble, lines_of
+    from fastcifar.runs.interrupt import Interrupted
+
+    try:
+        runs = trained_members(command) if command.recipe else command.runs
+    except Interrupted as stop:
+        print("Stopped and saved; the same command goes on.", file=sys.stderr)
+        return EXIT_SIGNALLED + stop.signal_number
+    options = {"data_dir": command.data_dir, "which": command.weights, "tta": command.tta, "trust": command.trust}
+    out = ensemble_folder(command)
+    for line in lines_of(evaluate_ensemble(runs, out, **options)):
+        print(line)
+    print(out / "ensemble.json")
+    return 0
+
+
+def check_ensemble(command: Ensemble) -> None:
+    """Raises ConfigError where it is not told what votes, or told twice."""
+    if bool(command.runs) == bool(command.recipe):
+        raise ConfigError("an ensemble is of runs or of a recipe; give folders of runs, or --recipe NAME with --seeds.")
+    given = [name for name in ("seeds", "epochs", "val_split", "at_once") if getattr(command, name) is not None]
+    if command.runs and (given or command.engine != EngineConfig()):
+        raise ConfigError(f"{given[0] if given else 'the engine'} is for runs to train; name a --recipe, or leave it out.")
+
+
+def ensemble_folder(command: Ensemble) -> Path:
+    if command.out:
+        return command.out
+    length = f"-{command.epochs}ep" if command.epochs else ""
+    return Path("runs") / (f"{command.recipe}{length}-ensemble" if command.recipe else "ensemble")
+
+
+def trained_members(command: Ensemble) -> list[Path]:
+    """Folders of the recipe's runs, by seed, trained where they were not. Raises Interrupted after a signal."""
+    from fastcifar.engine.packed import plan_members, train_packed
+    from fastcifar.runs.console import Console
+    from fastcifar.runs.ensembles import parse_seeds
+
+    settings = {name: getattr(command, name) for name in ("epochs", "val_split", "data_dir", "engine")}
+    (chosen,) = select([command.recipe])
+    tasks = plan_members(chosen, parse_seeds(command.seeds or "0..10"), ensemble_folder(command), **settings)
+    train_packed(tasks, command.at_once, Console())
+    return [task.folder for task in tasks]
+
+
 def export(command: Export) -> int:
     from fastcifar.inference.export import export_run
 
@@ -345,6 +421,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "plan": (Plan, plan),
     "eval": (Eval, evaluate),
     "predict": (Predict, predict),
+    "ensemble": (Ensemble, ensemble),
     "export": (Export, export),
     "count": (Count, count),
     "preview": (Preview, preview),
@@ -353,7 +430,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
 }
 
 
-def command_name(command: Train | Plan | Eval | Predict | Export | Count | Preview | Recipes | Reproduce) -> str:
+def command_name(command: Train | Plan | Eval | Predict | Ensemble | Export | Count | Preview | Recipes | Reproduce) -> str:
     return next(name for name, (kind, _) in COMMANDS.items() if isinstance(command, kind))
 
 

@@ -305,6 +305,10 @@ class EngineConfig:
     """Record steps as CUDA graphs, which the host launches whole; auto does where it can."""
     threads: int | None = None
     """CPU threads; torch's own choice by default."""
+    micro_batch: int | None = None
+    """Images a pass; the gradient of a batch is the sum over its passes. All at once where memory allows, by default."""
+    memory_limit: str | None = None
+    """Train as on a card with so much memory, such as 6GB (a GB being 2**30 bytes, as on cards)."""
     deterministic: bool = False
     """Only deterministic GPU algorithms; the CPU's always are."""
 
@@ -312,6 +316,15 @@ class EngineConfig:
         if not re.fullmatch("auto|cpu|cuda(:(0|[1-9][0-9]?))?", self.device):
             raise ConfigError(f"device {self.device!r} is not known; choose auto, cpu, cuda or cuda:INDEX.")
         check_range("threads", self.threads, 1)
+        check_range("micro_batch", self.micro_batch, 1)
+        if self.memory_limit is not None and not self.memory_limit_bytes:
+            raise ConfigError(f"memory_limit {self.memory_limit!r} is no size; write gigabytes as 6GB, or megabytes as 900MB.")
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """`memory_limit` in bytes; None where there is none, or none that can be read."""
+        size = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?) ?([GM])B", self.memory_limit or "", re.IGNORECASE)
+        return size and int(float(size[1]) * {"G": 2**30, "M": 2**20}[size[2].upper()])
 
 
 @dataclass(frozen=True)

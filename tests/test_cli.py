@@ -24,7 +24,7 @@ def refusal(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["tran"], "unknown command 'tran'; did you mean train?"),
+        (["tran"], "unknown command 'tran'; did you mean train"),
         (["train", "--epoch", "3"], "Perhaps you meant: --epochs"),
         (["train", "--arch", "resnet_propp"], "did you mean resnet_prop"),
         (["train", "--recipe", "quickstar"], "did you mean quickstart?"),
@@ -128,3 +128,10 @@ def test_the_main_job_parses_with_every_other_default():
         "standard",
         0.1,
     )
+
+
+def test_another_optimiser_or_schedule_drops_the_old_ones_settings():
+    """A rate that suits one optimiser ruins another."""
+    run = cli.parse(["train", "--recipe", "quickstart", "--optimizer", "adamw", "--schedule", "constant"]).run
+    assert (run.optim.resolved.lr, run.schedule.schedule, run.schedule.warmup) == (3e-3, "constant", "15%")
+    assert cli.parse(["train", "--recipe", "quickstart", "--optimizer", "adamw", "--lr", "0.5"]).run.optim.lr == 0.5

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fastcifar import cli
 from fastcifar.analysis.results import SCHEMA, Row, read_rows, recipe_settings
@@ -18,8 +19,8 @@ from fastcifar.recipes import RECIPES, select
 from fastcifar.recipes.registry import declare, derive
 from fastcifar.runs.folder import Run
 
-FLAGS = ["--device", "cpu", "--compile", "off"]
-ENGINE = EngineConfig(device="cpu", compile="off")
+FLAGS = ["--device", "cpu", "--compile", "off", "--threads", "1"]
+ENGINE = EngineConfig(device="cpu", compile="off", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,9 @@ def images(tmp_path_factory) -> str:
 @pytest.fixture
 def small(monkeypatch, images):
     """Recipes of a small network on small images, one a change of the other, and one that diverges at once."""
+    # What takes most of the time of runs so short, and is tested elsewhere.
+    monkeypatch.setattr("fastcifar.engine.run.draw_curves", lambda run: None)
+    monkeypatch.setattr("fastcifar.engine.run.matmul_flops_per_second", lambda device, dtype: 1e12)
     for name in ("tiny", "tiny_flip", "tiny_diverging"):
         monkeypatch.setitem(RECIPES, name, None)
         del RECIPES[name]
@@ -55,7 +59,9 @@ def small(monkeypatch, images):
     def tiny_diverging() -> RunConfig:
         return derive(tiny(), lr=1e25)
 
-    return tiny
+    threads = torch.get_num_threads()
+    yield tiny
+    torch.set_num_threads(threads)
 
 
 def trained(monkeypatch) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcifar.config import DataConfig, RunConfig
+from fastcifar.diagnostics.memory import DataSize, held_bytes, size
 from fastcifar.errors import ConfigError
 from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.schedules import horizon_steps, kinks, lr_table
@@ -31,22 +31,6 @@ CUT_SHORT = 0.05
 REHEARSED = {"cpu": 64, "cuda": 1024}
 """At most so many images go through the network to measure its speed."""
 REHEARSAL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class DataSize:
-    """What the cost of a run depends on."""
-
-    train: int
-    """Images, those for validation included."""
-    test: int
-    classes: int = 10
-    image_size: int = 32
-
-    @property
-    def bytes(self) -> int:
-        """Of all images, uint8 RGB, and their labels, int64."""
-        return (self.train + self.test) * (3 * self.image_size**2 + 8)
 
 
 SIZES = {
@@ -179,30 +163,9 @@ def cost(config: RunConfig, course: Outline) -> Cost:
         seconds = images * passes / speed
         way = f"forward and backward passes of {batch} images, uncompiled, on {device_name(device)} in {precision.name}"
         measured = f"{speed:,.0f} img/s in {way}"
-    held = memory(config, course.data, model.cpu())
+    held = held_bytes(config, course.data, model.cpu())
     held["activations of a batch"] = config.batch_size * count.activation_bytes * precision.dtype.itemsize // 2
     return Cost(count.parameters, images * passes * count.training_flops, held, seconds, measured)
-
-
-def memory(config: RunConfig, data: DataSize, model: nn.Module) -> dict[str, int]:
-    """Bytes that a run holds from its first step to its last, by what they hold."""
-    from fastcifar.optim.optimizers import build_optimizer
-
-    optimizer = build_optimizer(model, config.optim)
-    parameters, buffers = nbytes(model.parameters()), nbytes(model.buffers())
-    averages = len(config.average.decays) + (config.average.swa_start is not None)
-    return {
-        "data set": data.bytes,
-        "weights": parameters + buffers,
-        "gradients": parameters,
-        "optimiser": sum(nbytes(state.values()) for state in optimizer.state.values()),
-        "averages": averages * (parameters + buffers),
-        "weights that SAM returns to": 0 if config.optim.sharpness == "none" else parameters + buffers,
-    }
-
-
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
@@ -273,8 +236,3 @@ def rates(course: Outline, peak: float) -> Table:
         rate = course.lr[step]
         table.add_row(f"{step / course.steps_per_epoch:.2f}", f"{step:,}", f"{rate:.4g}", f"{rate / peak:.1%}")
     return table
-
-
-def size(count: int) -> str:
-    """Bytes in MiB or GiB."""
-    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"

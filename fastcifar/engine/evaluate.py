@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcifar.augment.normalize import Normalization, Normalizer
 from fastcifar.data.image_set import ImageSet
+from fastcifar.engine.capture import Record, Replay
 from fastcifar.engine.precision import Precision
 from fastcifar.losses import cross_entropy
 
@@ -24,20 +25,53 @@ class Evaluation:
     """As a fraction."""
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, dataset: ImageSet, normalization: Normalization, precision: Precision) -> Evaluation:
-    """Loss and accuracy of `model`, on the device where it and `dataset` are; the model's mode is left as it was."""
-    device = dataset.images.device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    training = model.training
-    model.eval()
-    normalize = Normalizer(normalization, device)
-    size = BATCH_SIZE[device.type]
-    for images, labels in zip(dataset.images.split(size), dataset.labels.split(size), strict=True):
-        with precision.autocast(device):
-            logits = model(normalize(images.permute(0, 3, 1, 2), precision.dtype))
-        sums[0] += cross_entropy(logits, labels) * len(labels)
-        sums[1] += (logits.argmax(dim=1) == labels).sum()
-    model.train(training)
-    loss, correct = sums.tolist()
-    return Evaluation(loss / len(dataset), correct / len(dataset))
+class Evaluator:
+    """Evaluates `model`, whatever weights it holds.
+
+    Args:
+        model: the network, on `device`.
+        normalization: of its input.
+        precision: of its convolutions.
+        device: where the data sets are, too.
+    """
+
+    def __init__(self, model: nn.Module, normalization: Normalization, precision: Precision, device: torch.device) -> None:
+        self.model, self.precision, self.device = model, precision, device
+        self.normalize = Normalizer(normalization, device)
+        self.size = BATCH_SIZE[device.type]
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.replay: Replay | None = None
+
+    def __call__(self, dataset: ImageSet) -> Evaluation:
+        """Loss and accuracy over `dataset`; the model's mode is left as it was. Waits for the device, once."""
+        training = self.model.training
+        self.model.eval()
+        self.sums.zero_()
+        for images, labels in zip(dataset.images.split(self.size), dataset.labels.split(self.size), strict=True):
+            if self.replay and len(labels) == self.size:
+                self.images.copy_(images)
+                self.labels.copy_(labels)
+                self.replay()
+            else:
+                self.add(images, labels)
+        self.model.train(training)
+        loss, correct = self.sums.tolist()
+        return Evaluation(loss / len(dataset), correct / len(dataset))
+
+    @torch.no_grad()
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Adds a batch to the sums: images uint8 (N, H, W, 3), labels int64 (N,)."""
+        with self.precision.autocast(self.device):
+            logits = self.model(self.normalize(images.permute(0, 3, 1, 2), self.precision.dtype))
+        self.sums[0] += cross_entropy(logits, labels) * len(labels)
+        self.sums[1] += (logits.argmax(dim=1) == labels).sum()
+
+    def capture(self, image_size: tuple[int, int], record: Record) -> None:
+        """Records a full batch of images (height, width), to be launched whole from now on."""
+        self.images = torch.zeros((self.size, *image_size, 3), dtype=torch.uint8, device=self.device)
+        self.labels = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        training = self.model.training
+        self.model.eval()
+        self.add(self.images, self.labels)
+        self.replay = record(lambda: self.add(self.images, self.labels))
+        self.model.train(training)

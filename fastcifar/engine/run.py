@@ -18,6 +18,7 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
 from fastcifar.engine import snapshot
+from fastcifar.engine.graph import keep_artefacts
 from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes, resolve_device
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
@@ -90,6 +91,7 @@ def prepare_machine(engine: EngineConfig) -> None:
     """Settings of the whole process that a run relies on."""
     if engine.threads:
         torch.set_num_threads(engine.threads)
+    keep_artefacts()
     device = resolve_device(engine.device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -20,15 +20,15 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
 from fastcifar.engine import snapshot
 from fastcifar.engine.capture import CapturedSteps, capture_obstacle, record_cuda_graph, warm_up
-from fastcifar.engine.evaluate import Evaluation, evaluate
-from fastcifar.engine.graph import compile_where_it_pays
+from fastcifar.engine.evaluate import Evaluation, Evaluator
+from fastcifar.engine.graph import compile_where_it_pays, mark_of
 from fastcifar.engine.host import random_state_of, set_random_state, synchronize
 from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
 from fastcifar.engine.snapshot import BestWeights
 from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Part, Step, Totals, Update, Workspace, count
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.models import build_model
+from fastcifar.models import build_model, check_parameters
 from fastcifar.models.count import count_network
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, lr_table
@@ -73,7 +73,9 @@ class Trainer:
         self.validation, self.watched = (part and part.to(self.device) for part in (validation, watched))
         torch.manual_seed(config.seed)
         options = {"classes": len(train.classes), "image_size": train.images.shape[1], **config.model.options}
-        self.model = build_model(config.model.arch, **options).to(self.device, memory_format=torch.channels_last)
+        model = build_model(config.model.arch, **options)
+        check_parameters(sum(parameter.numel() for parameter in model.parameters()), config.model.max_params)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
         self.buckets = Buckets(self.model)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
@@ -94,6 +96,7 @@ class Trainer:
         """By phase; `read` is of the whole data set, `load` the waiting for batches."""
         self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
         self.objective = Objective(self.model, self.normalization, self.precision, config.loss, self.device, train.classes)
+        self.evaluator = Evaluator(self.model, self.normalization, self.precision, self.device)
         self.step = self.build_step(self.objective)
 
     @property
@@ -117,7 +120,8 @@ class Trainer:
         """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned."""
         remaining = self.total_steps - self.steps_done
         with self.clock("compile"):
-            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining)
+            mark = mark_of(self.config, self.device)
+            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining, mark)
         self.step = self.build_step(outcome.function)
         choice = "on" if outcome.compiled else "off"
         self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
@@ -153,8 +157,10 @@ class Trainer:
             warm_up(self.step, self.number, images, labels)
             steps = steps_per_graph(self.config)
             self.captured = CapturedSteps(self.step, self.number, images, labels, steps, record_cuda_graph)
+            self.evaluator.capture(images.shape[2:], record_cuda_graph)
             return None
         except Exception as error:
+            self.captured = None
             return f"since that failed ({reason(error)})"
         finally:
             self.optimizer.zero_grad(set_to_none=True)
@@ -249,7 +255,7 @@ class Trainer:
             dataset = dataset.to(self.device)
             for name, flat in weights.items():
                 with self.buckets.holding(flat):
-                    found[name] = evaluate(self.model, dataset, self.normalization, self.precision)
+                    found[name] = self.evaluator(dataset)
         return found
 
     def end_epoch(self, totals: Totals) -> EpochRecord:

@@ -44,7 +44,7 @@ It needs no fastcifar.{note}
 def card(run: Run, exported: Format, metadata: Metadata, file: Path, parameters: int, checked: str, difference: float) -> str:
     """The card of `file`, an export of `run`; `checked` says on what it was compared, and with what `difference` of probabilities."""
     config = run.config()
-    plain = " The weights go through the network of the file beside them, plain Python." if exported.suffix == ".safetensors" else ""
+    plain = f" The network is {module_beside(file).name}, plain PyTorch." if exported.suffix == ".safetensors" else ""
     return CARD.format(
         title=f"{config.recipe or metadata['arch']} on {metadata['dataset']}",
         arch=metadata["arch"],

@@ -106,7 +106,6 @@ IMPORTS = {
     "nan": "from math import nan",
     "torch": "\nimport torch",
     "load": "from safetensors.torch import load_file as load",
-    "device": "from torch import device",
 }
 
 

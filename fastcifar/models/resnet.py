@@ -86,8 +86,9 @@ class ResNet:
         for name in ("se_ratio", "block_dropout", "dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not from 0 to below 1; give a value such as 0.25.")
+        for name in ("kernels", "skip_kernels"):
+            self.per_stage(name)
         self.check_options()
-        self.per_stage("kernels"), self.per_stage("skip_kernels")
 
     def check_options(self) -> None:
         """Raises ConfigError where one option needs another."""
@@ -100,7 +101,7 @@ class ResNet:
         if self.groups > 1 and self.block != "bottleneck":
             raise ConfigError("groups belong to bottlenecks; choose the block bottleneck or leave them out.")
         for stage, width in enumerate(self.inner_widths, 1):
-            if width % self.groups:
+            if not width or width % self.groups:
                 raise ConfigError(f"{width} channels in stage {stage} do not divide into {self.groups} groups; change groups or channels.")
         if self.pool_stride is not None and self.pool is None:
             raise ConfigError("pool_stride belongs to pool; give the window as well or leave it out.")

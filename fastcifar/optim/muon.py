@@ -51,9 +51,9 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float | Tensor = 0.05,
+        lr: float | Tensor = 0.1,
         weight_decay: float = 0.0,
-        momentum: float = 0.95,
+        momentum: float = 0.9,
         orthogonalize: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -23,6 +23,7 @@ class Console:
         self.progress: Progress | None = None
         self.batch_size, self.first, self.started, self.shown = 0, 0, 0.0, 0.0
         self.last = ""
+        self.epoch_seconds: list[float] = []
 
     def note(self, text: str, *, prominent: bool = False) -> None:
         """One line that stays."""
@@ -49,6 +50,7 @@ class Console:
 
     def write(self, record: EpochRecord) -> None:
         """An epoch has ended."""
+        self.epoch_seconds.append(time.perf_counter() - self.started - sum(self.epoch_seconds))
         self.last = f"loss {record.train_loss:.4f}  train {percent(record.train_accuracy)}  "
         per_step = (time.perf_counter() - self.started) / (record.step - self.first)
         left = per_step * record.step / record.epoch * (record.epochs - record.epoch)
@@ -81,6 +83,7 @@ class Console:
             "validation accuracy": percent(result.validation_accuracy),
             "chosen epochs": ", ".join(f"{name} {epoch}" for name, epoch in result.chosen_epochs.items()),
             "seconds": f"{result.seconds:.1f} ({phases})",
+            "epochs": self.epoch_times(),
             "throughput": f"{result.images_per_second:,.0f} img/s",
             "peak memory": f"{result.peak_memory_bytes / 2**30:.2f} GiB" if result.peak_memory_bytes else "",
             "folder": str(folder),
@@ -90,6 +93,11 @@ class Console:
             if value:
                 table.add_row(name, value)
         self.rich.print(table)
+
+    def epoch_times(self) -> str:
+        """How long the epochs of this session took; the first one, in which libraries still choose their algorithms, apart."""
+        first, *others = self.epoch_seconds or [0.0]
+        return f"first {first:.1f} s, then {sum(others) / len(others):.1f} s each" if others else ""
 
 
 class Silence(Console):

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
-from fastcifar.engine import graph, snapshot
+from fastcifar.engine import evaluate, graph, snapshot
 from fastcifar.engine.capture import CapturedSteps
 from fastcifar.engine.host import synchronize
 from fastcifar.engine.trainer import Trainer
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.models import build_model
 from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.optimizers import build_optimizer
@@ -286,6 +286,22 @@ def test_short_runs_are_not_compiled():
     assert not outcome.compiled
 
 
+def test_what_was_compiled_before_pays_sooner(monkeypatch, tmp_path):
+    """50 s of eager training win back the 4 s of cached artefacts, and not the 40 s without."""
+    monkeypatch.setattr(graph, "timed", lambda call, *arguments: 0.5)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    mark = tmp_path / "cache" / "mark"
+    choices = [graph.compile_where_it_pays(str, asked, lambda function: None, 100, mark).compiled for asked in ("auto", "on", "auto")]
+    assert choices == [False, True, True]
+
+
+def test_marks_tell_apart_what_compiles_differently():
+    device = torch.device("cpu")
+    other = replace(CONFIG, batch_size=21), replace(CONFIG, loss=LossConfig()), replace(CONFIG, model=ModelConfig())
+    assert len({graph.mark_of(config, device) for config in (CONFIG, *other)}) == 4
+    assert graph.mark_of(replace(CONFIG, seed=9, epochs=99), device) == graph.mark_of(CONFIG, device)
+
+
 @pytest.mark.slow
 def test_compiled_equals_eager():
     dataset = image_set(100)
@@ -380,6 +396,21 @@ def test_steps_in_groups_are_the_same_steps(monkeypatch, count, at):
     assert plain.records[-1].train_loss == grouped.records[-1].train_loss
 
 
+def test_a_recorded_evaluation_is_the_same(monkeypatch):
+    """Full batches are replayed, the rest is not."""
+    monkeypatch.setitem(evaluate.BATCH_SIZE, "cpu", 30)
+    trainer, dataset = Trainer(CONFIG, image_set(100)), image_set(75, 5)
+    plain = trainer.evaluator(dataset)
+    replayed = []
+
+    def record(call):
+        return lambda: (replayed.append(1), call())
+
+    trainer.evaluator.capture((16, 16), record)
+    assert trainer.evaluator(dataset) == plain
+    assert len(replayed) == 2
+
+
 def on_device(trainer: Trainer) -> None:
     """Lets `trainer` count its steps, and read what depends on them, in tensors, as it does on a GPU."""
     trainer.number, trainer.lr_on_device = torch.zeros(1, dtype=torch.int64), torch.tensor(trainer.lr, dtype=torch.float64)
@@ -449,3 +480,8 @@ def test_a_captured_epoch_neither_waits_nor_allocates(method):
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
     waits = [event.key for event in profile.key_averages() if "Synchronize" in event.key]
     assert not waits
+
+
+def test_a_network_above_the_budget_is_refused():
+    with pytest.raises(ConfigError, match="parameters"):
+        Trainer(replace(CONFIG, model=replace(CONFIG.model, max_params=100)), image_set(40))

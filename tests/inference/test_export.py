@@ -75,6 +75,18 @@ def test_what_goes_with_safetensors(run: Path) -> None:
     assert torch.equal(stem, load_network(run, torch.device("cpu"), "weights").model.state_dict()["stem.weight"])
 
 
+@pytest.mark.parametrize("name", ["safetensors", "torch"])
+def test_only_bytes_are_taken_and_on_any_device(run: Path, name: str) -> None:
+    path = export_run(run, name).files[0]
+    classify = FORMATS[name].open(path)
+    with pytest.raises((RuntimeError, AssertionError)):
+        classify(torch.zeros(2, 8, 8, 3))
+    if name == "safetensors":
+        module = formats.runpy.run_path(str(formats.module_beside(path)))
+        weights = {key: tensor.to("meta") for key, tensor in module["load"](path).items()}
+        assert module["classify"](weights, torch.zeros(5, 8, 8, 3, dtype=torch.uint8, device="meta")).shape == (5, 3)
+
+
 def test_class_names_cannot_become_code(tmp_path: Path, data: Path) -> None:
     names = ['"""', "'); import os; os.abort() #", "{body}\n```"]
     run = make_run(tmp_path / "hostile", data, classes=names)

@@ -144,14 +144,6 @@ def test_no_gradient_flows() -> None:
     assert not average.requires_grad
 
 
-@pytest.mark.parametrize("dtype", SOURCE_DTYPES, ids=str)
-def test_opcheck(dtype: torch.dtype) -> None:
-    average, source, decay = arguments(127, dtype)
-    torch.library.opcheck(ema_update_, (average, source.requires_grad_(), decay))
-    torch.library.opcheck(ema_warm_up_, (average.repeat(3, 1), source, decay.repeat(3), torch.tensor(7)))
-    torch.library.opcheck(swa_update_, (average, source, torch.tensor(7)))
-
-
 def test_compiles_to_one_graph_for_every_decay() -> None:
     graphs = []
 

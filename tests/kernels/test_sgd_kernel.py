@@ -137,11 +137,6 @@ def test_a_gradient_is_read_in_memory_order(format: torch.memory_format) -> None
         assert vector.data_ptr() == tensor.data_ptr()
 
 
-@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-def test_opcheck(scaled: bool) -> None:
-    torch.library.opcheck(sgd_update_, (), arguments(torch.float16, averages=2 * scaled, scaled=scaled))
-
-
 def test_compiles_to_one_graph_that_sees_the_gradients_change() -> None:
     """Gradients that the graph itself computes and scales are read after that."""
 

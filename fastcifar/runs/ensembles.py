@@ -1,0 +1,124 @@
+"""An ensemble's folder: what it consists of and what it came to, in ensemble.json; free of torch.
+
+ensemble.json      the members, and their votes
+seedS/, seedS.log  the runs that were trained for it, and what they said
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcifar.errors import ConfigError
+from fastcifar.runs.files import read_json, write_text
+
+FILE = "ensemble.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run; accuracies are fractions."""
+
+    run: Path
+    """Its folder, from the ensemble's where it lies within that."""
+    weights: str
+    """Which of its weights vote."""
+    validation_accuracy: float | None
+    """None without a validation split that all members share."""
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What some of the members come to together, on the test set where nothing else is said; accuracies and shares are fractions."""
+
+    members: tuple[int, ...]
+    """By their place among the members."""
+    validation_accuracy: float | None
+    """Of the soft vote."""
+    soft_accuracy: float
+    """Of the class of the greatest mean probability."""
+    soft_interval: tuple[float, float]
+    """95%, by Wilson."""
+    hard_accuracy: float
+    """Of the class that most choose."""
+    ties: int
+    """Images for which several classes had as many votes; the summed probability decided."""
+    mean_member: float
+    """Mean accuracy of these members."""
+    best_member: float
+    """Accuracy of the best of them, on the test set."""
+    disagreement: float | None
+    """Share of images to which two of them give different classes, mean over pairs; None for one."""
+    q_statistic: float | None
+    """Of their right answers, mean over pairs; None where it is not defined."""
+
+
+@dataclass(frozen=True)
+class EnsembleReport:
+    """ensemble.json."""
+
+    dataset: str
+    images: int
+    """Of the test set."""
+    tta: str
+    """Test-time augmentation of all members."""
+    members: tuple[Member, ...]
+    whole: Standing
+    """Of all members."""
+    chosen: Standing | None
+    """Of those chosen greedily on the validation split; None where there is none that they share."""
+    not_chosen: str | None
+    """Why there is no choice."""
+    sizes: tuple[Standing, ...]
+    """Of each number of members, those that are best on the validation split."""
+
+    @property
+    def best(self) -> Standing:
+        """What the ensemble comes to: those chosen, or all."""
+        return self.chosen or self.whole
+
+
+def write_report(folder: Path, report: EnsembleReport) -> None:
+    """Raises FastcifarError where it cannot be written."""
+    write_text(folder / FILE, json.dumps(dataclasses.asdict(report), indent=2, default=str) + "\n")
+
+
+def read_report(folder: Path) -> EnsembleReport:
+    """Raises FastcifarError where there is none, or it is damaged."""
+    return read_json(folder / FILE, EnsembleReport, "let `fastcifar ensemble` write it again")
+
+
+def is_ensemble(folder: Path) -> bool:
+    return os.path.isfile(folder / FILE)
+
+
+def voters(folder: Path) -> list[tuple[Path, str]]:
+    """Folder and weights of each run that votes in the ensemble at `folder`. Raises FastcifarError as `read_report`."""
+    report = read_report(folder)
+    if bad := [place for place in report.best.members if not 0 <= place < len(report.members)]:
+        raise ConfigError(f"{folder / FILE} names member {bad[0]} of {len(report.members)}; let `fastcifar ensemble` write it again.")
+    chosen = [report.members[place] for place in report.best.members]
+    return [(folder / member.run, member.weights) for member in chosen]
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0..10`, both ends included, or `0,3,7`, or both kinds joined by commas -> the seeds in that order.
+
+    Raises:
+        ConfigError: it is neither, or names a seed twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:\.\.(\d{1,9}))?\s*", part)
+        ends = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if ends[0] > ends[1] or ends[1] - ends[0] >= 1000:
+            raise ConfigError(f"seeds {text!r} are not known; write 0..10, which is 11 seeds, or 0,3,7.")
+        seeds += range(ends[0], ends[1] + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {text!r} name one twice; each makes one member.")
+    return tuple(seeds)

@@ -1,0 +1,59 @@
+"""How many kernels a compiled step launches, by `tools/count_launches`."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fastcifar.kernels.dispatch import KERNELS_EXIST
+
+pytestmark = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
+
+TOOL = Path(__file__).parents[2] / "tools" / "count_launches"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("count_launches", str(TOOL))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    sys.modules[loader.name] = module
+    loader.exec_module(module)
+    return module
+
+
+CODE = """
+def call(self, args):
+    triton_red_fused_mean_1.run(arg0, 128)
+    triton_poi_fused__to_copy_0.run(arg0, 128)
+    triton_poi_fused__to_copy_t_12.run(arg0, 128)
+    triton_poi_fused__to_copy_add_3.run(arg0, 128)
+    statistics_kernel_0.run(arg0, 128)
+    buf1 = extern_kernels.convolution(arg0, arg1, stride=(1, 1))
+    buf2 = torch.ops.aten.convolution_backward.default(buf1, arg0, arg1, [0], [1, 1], 1, [True, True, False])
+    buf3 = torch.ops.aten.convolution_backward.default(buf1, arg0, arg1, [0], [1, 1], 1, [False, True, False])
+    extern_kernels.addmm(arg0, arg1, alpha=1)
+    buf4 = torch.ops.aten.sort.default(arg0)
+    assert_size_stride(buf4, (1,), (1,))
+"""
+
+
+def test_every_launch_is_counted_by_its_kind(tool: ModuleType) -> None:
+    expected = {"convolutions": 4, "matrix products": 1, "own": 1, "casts": 2, "generated": 2, "other": 1}
+    assert dict(tool.launches(CODE)) == expected
+
+
+@pytest.mark.slow
+def test_a_step_of_resnet20_v2_launches_what_it_must(tool: ModuleType) -> None:
+    """Four kernels a norm and twelve for the ends of the network, besides convolutions, casts, and an addition each way in nine blocks."""
+    found, norms = tool.count("resnet20_v2", 128, fused=True), tool.norms("resnet20_v2")
+    assert norms == 18
+    assert found["convolutions"] == 1 + 3 * 20 + 1
+    assert found["own"] == 4 * norms
+    assert found["generated"] + found["matrix products"] + found["other"] <= 12 + 2 * 9
+    assert found["casts"] <= 2 * 22 + 2, "one of each weight and of its gradient, and the classifier's bias"
+    assert sum(found.values()) < tool.count("resnet20_v2", 128, fused=False).total() - 50
