@@ -313,48 +313,37 @@ def predict(command: Predict) -> int:
 
 
 def ensemble(command: Ensemble) -> int:
-    check_ensemble(command)
+    if bool(command.runs) == bool(command.recipe):
+        raise ConfigError("an ensemble is of runs or of a recipe; give folders of runs, or --recipe NAME with --seeds.")
+    given = {name: getattr(command, name) for name in ("seeds", "epochs", "val_split", "at_once")}
+    if command.runs and (any(value is not None for value in given.values()) or command.engine != EngineConfig()):
+        raise ConfigError(
+            "seeds, epochs, val_split, at_once and the engine's settings are for training; name a --recipe or leave them out."
+        )
+    out = command.out or Path("runs", f"{command.recipe}-ensemble" if command.recipe else "ensemble")
+    options = {"data_dir": command.data_dir, "which": command.weights, "tta": command.tta, "trust": command.trust}
     from fastcifar.inference.members import evaluate_ensemble, lines_of
     from fastcifar.runs.interrupt import Interrupted
 
     try:
-        runs = trained_members(command) if command.recipe else command.runs
+        runs = command.runs or trained_members(command, out)
     except Interrupted as stop:
         print("Stopped and saved; the same command goes on.", file=sys.stderr)
         return EXIT_SIGNALLED + stop.signal_number
-    options = {"data_dir": command.data_dir, "which": command.weights, "tta": command.tta, "trust": command.trust}
-    out = ensemble_folder(command)
     for line in lines_of(evaluate_ensemble(runs, out, **options)):
         print(line)
     print(out / "ensemble.json")
     return 0
 
 
-def check_ensemble(command: Ensemble) -> None:
-    """Raises ConfigError where it is not told what votes, or told twice."""
-    if bool(command.runs) == bool(command.recipe):
-        raise ConfigError("an ensemble is of runs or of a recipe; give folders of runs, or --recipe NAME with --seeds.")
-    given = [name for name in ("seeds", "epochs", "val_split", "at_once") if getattr(command, name) is not None]
-    if command.runs and (given or command.engine != EngineConfig()):
-        raise ConfigError(f"{given[0] if given else 'the engine'} is for runs to train; name a --recipe, or leave it out.")
-
-
-def ensemble_folder(command: Ensemble) -> Path:
-    if command.out:
-        return command.out
-    length = f"-{command.epochs}ep" if command.epochs else ""
-    return Path("runs") / (f"{command.recipe}{length}-ensemble" if command.recipe else "ensemble")
-
-
-def trained_members(command: Ensemble) -> list[Path]:
-    """Folders of the recipe's runs, by seed, trained where they were not. Raises Interrupted after a signal."""
+def trained_members(command: Ensemble, out: Path) -> list[Path]:
+    """Folders of the recipe's runs, by seed, trained where they were not."""
     from fastcifar.engine.packed import plan_members, train_packed
     from fastcifar.runs.console import Console
     from fastcifar.runs.ensembles import parse_seeds
 
     settings = {name: getattr(command, name) for name in ("epochs", "val_split", "data_dir", "engine")}
-    (chosen,) = select([command.recipe])
-    tasks = plan_members(chosen, parse_seeds(command.seeds or "0..10"), ensemble_folder(command), **settings)
+    tasks = plan_members(select([command.recipe])[0], parse_seeds(command.seeds or "0..10"), out, **settings)
     train_packed(tasks, command.at_once, Console())
     return [task.folder for task in tasks]
 

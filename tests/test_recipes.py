@@ -6,11 +6,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fastcifar import cli
 from fastcifar.augment.policy import parse
 from fastcifar.config import ModelConfig, OptimConfig, RunConfig
 from fastcifar.errors import ConfigError
+from fastcifar.models import build_model
 from fastcifar.optim.schedules import lr_table
 from fastcifar.recipes import RECIPES, recipe, select
 from fastcifar.recipes.listing import description, overview
@@ -146,6 +148,29 @@ def test_claims_of_an_average_are_of_the_only_one():
 def test_reports_that_chose_by_the_test_set_watch_it():
     watching = {name for name in RECIPES if recipe(name).watch_test}
     assert watching == {name for name in RECIPES if name.startswith(("r1_", "r4_", "r5_"))}
+
+
+def test_every_network_can_be_built():
+    """On no device, so that only shapes are made; the counts are those of the reports, or of their closed formulas."""
+    counts = {
+        "r1_resnet20_standard": 272_154,
+        "r1_resnet_prop_standard": 11_171_146,
+        "r2_stem32": 26_115_738,
+        "r3_resnet_s3": 4_935_242,
+        "r4_final": 4_697_162,
+        "r4_pool_8x1": 4_697_162,
+        "r4_shape_4_4_3_3": 4_458_794,
+        "r4_shape_4_4_4_4_3": 4_768_410,
+        "r4_shape_13_13_13": 4_964_266,
+        "r5_resnet18_asam": 11_173_962,
+        "r5_wrn28_10_asam": 36_479_194,
+    }
+    networks = {recipe(name).model: name for name in RECIPES}
+    networks |= {recipe(name).model: name for name in counts}
+    with torch.device("meta"):
+        built = {name: sum(p.numel() for p in build_model(model.arch, **model.options).parameters()) for model, name in networks.items()}
+    assert {name: built[networks[recipe(name).model]] for name in counts} == counts
+    assert all(built[name] <= (model.max_params or float("inf")) for model, name in networks.items())
 
 
 def test_report_4s_schedules_as_written():

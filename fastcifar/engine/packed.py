@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,21 +14,17 @@ import torch
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.sources import load_dataset, resolve_auto
+from fastcifar.diagnostics.memory import DataSize, plan_memory
 from fastcifar.engine.host import resolve_device
 from fastcifar.engine.reproduce import Task, check_same_reading
 from fastcifar.engine.workers import Pool, has_ended, log_of
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.models.count import count_network
 from fastcifar.recipes import Recipe
 from fastcifar.runs.console import Console, Silence, clock
 from fastcifar.runs.folder import Run
 
 MOST_AT_ONCE = 8
 """Runs on one GPU, whatever its memory."""
-MEMORY_SHARE = 0.8
-"""Of what is free, for the runs."""
-PROCESS_BYTES = 1 << 30
-"""Beside its tensors, for what a process holds of libraries, and of a GPU's context and workspaces."""
 
 
 def plan_members(
@@ -66,13 +63,13 @@ def check_same_length(task: Task) -> None:
 
 
 def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Console | None = None) -> None:
-    """Trains each of `tasks` in its folder, `at_once` of them at a time, with the output of each beside it in FOLDER.log.
+    """Trains each of `tasks` in its folder, `at_once` of them at a time, with what each of them says beside it in FOLDER.log.
 
     Runs that have ended are kept, those that were interrupted go on, and one that fails does not keep the others from running.
 
     Args:
-        tasks: the runs.
-        at_once: how many at a time; by default as `how_many` has it. Where threads are not given, they share the CPU's.
+        tasks: the runs, of one configuration but for the seed.
+        at_once: how many at a time; by default as `how_many` has it. Threads and a GPU's memory are divided where they are not given.
         console: where to show progress; nowhere by default.
 
     Raises:
@@ -85,11 +82,11 @@ def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Con
     if not waiting:
         return
     config = waiting[0].config
-    fetch(config)
-    at_once = min(at_once or how_many(config), len(waiting))
-    threads = config.engine.threads or max(1, torch.get_num_threads() // at_once)
-    console.note(f"{len(waiting)} of {len(tasks)} members to train, {at_once} at once, {threads} CPU threads each")
-    start, pool = time.perf_counter(), Pool(at_once, threads, console)
+    data = fetch(config)
+    at_once = min(at_once or how_many(config, data), len(waiting))
+    waiting = [replace(task, config=replace(task.config, engine=divide(task.config.engine, at_once))) for task in waiting]
+    console.note(f"{len(waiting)} of {len(tasks)} members to train, {at_once} at once, {waiting[0].config.engine.threads} CPU threads each")
+    start, pool = time.perf_counter(), Pool(at_once, console)
     failures = pool.run(waiting)
     elapsed = time.perf_counter() - start
     console.note(f"{clock(elapsed)} for {len(waiting)} members, {pool.images / elapsed:,.0f} img/s in all, starting up included")
@@ -99,37 +96,47 @@ def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Con
         raise FastcifarError(f"{count}, {folder} since {sentence.rstrip('.')}; see {log_of(folder)}. The others are done.")
 
 
-def fetch(config: RunConfig) -> None:
+def fetch(config: RunConfig) -> DataSize:
     """Has the data set on disk, and checked, before several processes look for it. Raises DataError where it is not to be had."""
     data = config.data
     name = resolve_auto(data.data_dir)[0] if data.dataset == "auto" else data.dataset
-    for split in ("train", "test"):
-        load_dataset(name, split, data.data_dir)
+    train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
+    return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
 
 
-def how_many(config: RunConfig) -> int:
-    """Runs at a time: on a CPU one for each of its threads, on a GPU `MOST_AT_ONCE`, as far as the memory that is free allows."""
+def how_many(config: RunConfig, data: DataSize) -> int:
+    """Runs at a time: on a CPU one for each of its threads, on a GPU `MOST_AT_ONCE`; fewer where their batches would have to be split.
+
+    One thread a run wastes nothing on waiting for the others; see `engine.workers`.
+    """
     device = resolve_device(config.engine.device)
     most = torch.get_num_threads() if device.type == "cpu" else MOST_AT_ONCE
-    return max(1, min(most, int(MEMORY_SHARE * free_bytes(device) / run_bytes(config))))
+    free = free_bytes(device)
+    return next((count for count in range(most, 1, -1) if fits(config, data, free // count)), 1)
 
 
-def free_bytes(device: torch.device) -> float:
-    """Memory that is free on `device`; infinite where the system does not say it."""
+def fits(config: RunConfig, data: DataSize, limit: int) -> bool:
+    """Whether a run needs at most `limit` bytes with its batches whole, or in the parts that it asks for."""
+    try:
+        plan = plan_memory(config, data, limit)
+    except ConfigError:
+        return False
+    return plan.passes == 1 or config.engine.micro_batch is not None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device`; without bound where the system does not say it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return float("inf")
+        return sys.maxsize
 
 
-def run_bytes(config: RunConfig) -> int:
-    """What a run takes at most, roughly: weights and their companions in float32, the activations of a batch, the images of CIFAR."""
-    options = {"image_size": 32, **config.model.options}
-    count, average = count_network(config.model.arch, **options), config.average
-    averages = len(average.decays) + (average.swa_start is not None)
-    best = (1 + averages) * bool(config.data.val_split)
-    copies = 2 + 2 + averages + best + (config.optim.sharpness != "none")  # weights, gradients, two moments
-    images = 60_000 * 3 * options["image_size"] ** 2
-    return 4 * copies * count.parameters + config.batch_size * count.activation_bytes + images + PROCESS_BYTES
+def divide(engine: EngineConfig, at_once: int) -> EngineConfig:
+    """The share of the CPU's threads, and of a GPU's memory, that one of `at_once` runs has, where none is given."""
+    device, limit = resolve_device(engine.device), engine.memory_limit
+    if limit is None and device.type == "cuda" and at_once > 1:
+        limit = f"{free_bytes(device) // at_once // 2**20}MB"
+    return replace(engine, threads=engine.threads or max(1, torch.get_num_threads() // at_once), memory_limit=limit)

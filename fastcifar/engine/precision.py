@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastcifar.errors import ConfigError
+from fastcifar.hardware import native_bf16
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -29,13 +30,6 @@ class Precision:
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which a model computes in this precision."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware (emulation, which torch also calls support, does not count)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -56,20 +56,19 @@ class Worker:
     record: EpochRecord | None = None
 
     @staticmethod
-    def start(task: Task, threads: int) -> Worker:
+    def start(task: Task) -> Worker:
         """Raises FastcifarError where the log cannot be written."""
         records = read_records(Run(task.folder).metrics)
-        config = replace(task.config, engine=replace(task.config.engine, threads=threads))
         with writing(log := log_of(task.folder)):
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "wb") as output:
                 # In a group of its own the process does not get the terminal's Ctrl-C, which the parent answers for all.
                 group = {"process_group": 0} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-                command = [sys.executable, "-m", "fastcifar.engine.packed"]
+                command = [sys.executable, "-m", "fastcifar.engine.workers"]
                 process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, **group)
         worker = Worker(task, process, records[-1].step if records else 0)
         with suppress(BrokenPipeError):  # it is gone already, and its last words say why
-            process.stdin.write(json.dumps({"config": config.to_json(), "folder": str(task.folder)}).encode() + b"\n")
+            process.stdin.write(json.dumps({"config": task.config.to_json(), "folder": str(task.folder)}).encode() + b"\n")
             process.stdin.flush()
         return worker
 
@@ -132,10 +131,10 @@ class Board:
 
 
 class Pool:
-    """Runs tasks, `at_once` at a time, with so many CPU threads each."""
+    """Runs tasks, `at_once` at a time."""
 
-    def __init__(self, at_once: int, threads: int, console: Console) -> None:
-        self.at_once, self.threads, self.board = at_once, threads, Board(console)
+    def __init__(self, at_once: int, console: Console) -> None:
+        self.at_once, self.board = at_once, Board(console)
         self.images = 0
         """Trained on by those that have ended."""
         self.running: list[Worker] = []
@@ -149,7 +148,7 @@ class Pool:
                     if request.signal_number is not None:
                         self.stop()
                     while waiting and len(self.running) < self.at_once and request.signal_number is None:
-                        self.running.append(Worker.start(waiting.pop(0), self.threads))
+                        self.running.append(Worker.start(waiting.pop(0)))
                         self.board.show(self.running[-1])
                     time.sleep(POLL_SECONDS)
                     failures |= self.reap(stopping=request.signal_number is not None)

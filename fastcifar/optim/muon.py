@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from fastcifar.hardware import native_bf16
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of an odd quintic that takes all of (0, 1] to about 1 when iterated: steepest at 0 rather than exact at 1."""
 ITERATIONS = 5
@@ -22,15 +24,6 @@ ITERATIONS = 5
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights to orthogonalise: of two dimensions or more, but for the last, whose rows are classes."""
     return [parameter for parameter in model.parameters() if parameter.dim() > 1][:-1]
-
-
-def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where `device` multiplies it in hardware, which is precise enough here, else float32."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 class Muon(torch.optim.Optimizer):
@@ -136,7 +129,7 @@ def orthogonalize_all(tensors: list[Tensor], lr: float | Tensor, dtype: torch.dt
         stacked = torch.stack([tensors[place].movedim(1, -1) for place in members])
         matrices = stacked.flatten(2)
         rows, columns = matrices.shape[1:]
-        orthogonal = newton_schulz(matrices, dtype or native_dtype(matrices.device)).float()
+        orthogonal = newton_schulz(matrices, dtype or (torch.bfloat16 if native_bf16(matrices.device) else torch.float32)).float()
         orthogonal = orthogonal * (lr * max(1.0, rows / columns) ** 0.5)
         for place, result in zip(members, orthogonal.view(stacked.shape), strict=True):
             results[place] = result.movedim(-1, 1)

@@ -30,6 +30,14 @@ def logits_of(run: Path, images: torch.Tensor, which: str | None = None) -> torc
         return network.model((images * scale + offset).permute(0, 3, 1, 2))
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time, and have a test of their own."""
+    for name in ("plot_confusion", "plot_reliability", "plot_mistakes"):
+        monkeypatch.setattr(f"fastcifar.inference.evaluate.{name}", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_the_numbers(run: Path, data: Path) -> None:
     report, test = evaluate_run(run), load_dataset(str(data), "test")
     assert list(report.weights) == ["weights", "ema-0.999"]
@@ -59,6 +67,7 @@ def test_the_files(run: Path) -> None:
     assert len(stored["calibration"]["bins"]) == 15
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: Path) -> None:
     run = make_run(tmp_path / "validated", data, val_split=21, best={"weights": {"epoch": 1, "accuracy": 0.5, "loss": 1.0}})
     report = evaluate_run(run)
@@ -69,6 +78,7 @@ def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: P
     assert report.calibration.temperature == pytest.approx(fit_temperature(logits, train.labels[apart]), rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SECONDS", 0.01)
     images, labels = images_like(9, seed=4), np.arange(9) % 3
@@ -110,6 +120,7 @@ def test_a_bad_pair_is_told_before_the_work(run: Path, monkeypatch: pytest.Monke
         evaluate_run(run, pairs=["nowhere.npz"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", str(run), "--tta", "mirror-shift", "--per-class"]) == 0
     printed = capsys.readouterr().out

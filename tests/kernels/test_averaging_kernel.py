@@ -79,8 +79,7 @@ def test_the_warm_up_is_that_of_the_table() -> None:
     step, decays = torch.tensor(0), torch.tensor([0.5, 0.99])
     averages = torch.randn(2, 1025)
     expected = averages.clone()
-    tables = torch.stack([decay_table(decay, 200) for decay in decays.tolist()], dim=1)
-    for number, row in enumerate(tables):
+    for number, row in enumerate(decay_table(decays.tolist(), 200)):
         source = torch.randn(1025, generator=torch.Generator().manual_seed(number))
         ema_warm_up_(averages, source, decays, step)
         ema_update_(expected, source, row)

@@ -164,7 +164,7 @@ def eight_images(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("eight_images")
 def test_a_whole_run_is_evaluated(run: Run) -> None:
     found = inference.evaluate_run(run.path)
-    assert list(found) == ["weights", "ema-0.999"]
+    assert list(found.weights) == ["weights", "ema-0.999"]
 
 
 @pytest.mark.usefixtures("eight_images")
