@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig, ScheduleConfig
 from fastcifar.errors import ConfigError, FastcifarError, unknown
 from fastcifar.inference import TTA, ExportFormat
@@ -169,6 +170,31 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Doctor:
+    """Look at this machine: what training would use, and what to install or change; exits with 1 where it could not train."""
+
+    device: str = "auto"
+    """The device that would train: auto, cpu, cuda or cuda:INDEX."""
+    data_dir: Path | None = None
+    """Folder to look for CIFAR-10 in, before $FASTCIFAR_DATA and the user cache."""
+    quick: bool = False
+    """Do not try the compiler, which takes some seconds."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Train for a few steps, and show where their time goes."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    config: Path | None = None
+    """Start from the config.json of another run; further flags override it."""
+    steps: int = 16
+    """Steps under the clock, rounded up to whole chunks of augmented images."""
+    out: Path | None = None
+    """Folder for the figures, the trace and the picture; ./profile-ARCH by default."""
+
+
+@dataclass(frozen=True)
 class Recipes:
     """List the recipes with their sources and claims, or describe some of them."""
 
@@ -193,8 +219,14 @@ class Reproduce:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
 
+Command = Train | Plan | Eval | Predict | Ensemble | Export | Preview | Count | Doctor | Profile | Recipes | Reproduce
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `fastcifar`; returns the exit status: 0, 2 for bad input, or 128 plus the number of the signal that stopped it."""
+    """Entry point of `fastcifar`; returns the exit status.
+
+    That is 0; 1 where `doctor` finds that training could not run; 2 for bad input; 128 plus the number of the signal that stopped it.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command = parse(arguments)
@@ -207,14 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNALLED + 2
 
 
-def parse(arguments: list[str]) -> Train | Plan | Eval | Predict | Ensemble | Export | Count | Preview | Recipes | Reproduce:
+def parse(arguments: list[str]) -> Command:
     """The command that `arguments` ask for; for help and unknown flags, which tyro answers, it exits. Raises ConfigError."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(unknown("command", arguments[0], COMMANDS))
     if value_of("--resume", arguments) and len(arguments) > (3 if "--resume" in arguments else 2):
         raise ConfigError("--resume RUN goes on with the settings of that run; leave the other flags out.")
     start = starting_point(arguments)
-    defaults = {"train": Train(run=start), "plan": Plan(run=start), "count": Count(), "preview": Preview()}
+    defaults = {"train": Train(run=start), "plan": Plan(run=start), "profile": Profile(run=start), "count": Count(), "preview": Preview()}
     kinds: list[Any] = [
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, **({"default": defaults[name]} if name in defaults else {}))]
         for name, (kind, _) in COMMANDS.items()
@@ -383,6 +415,21 @@ def count(command: Count) -> int:
     return 0
 
 
+def doctor(command: Doctor) -> int:
+    EngineConfig(device=command.device)
+    from fastcifar.diagnostics.doctor import diagnose
+
+    return diagnose(command.device, command.data_dir, quick=command.quick)
+
+
+def profile(command: Profile) -> int:
+    check_range("steps", command.steps, 1)
+    from fastcifar.diagnostics.profile import print_profile
+
+    print_profile(command.run, command.steps, command.out)
+    return 0
+
+
 def recipes(command: Recipes) -> int:
     from fastcifar.recipes.listing import description, overview
 
@@ -414,12 +461,14 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "export": (Export, export),
     "count": (Count, count),
     "preview": (Preview, preview),
+    "doctor": (Doctor, doctor),
+    "profile": (Profile, profile),
     "recipes": (Recipes, recipes),
     "reproduce": (Reproduce, reproduce),
 }
 
 
-def command_name(command: Train | Plan | Eval | Predict | Ensemble | Export | Count | Preview | Recipes | Reproduce) -> str:
+def command_name(command: Command) -> str:
     return next(name for name, (kind, _) in COMMANDS.items() if isinstance(command, kind))
 
 

@@ -48,7 +48,8 @@ def launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(launch)
     def launch_on_device(*arguments: Any, **options: Any) -> Any:
-        with _device_of(next(argument for argument in arguments if isinstance(argument, Tensor))):
+        first = next(argument for argument in (*arguments, *options.values()) if isinstance(argument, Tensor))
+        with _device_of(first):
             return launch(*arguments, **options)
 
     return launch_on_device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastcifar.runs.records import EpochRecord, values
@@ -47,4 +47,22 @@ def plot_lr(lr: Sequence[float], steps_per_epoch: int, kinks: Sequence[int], pat
     axes.plot([step / steps_per_epoch for step in kinks], [lr[step] for step in kinks], "o", markersize=4)
     axes.set(title="learning rate", xlabel="epoch", ylim=(0, 1.05 * max(lr)))
     axes.grid(alpha=0.3)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def plot_split(split: Mapping[str, float], floors: Mapping[str, float], title: str, path: Path) -> None:
+    """The seconds of a step by part as one stacked bar, its floors as lines across, as a PNG picture at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    axes, left = figure.subplots(), 0.0
+    for number, (name, seconds) in enumerate(split.items()):
+        colour = "lightgrey" if name == "idle" else f"C{number}"
+        axes.barh(0, 1e3 * seconds, left=1e3 * left, color=colour, label=f"{name} {1e3 * seconds:.3g} ms")
+        left += seconds
+    for (name, seconds), style in zip(floors.items(), ("--", ":"), strict=False):
+        axes.axvline(1e3 * seconds, color="black", linestyle=style, label=f"floor by {name} {1e3 * seconds:.3g} ms")
+    axes.set(title=title, xlabel="ms", yticks=[])
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
     FigureCanvasAgg(figure).print_png(str(path))

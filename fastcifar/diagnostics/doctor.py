@@ -6,9 +6,7 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from fastcifar.config import RunConfig
-from fastcifar.diagnostics.memory import DataSize, plan_memory, size
+from fastcifar.diagnostics import machine
+from fastcifar.diagnostics.memory import plan_memory, size
 from fastcifar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ OLDEST_DRIVERS = {"12": "525", "13": "580"}
 """By the CUDA version that torch was built for, as NVIDIA's release notes have them."""
 FREE_DISK = 2 * 2**30
 """Bytes that a run with its checkpoints, and a download, take at most."""
-REACH_SECONDS = 5.0
-"""Patience with an address that the data set would be fetched from."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +75,18 @@ def remedies(findings: Sequence[Finding]) -> list[Finding]:
 
 def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = False) -> list[Finding]:
     """All findings, in the order of what matters."""
-    python, library = check_python(sys.version_info[:3]), check_torch(*torch_at_hand())
+    python, library = check_python(sys.version_info[:3]), check_torch(*machine.torch_at_hand())
     if library.state == "error":
         return [python, library]
     import torch
 
     from fastcifar.engine.host import resolve_device
 
-    findings = [python, library, check_driver(driver_version(), torch.cuda.device_count(), torch.version.cuda, cuda_failure())]
+    findings = [
+        python,
+        library,
+        check_driver(machine.driver_version(), torch.cuda.device_count(), torch.version.cuda, machine.cuda_failure()),
+    ]
     findings += [card_of(index, device) for index in range(torch.cuda.device_count())]
     try:
         chosen = resolve_device(device)
@@ -94,20 +95,20 @@ def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = Fa
     return [
         *findings,
         precision_of(chosen),
-        check_kernels(kernel_obstacle(chosen), chosen.type == "cuda"),
+        check_kernels(machine.kernel_obstacle(chosen), chosen.type == "cuda"),
         dali_of(chosen),
-        check_compile(None if quick else compile_obstacle(chosen), tried=not quick),
-        check_data(data_dir),
+        check_compile(None if quick else machine.compile_obstacle(chosen), tried=not quick),
+        check_data(data_dir, machine.answers),
         memory_of(chosen),
         check_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free, os.access(Path.cwd(), os.W_OK)),
-        check_threads(torch.get_num_threads(), usable_cpus()),
+        check_threads(torch.get_num_threads(), machine.usable_cpus()),
     ]
 
 
 def from_sentence(name: str, state: State, sentence: str) -> Finding:
     """A finding from an error's sentence, which ends in what to do."""
-    text, _, remedy = sentence.rstrip(".").rpartition("; ")
-    return Finding(name, state, text or remedy, remedy)
+    text, _, remedy = sentence.rstrip(".").partition("; ")
+    return Finding(name, state, text, remedy or None)
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
@@ -118,15 +119,6 @@ def check_python(version: tuple[int, ...]) -> Finding:
     return Finding("python", "warning", f"{text}, for which fastcifar is not tested", f"install Python {low} to {high}")
 
 
-def torch_at_hand() -> tuple[str | None, str | None, str]:
-    """The version of torch, the CUDA version it was built for, and why it cannot be imported; None for what is not there."""
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        return None, None, first_line(error)
-    return torch.__version__, torch.version.cuda, ""
-
-
 def check_torch(version: str | None, cuda: str | None, failure: str = "") -> Finding:
     oldest = ".".join(map(str, OLDEST_TORCH))
     if version is None:
@@ -135,33 +127,6 @@ def check_torch(version: str | None, cuda: str | None, failure: str = "") -> Fin
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
         return Finding("torch", "warning", f"{text}; fastcifar is made for {oldest} or later", f"pip install --upgrade 'torch>={oldest}'")
     return Finding("torch", "ok", text)
-
-
-def driver_version() -> str | None:
-    """Of NVIDIA's driver, from Linux or from nvidia-smi; None where there is none."""
-    try:
-        found = re.search(r"Kernel Module\D*?(\d+\.\d+(?:\.\d+)?)", Path("/proc/driver/nvidia/version").read_text())
-    except OSError:
-        found = None
-    if found:
-        return found[1]
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return lines[0] if lines else None
-
-
-def cuda_failure() -> str:
-    """Why torch cannot use CUDA; empty where it can."""
-    import torch
-
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return first_line(error)
-    return ""
 
 
 def check_driver(driver: str | None, cards: int, cuda: str | None, failure: str) -> Finding:
@@ -193,19 +158,10 @@ def card_of(index: int, device: str) -> Finding:
 def check_card(index: int, name: str, capability: tuple[int, int], built: Sequence[str], free: int, total: int, chosen: bool) -> Finding:
     """Given what torch is built for (sm_90, compute_120), the bytes free and in all, and whether it is the card that would train."""
     text = f"{name}, sm_{capability[0]}{capability[1]}, {size(free)} of {size(total)} free"
-    if runs_on(capability, built):
+    if machine.runs_on(capability, built):
         return Finding(f"cuda:{index}", "ok", text)
     remedy = "install a torch that is built for it" + (", or train with --device cpu" if chosen else "")
     return Finding(f"cuda:{index}", "error" if chosen else "warning", f"{text}; torch is built for {' '.join(built)} alone", remedy)
-
-
-def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether code of `built` runs on a card: machine code of the same generation that is no newer, or any older intermediate code."""
-    for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(built)):
-        version = divmod(int(digits), 10)
-        if version <= capability and (kind == "compute" or version[0] == capability[0]):
-            return True
-    return False
 
 
 def precision_of(device: torch.device) -> Finding:
@@ -218,26 +174,6 @@ def precision_of(device: torch.device) -> Finding:
 def check_precision(native: bool, chosen: str, device: str) -> Finding:
     text = f"{chosen} on {device}, which has {'' if native else 'no '}native bfloat16"
     return Finding("precision", "ok" if native else "note", text)
-
-
-def kernel_obstacle(device: torch.device) -> str | None:
-    """Why the kernels cannot be used on `device`, or None: a small one is run there and compared."""
-    import torch
-
-    from fastcifar.kernels import dispatch
-    from fastcifar.kernels.averaging import ema_update_
-
-    if device.type == "cuda" and not dispatch.KERNELS_EXIST:
-        return "switched off by FASTCIFAR_KERNELS" if dispatch.SWITCH == "reference" else "Triton is not installed"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < dispatch.OLDEST_CAPABILITY:
-        return "the card is older than sm_75"
-    try:
-        average, source = torch.zeros(1, 5, device=device), torch.arange(5.0, device=device)
-        ema_update_(average, source, torch.tensor([0.75], device=device))
-        torch.testing.assert_close(average[0], source / 4)
-    except Exception as error:
-        return f"a test of one failed: {first_line(error)}"
-    return None
 
 
 def check_kernels(obstacle: str | None, on_gpu: bool) -> Finding:
@@ -272,18 +208,6 @@ def check_dali(installed: bool, obstacle: str | None, on_gpu: bool) -> Finding:
     return Finding("dali", "warning" if package else "note", f"{text}; torch augments in its place", remedy)
 
 
-def compile_obstacle(device: torch.device) -> str | None:
-    """Why torch.compile does not work, or None: a few operations are compiled and compared."""
-    import torch
-
-    x = torch.linspace(-2, 2, 17, device=device, requires_grad=True)
-    try:
-        torch.testing.assert_close(torch.compile(lambda x: (x.sin() * 2).relu())(x), (x.sin() * 2).relu())
-    except Exception as error:
-        return first_line(error)
-    return None
-
-
 def check_compile(obstacle: str | None, tried: bool = True) -> Finding:
     if not tried:
         return Finding("compile", "note", "not tried")
@@ -294,7 +218,7 @@ def check_compile(obstacle: str | None, tried: bool = True) -> Finding:
     return Finding("compile", "warning", f"torch.compile fails, so that steps run uncompiled: {obstacle}", remedy)
 
 
-def check_data(data_dir: Path | None, reachable: Callable[[str], bool] | None = None) -> Finding:
+def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Finding:
     """Where CIFAR-10 is, every file being read and checked, or whether it could be fetched."""
     from fastcifar.data import sources
 
@@ -307,22 +231,11 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool] | None = 
     except DataError as error:
         return from_sentence("data", "error", str(error))
     form, folder = sources._form("cifar10"), data_dir or sources.cache_folder()
-    by_hand = f"put {form.archive} into {folder}, or into a folder that FASTCIFAR_DATA names"
     for address in sources._addresses(form):
-        if (reachable or answers)(address):
+        if reachable(address):
             return Finding("data", "note", f"CIFAR-10 is not at hand; training would fetch it from {address} into {folder}")
-    return Finding(
-        "data", "error", "CIFAR-10 is not at hand, and no address of it answers", f"{by_hand}, or train with --dataset synthetic"
-    )
-
-
-def answers(address: str) -> bool:
-    """Whether a server would send what stands at `address`."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=REACH_SECONDS):
-            return True
-    except (OSError, ValueError):
-        return False
+    by_hand = f"put {form.archive} into {folder} or a folder that FASTCIFAR_DATA names, or train with --dataset synthetic"
+    return Finding("data", "error", "CIFAR-10 is not at hand, and no address of it answers", by_hand)
 
 
 def memory_of(device: torch.device) -> Finding:
@@ -330,21 +243,9 @@ def memory_of(device: torch.device) -> Finding:
 
     from fastcifar.engine.precision import resolve_precision
 
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()
     value_bytes = resolve_precision("auto", device)[0].dtype.itemsize
     return check_memory(free, value_bytes, str(device))
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that a program can have, within those its control group allows; None where the system does not tell."""
-    known = []
-    try:
-        known.append(1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1]))
-        group = Path("/sys/fs/cgroup")
-        known.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, TypeError, ValueError):
-        pass
-    return max(min(known), 0) if known else None
 
 
 def check_memory(free: int | None, value_bytes: int, device: str) -> Finding:
@@ -353,9 +254,8 @@ def check_memory(free: int | None, value_bytes: int, device: str) -> Finding:
 
     if free is None:
         return Finding("memory", "note", "this system does not tell how much is free")
-    data: DataSize = SIZES["cifar10"]
     try:
-        plan = plan_memory(MAIN_JOB, data, free, value_bytes)
+        plan = plan_memory(MAIN_JOB, SIZES["cifar10"], free, value_bytes)
     except ConfigError as error:
         where = "close what else uses it" if device == "cpu" else "close what else uses the card (nvidia-smi lists it)"
         return Finding("memory", "error", f"{size(free)} free on {device}: {str(error).split('; ')[0]}", where)
@@ -373,24 +273,8 @@ def check_disk(folder: Path, free: int, writable: bool) -> Finding:
     return Finding("disk", "ok", f"{size(free)} free in {folder}")
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may use at once: by its affinity, and by the quota of its control group."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return count
-
-
 def check_threads(threads: int, cpus: int) -> Finding:
     text = f"{threads} on {cpus} CPU{'s' if cpus > 1 else ''}"
     if threads > cpus:
         return Finding("threads", "warning", f"{text}, where they wait for each other", f"train with --threads {cpus}")
     return Finding("threads", "ok", text)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, shortened, or its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160].rstrip(".") if text else type(error).__name__

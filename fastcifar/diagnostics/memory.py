@@ -125,11 +125,15 @@ def fit_to_memory(config: RunConfig, data: DataSize, device: torch.device, value
     """
     import torch
 
+    from fastcifar.data.loader import CHUNK_SIZE
+
     limit = config.engine.memory_limit_bytes
     if limit is None and device.type == "cuda":
         limit = torch.cuda.mem_get_info(device)[0] + CONTEXT_BYTES  # asking has made the context, which is free no more
     if limit is None:
         return config, None
+    if device.type == "cpu" and config.data.chunk_size is None:
+        config = replace(config, data=replace(config.data, chunk_size=CHUNK_SIZE["cpu"]))
     plan = plan_memory(config, data, limit, value_bytes)
     data_config = replace(config.data, chunk_size=plan.chunk_size)
     return replace(config, data=data_config, engine=replace(config.engine, micro_batch=plan.micro_batch)), plan

@@ -121,7 +121,7 @@ def test_a_launcher_runs_on_the_device_of_its_first_tensor(monkeypatch: pytest.M
         x, y = torch.ones(1, device="cuda:1"), torch.ones(1, device="cuda:0")
         assert launch("kernel", x, y) == (None, "kernel"), "a compiler that traces sees to the device itself"
         monkeypatch.setattr(dispatch, "is_traced", lambda tensor: False)
-        assert launch("kernel", x, y) == (1, "kernel")
+        assert launch("kernel", x, y) == launch("kernel", x=x, y=y) == (1, "kernel")
     assert DEVICES == [None]
 
 

@@ -1,0 +1,133 @@
+"""What a machine tells of itself, and small trials of what training would use; torch is imported only where it is asked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+REACH_SECONDS = 5.0
+"""Patience with an address that a data set would be fetched from."""
+
+
+def torch_at_hand() -> tuple[str | None, str | None, str]:
+    """The version of torch, the CUDA version it was built for, and why it cannot be imported; None for what is not there."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return None, None, first_line(error)
+    return torch.__version__, torch.version.cuda, ""
+
+
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, from Linux or from nvidia-smi; None where there is none."""
+    try:
+        found = re.search(r"Kernel Module\D*?(\d+\.\d+(?:\.\d+)?)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        found = None
+    if found:
+        return found[1]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[0] if lines else None
+
+
+def cuda_failure() -> str:
+    """Why torch cannot use CUDA; empty where it can."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return ""
+
+
+def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Whether code of `built` runs on a card: machine code of the same generation that is no newer, or any older intermediate code."""
+    for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(built)):
+        version = divmod(int(digits), 10)
+        if version <= capability and (kind == "compute" or version[0] == capability[0]):
+            return True
+    return False
+
+
+def kernel_obstacle(device: torch.device) -> str | None:
+    """Why the kernels cannot be used on `device`, or None: a small one is run there and compared."""
+    import torch
+
+    from fastcifar.kernels import dispatch
+    from fastcifar.kernels.averaging import ema_update_
+
+    if device.type == "cuda" and not dispatch.KERNELS_EXIST:
+        return "switched off by FASTCIFAR_KERNELS" if dispatch.SWITCH == "reference" else "Triton is not installed"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < dispatch.OLDEST_CAPABILITY:
+        return "the card is older than sm_75"
+    try:
+        average, source = torch.zeros(1, 5, device=device), torch.arange(5.0, device=device)
+        ema_update_(average, source, torch.tensor([0.75], device=device))
+        torch.testing.assert_close(average[0], source / 4)
+    except Exception as error:
+        return f"a test of one failed: {first_line(error)}"
+    return None
+
+
+def compile_obstacle(device: torch.device) -> str | None:
+    """Why torch.compile does not work, or None: a few operations are compiled and compared."""
+    import torch
+
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    x = torch.linspace(-2, 2, 17, device=device, requires_grad=True)
+    try:
+        torch.testing.assert_close(torch.compile(lambda x: (x.sin() * 2).relu())(x), (x.sin() * 2).relu())
+    except Exception as error:
+        return first_line(error)
+    return None
+
+
+def answers(address: str) -> bool:
+    """Whether a server would send what stands at `address`."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=REACH_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that a program can have, within those its control group allows; None where the system does not tell."""
+    known = []
+    try:
+        known.append(1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1]))
+        group = Path("/sys/fs/cgroup")
+        known.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, TypeError, ValueError):
+        pass
+    return max(min(known), 0) if known else None
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use at once: by its affinity, and by the quota of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return count
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, shortened, or its kind."""
+    text = str(error).strip()
+    return text.splitlines()[0][:160].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,277 @@
+"""`fastcifar profile`: a few steps of training under the clock and the profiler, and what a device's own rates would allow."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastcifar.config import RunConfig
+from fastcifar.data.sources import CIFAR_FORMATS, find
+from fastcifar.diagnostics.memory import DataSize, held_bytes
+from fastcifar.diagnostics.profile_report import (
+    MARK,
+    Event,
+    Figures,
+    costliest,
+    kernel_seconds,
+    launches_of,
+    read_trace,
+    share_busy,
+    split_of,
+    write_report,
+)
+from fastcifar.engine.accumulate import SlicedPass
+from fastcifar.engine.host import device_name, matmul_flops_per_second, peak_memory_bytes, synchronize
+from fastcifar.engine.resolve import resolve
+from fastcifar.engine.run import build_trainer, commit, versions
+from fastcifar.engine.step import Average, Backward, Clip, Forward, Part, Step, Update, Workspace
+from fastcifar.engine.trainer import Trainer
+from fastcifar.models import ARCHITECTURES, build_model
+from fastcifar.models.count import count_network
+from fastcifar.optim.sharpness import Ascend, Return
+from fastcifar.runs.console import Console
+from fastcifar.runs.files import writing
+
+WARM_UP_STEPS = 3
+MOST_TRACED = 16
+"""Steps, rounded up to whole chunks: more would only make the trace larger."""
+COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
+"""Of the tensor whose copying is timed, more than caches hold."""
+COPY_SECONDS = 0.25
+NAMES: dict[type, str] = {
+    Forward: "forward",
+    Backward: "backward",
+    SlicedPass: "backward",
+    **dict.fromkeys((Ascend, Return, Clip, Update), "optimiser"),
+    Average: "averages",
+}
+"""The part of the split that a part of the step belongs to; `other` for those not named. The passes of a batch in slices are one part."""
+
+
+def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Figures:
+    """Trains for `steps` steps, prints where their time goes, and writes figures, trace and picture into `out`, `profile-ARCH` by default.
+
+    Raises:
+        FastcifarError: as `engine.run.train`.
+    """
+    console, began = Console(), time.perf_counter()
+    folder = out or Path(f"profile-{''.join(c if c.isalnum() or c in '._-' else '-' for c in config.model.arch)}")
+    config, notes = resolve(on_data_at_hand(config))
+    trainer, _ = build_trainer(config, began)
+    for note in (*notes, trainer.compile(), trainer.capture()):
+        if note:
+            console.note(note)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = measure(trainer, steps, folder / "trace.json.gz")
+    for line in write_report(figures, folder):
+        console.note(line)
+    return figures
+
+
+def on_data_at_hand(config: RunConfig) -> RunConfig:
+    """`config` with the drawn images in place of a data set that would have to be downloaded."""
+    name = "cifar10" if config.data.dataset == "auto" else config.data.dataset
+    if name in CIFAR_FORMATS and find(name, config.data.data_dir) is None:
+        name = "synthetic"
+    return replace(config, data=replace(config.data, dataset=name))
+
+
+class Watch:
+    """Adds up the seconds of parts of a step, and marks them in a trace; where it waits for the device, a GPU's work falls within."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, Counter[str]()
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        with record_function(MARK + name):
+            start = time.perf_counter()
+            yield
+            synchronize(self.device)
+            self.seconds[name] += time.perf_counter() - start
+
+    def watched(self, step: Step) -> Step:
+        """`step` with each of its parts under the watch."""
+        return Step(tuple(Watched(part, NAMES.get(type(part), "other"), self) for part in step.parts))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A part of a step under a watch."""
+
+    part: Part
+    name: str
+    watch: Watch
+
+    def __call__(self, work: Workspace) -> None:
+        with self.watch.on(self.name):
+            self.part(work)
+
+
+class Course:
+    """The steps of `trainer`, one after another, as training launches them; after its last epoch its first follows again."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.batches = trainer, self.endless()
+        trainer.model.train()
+
+    def endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+        trainer = self.trainer
+        while True:
+            yield from trainer.loader.batches(trainer.epoch)
+            trainer.finish_steps()
+            trainer.epoch, trainer.batch = (trainer.epoch + 1) % trainer.config.epochs, 0
+            if trainer.number is not None:
+                trainer.number.fill_(trainer.steps_done)
+
+    def run(self, steps: int, watch: Watch | None = None) -> float:
+        """Launches so many steps and waits for them; returns the seconds."""
+        synchronize(self.trainer.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            with watch.on("data") if watch else nullcontext():
+                batch = next(self.batches)
+            self.trainer.launch(*batch)
+            self.trainer.batch += 1
+        self.trainer.finish_steps()
+        synchronize(self.trainer.device)
+        return time.perf_counter() - start
+
+
+def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
+    """The figures of at least `steps` steps; a trace of some goes to `trace`, a .json.gz file.
+
+    On a CPU the parts are timed as they run. On a GPU, where the host is ahead, the steps are timed and traced just as training launches
+    them; how they divide is told by the time of the kernels in further steps, launched part by part.
+    """
+    device, batch_size, on_gpu = trainer.device, trainer.config.batch_size, trainer.device.type == "cuda"
+    chunk = trainer.loader.chunk_size // batch_size
+    steps, recorded = (math.ceil(count / chunk) * chunk for count in (steps, min(steps, MOST_TRACED)))
+    course, launched, watch = Course(trainer), trainer.step, Watch(device)
+    course.run(WARM_UP_STEPS)
+    if not on_gpu:
+        trainer.step = watch.watched(launched)
+    seconds = course.run(steps, None if on_gpu else watch) / steps
+    parts = {name: spent / steps for name, spent in watch.seconds.items()}
+    events = traced(course, recorded, trace, None if on_gpu else watch)
+    idle = max(seconds - sum(parts.values()), 0.0)
+    if on_gpu:
+        parts, idle = parts_on_gpu(course, recorded), seconds * (1 - share_busy(events))
+    trainer.step = launched
+    return Figures(
+        **setting(trainer),
+        steps=steps,
+        images_per_second=batch_size / seconds,
+        step_seconds=seconds,
+        split=split_of(parts, idle, seconds),
+        **launches_of(events, recorded),
+        **rates(trainer),
+        costliest=costliest(events, recorded),
+        peak_memory_bytes=peak_memory_bytes(device),
+        versions=versions(),
+        commit=commit(),
+    )
+
+
+def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> list[Event]:
+    """Runs steps under the profiler, whose trace goes to `path`, and returns what it holds."""
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if course.trainer.device.type == "cuda" else [])
+    with profile(activities=kinds) as profiler:
+        course.run(steps, watch)
+    profiler.export_chrome_trace(str(path))
+    return read_trace(path)
+
+
+def parts_on_gpu(course: Course, steps: int) -> dict[str, float]:
+    """Seconds a step that kernels take, by part, in steps that the host launches and waits for part by part."""
+    trainer, watch = course.trainer, Watch(course.trainer.device)
+    captured, trainer.captured = trainer.captured, None
+    trainer.step = watch.watched(trainer.step)
+    with tempfile.TemporaryDirectory() as folder:
+        events = traced(course, steps, Path(folder) / "trace.json.gz", watch)
+    trainer.captured = captured
+    return {name: seconds / steps for name, seconds in kernel_seconds(events).items()}
+
+
+def setting(trainer: Trainer) -> dict[str, Any]:
+    """What was profiled."""
+    config = trainer.config
+    return {
+        "arch": config.model.arch,
+        "dataset": config.data.dataset,
+        "batch_size": config.batch_size,
+        "precision": trainer.precision.name,
+        "device": device_name(trainer.device),
+        "compiled": config.engine.compile == "on",
+        "captured": trainer.captured is not None,
+    }
+
+
+def rates(trainer: Trainer) -> dict[str, float]:
+    """What a step has to compute and to move, and how fast the device does either."""
+    config, dtype, options = trainer.config, trainer.precision.dtype, trainer.network["options"]
+    images = config.batch_size * (1 if config.optim.sharpness == "none" else 2)
+    held = held_bytes(config, DataSize(0, 0), trainer.model)
+    # Weights are read by the pass, read and written by the update, and read by the averages; gradients are written and read.
+    weights = 3 * held["weights"] + 2 * held["gradients"] + 2 * held["optimiser"] + 3 * held["averages"]
+    return {
+        "flops_per_step": images * count_network(config.model.arch, **options).training_flops,
+        "bytes_per_step": images * moved_values(config.model.arch, **options) * dtype.itemsize + weights,
+        "matmul_flops_per_second": matmul_flops_per_second(trainer.device, dtype),
+        "copy_bytes_per_second": copy_bytes_per_second(trainer.device),
+    }
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the values of images and maps that convolutions read and write; a gradient each for inputs and weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        output = function(*arguments, **(options or {}))
+        if function.overloadpacket is torch.ops.aten.convolution:
+            self.values += arguments[0].numel() + output.numel()
+        elif function.overloadpacket is torch.ops.aten.convolution_backward:
+            self.values += sum(arguments[-1][:2]) * (arguments[0].numel() + arguments[1].numel())
+        return output
+
+
+def moved_values(arch: str, **options: Any) -> int:
+    """Values an image that convolutions read and write in training: the least to move, all else being done on their way."""
+    counts = []
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if arch in ARCHITECTURES else "cpu"):
+        model = build_model(arch, **options).train()
+        for images in (2, 3):  # the difference is free of what does not belong to an image
+            with Traffic() as traffic:
+                model(torch.zeros(images, 3, options["image_size"], options["image_size"])).sum().backward()
+            counts.append(traffic.values)
+    return counts[1] - counts[0]
+
+
+def copy_bytes_per_second(device: torch.device) -> float:
+    """The rate of copying a large tensor, what is read and what is written, the best within a quarter of a second."""
+    source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    best, end = math.inf, time.perf_counter() + COPY_SECONDS
+    while time.perf_counter() < end:
+        synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best

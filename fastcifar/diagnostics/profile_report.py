@@ -1,0 +1,227 @@
+"""What a trace of training comes to, and how a profile is told: lines, figures as JSON, and a picture."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fastcifar.analysis.plots import plot_split
+from fastcifar.diagnostics.memory import size
+from fastcifar.runs.files import write_text, writing
+
+PARTS = ("data", "forward", "backward", "optimiser", "averages", "other", "idle")
+"""Of the time of a step. `other` is what counts and measures; idle is the device's, and on a CPU that of the loop itself."""
+MARK = "part: "
+"""What the names of a step's parts begin with in a trace."""
+SHOWN = 10
+"""Kernels, or operations, in the list of the costliest."""
+ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCHES = re.compile(r"(cuda|cu)(Launch|GraphLaunch|Memcpy|Memset)")
+"""The calls by which the host puts work on a GPU."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A stretch of a trace."""
+
+    name: str
+    category: str
+    start: float
+    """Seconds."""
+    seconds: float
+    thread: str
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the kernels, or operations, of one name take in a step."""
+
+    name: str
+    calls: float
+    seconds: float
+    """Without the operations called within."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A profile; times in seconds, sizes in bytes, shares as fractions."""
+
+    arch: str
+    dataset: str
+    batch_size: int
+    precision: str
+    device: str
+    compiled: bool
+    captured: bool
+    """Whether steps were launched as CUDA graphs."""
+    steps: int
+    """Under the clock."""
+    images_per_second: float
+    step_seconds: float
+    split: dict[str, float]
+    """Seconds a step by `PARTS`, which sum to `step_seconds`."""
+    launches: float
+    """Kernels, copies and fills a step; on a CPU, operations that the step calls."""
+    host_launches: float | None
+    """Calls a step by which the host launches them, fewer where a graph holds many; None on a CPU."""
+    flops_per_step: float
+    """A multiplication and an addition are two."""
+    bytes_per_step: float
+    """That convolutions read and write, and that the update of the weights does: the least there is to move."""
+    matmul_flops_per_second: float
+    """Of a large matrix product on this device, measured beside the steps."""
+    copy_bytes_per_second: float
+    """Of a large copy, likewise."""
+    costliest: tuple[Cost, ...]
+    peak_memory_bytes: int | None
+    versions: dict[str, str]
+    commit: str | None
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Seconds a step at the measured rates: of the arithmetic alone, and of moving the bytes alone."""
+        return {
+            "arithmetic": self.flops_per_step / self.matmul_flops_per_second,
+            "bandwidth": self.bytes_per_step / self.copy_bytes_per_second,
+        }
+
+    @property
+    def flop_utilization(self) -> float:
+        """Of the rate of a large matrix product."""
+        return self.floors["arithmetic"] / self.step_seconds
+
+    @property
+    def bandwidth_share(self) -> float:
+        """Of the rate of a large copy, at the least: what is moved besides `bytes_per_step` is not counted."""
+        return self.floors["bandwidth"] / self.step_seconds
+
+    def to_json(self) -> str:
+        derived = {name: getattr(self, name) for name in ("floors", "flop_utilization", "bandwidth_share")}
+        return json.dumps(asdict(self) | derived, indent=2) + "\n"
+
+
+def read_trace(path: Path) -> list[Event]:
+    """The stretches of a .json.gz trace as torch's profiler writes them, in the order of their start."""
+    with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
+        entries = json.load(file)["traceEvents"]
+    events = [
+        Event(entry["name"], entry.get("cat", ""), entry["ts"] / 1e6, entry["dur"] / 1e6, f"{entry['pid']} {entry['tid']}")
+        for entry in entries
+        if entry.get("ph") == "X"
+    ]
+    return sorted(events, key=lambda event: (event.start, -event.seconds))
+
+
+def of_kind(events: Iterable[Event], *categories: str) -> list[Event]:
+    return [event for event in events if event.category in categories]
+
+
+def share_busy(events: Sequence[Event]) -> float:
+    """Of the time from the first kernel to the end of the last: how much of it any kernel runs."""
+    kernels, busy, reached = of_kind(events, *ON_DEVICE), 0.0, float("-inf")
+    for kernel in kernels:
+        busy += max(0.0, kernel.end - max(kernel.start, reached))
+        reached = max(reached, kernel.end)
+    return busy / (reached - kernels[0].start) if busy else 0.0
+
+
+def kernel_seconds(events: Sequence[Event]) -> dict[str, float]:
+    """Seconds of the kernels that start within the marks of each part; the marks must not overlap."""
+    marks = [event for event in of_kind(events, "user_annotation") if event.name.startswith(MARK)]
+    starts, found = [mark.start for mark in marks], Counter()
+    for kernel in of_kind(events, *ON_DEVICE):
+        place = bisect_right(starts, kernel.start) - 1
+        if place >= 0 and kernel.start <= marks[place].end:
+            found[marks[place].name.removeprefix(MARK)] += kernel.seconds
+    return dict(found)
+
+
+def split_of(parts: dict[str, float], idle: float, seconds: float) -> dict[str, float]:
+    """The seconds of a step by `PARTS`: `idle` is kept, and `parts` fill the rest in proportion, since some run at the same time."""
+    busy = sum(parts.values())
+    scale = (seconds - idle) / busy if busy else 0.0
+    split = {name: parts.get(name, 0.0) * scale for name in PARTS[:-1]}
+    return split | {"idle": seconds - sum(split.values())}
+
+
+def launches_of(events: Sequence[Event], steps: int) -> dict[str, float | None]:
+    """Launches a step, on the device and by the host."""
+    kernels = of_kind(events, *ON_DEVICE)
+    if not kernels:
+        return {"launches": sum(depth == 0 for _, depth, _ in nested(events)) / steps, "host_launches": None}
+    calls = sum(bool(LAUNCHES.match(event.name)) for event in of_kind(events, "cuda_runtime", "cuda_driver"))
+    return {"launches": len(kernels) / steps, "host_launches": calls / steps}
+
+
+def costliest(events: Sequence[Event], steps: int) -> tuple[Cost, ...]:
+    """The kernels that take the most time in a step, or where there are none, the operations."""
+    seconds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    kernels = of_kind(events, *ON_DEVICE)
+    for name, own in [(kernel.name, kernel.seconds) for kernel in kernels] or [(event.name, own) for event, _, own in nested(events)]:
+        seconds[name] += own
+        calls[name] += 1
+    return tuple(Cost(name, calls[name] / steps, spent / steps) for name, spent in seconds.most_common(SHOWN))
+
+
+def nested(events: Sequence[Event]) -> list[tuple[Event, int, float]]:
+    """The host's operations, with the number of those around them, and their seconds without those within."""
+    operations = of_kind(events, "cpu_op")
+    open_ones: dict[str, list[int]] = defaultdict(list)
+    depths, own = [], [operation.seconds for operation in operations]
+    for number, operation in enumerate(operations):
+        around = open_ones[operation.thread]
+        while around and operations[around[-1]].end <= operation.start:
+            around.pop()
+        if around:
+            own[around[-1]] -= operation.seconds
+        depths.append(len(around))
+        around.append(number)
+    return list(zip(operations, depths, (max(seconds, 0.0) for seconds in own), strict=True))
+
+
+def write_report(figures: Figures, folder: Path) -> list[str]:
+    """Writes profile.json and split.png beside the trace in `folder`, and returns the lines to print. Raises FastcifarError."""
+    write_text(folder / "profile.json", figures.to_json())
+    picture = folder / "split.png"
+    with writing(picture):
+        plot_split(figures.split, figures.floors, f"a step of {figures.arch}, batch {figures.batch_size}", picture)
+    return [
+        *lines(figures),
+        f"{'files':16}{folder / 'profile.json'}, {picture}, {folder / 'trace.json.gz'} (for Perfetto or chrome://tracing)",
+    ]
+
+
+def lines(figures: Figures) -> list[str]:
+    """The profile in words."""
+    way = f"{'compiled' if figures.compiled else 'not compiled'}, {'captured' if figures.captured else 'not captured'}"
+    on_gpu, floors = figures.host_launches is not None, figures.floors
+    launches = f"{figures.launches:,.0f} {'kernels' if on_gpu else 'operations'}"
+    facts = {
+        "what": f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, {figures.precision}, {way}, {figures.device}",
+        "speed": f"{figures.images_per_second:,.0f} img/s, {milliseconds(figures.step_seconds)} a step, over {figures.steps} steps",
+        "launches a step": launches + (f", in {figures.host_launches:,.1f} calls of the host" if on_gpu else ""),
+        "arithmetic": f"{figures.flop_utilization:.1%} of the {figures.matmul_flops_per_second / 1e12:,.3g} TFLOP/s of a large matrix product",
+        "bandwidth": f"{figures.bandwidth_share:.1%} or more of the {figures.copy_bytes_per_second / 1e9:,.3g} GB/s of a large copy",
+        "floor": ", ".join(f"{milliseconds(floor)} by {name}" for name, floor in floors.items())
+        + f"; the step takes {figures.step_seconds / max(floors.values()):.2f} times the higher one",
+        "peak memory": "not told by this system" if figures.peak_memory_bytes is None else size(figures.peak_memory_bytes),
+    }
+    told = [f"{name:16}{text}" for name, text in facts.items()]
+    told += [f"  {name:14}{milliseconds(seconds):>12}{seconds / figures.step_seconds:8.1%}" for name, seconds in figures.split.items()]
+    told += [f"The {len(figures.costliest)} costliest {'kernels' if on_gpu else 'operations, each without those it calls'}, a step:"]
+    return told + [f"  {milliseconds(cost.seconds):>12}{cost.calls:10,.1f} x  {cost.name[:90]}" for cost in figures.costliest]
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3f} ms"
