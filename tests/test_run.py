@@ -80,7 +80,7 @@ def test_metrics_events_and_curves_agree(finished):
 def test_eval_gives_the_accuracy_of_the_result(finished, capsys):
     result = json.loads((finished / "result.json").read_text())
     assert cli.main(["eval", str(finished)]) == 0
-    raw, averaged = capsys.readouterr().out.splitlines()
+    raw, averaged, *_ = capsys.readouterr().out.splitlines()
     assert f"{100 * result['test_accuracy']:.2f}%" in raw
     assert f"{100 * result['averaged_test_accuracy']:.2f}%" in averaged
 

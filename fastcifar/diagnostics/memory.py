@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastcifar.config import RunConfig
 from fastcifar.errors import ConfigError
@@ -75,53 +75,90 @@ class MemoryPlan:
         )
 
 
-def plan_memory(config: RunConfig, data: DataSize, limit: int, value_bytes: int = 2) -> MemoryPlan:
-    """Lays out a run within `limit` bytes; chunk and micro batch that `config` names are kept.
+@dataclass(frozen=True)
+class Footprint:
+    """What a network's training takes, whatever the memory and the size of a batch."""
 
-    A batch is split into equal parts only, so that a step has one shape. What a network keeps is PyTorch's own count without a compiler
-    (`models.count`), which a compiled network stays below.
+    held: dict[str, int]
+    """Bytes from the first step to the last, by what they hold."""
+    augmented: int
+    """Bytes of an image under augmentation."""
+    evaluated: int
+    """Bytes of an image in an evaluation, and of what comes and goes for it in a step."""
+    trained: int
+    """Bytes of an image in a step."""
 
-    Args:
-        value_bytes: of an activation: 2 in bfloat16 and float16, 4 in float32.
 
-    Raises:
-        ConfigError: it does not fit with one image a pass, or with the micro batch asked for; or as `build_model` does.
+def footprint(config: RunConfig, data: DataSize, value_bytes: int = 2) -> Footprint:
+    """Counts what `config` takes, activations having `value_bytes` bytes a value: 2 in bfloat16 and float16, 4 in float32.
+
+    What a network keeps is PyTorch's own count without a compiler (`models.count`), which a compiled network stays below. Raises as
+    `build_model`.
     """
-    from fastcifar.models import build_model
     from fastcifar.models.count import count_network
 
     options = {"classes": data.classes, "image_size": data.image_size, **config.model.options}
     count = count_network(config.model.arch, **options)
-    image_values, map_values = 3 * data.image_size**2, max(math.prod(layer.output) for layer in count.layers)
-    chunk_image, in_flight = image_values * CHUNK_VALUE_BYTES, MAPS_IN_FLIGHT * map_values * value_bytes
-    chunk_size = config.data.chunk_size or halved(FIRST_CHUNK, limit // CHUNK_SHARE // chunk_image)
-    evaluation_batch = halved(FIRST_EVALUATION, limit // EVALUATION_SHARE // in_flight)
+    held = held_bytes(config, data, uninitialized(config.model.arch, options))
+    held["weights in low precision"] = value_bytes * count.parameters if value_bytes < 4 else 0
+    in_flight = MAPS_IN_FLIGHT * value_bytes * max(math.prod(layer.output) for layer in count.layers)
+    kept = count.activation_bytes * value_bytes // 2
+    return Footprint(held, 3 * data.image_size**2 * CHUNK_VALUE_BYTES, in_flight, kept + in_flight)
+
+
+def uninitialized(arch: str, options: Mapping[str, Any]) -> nn.Module:
+    """A network on the CPU whose weights, where it is one of ours, are whatever the memory held: drawing them would take a second."""
+    import torch
+
+    from fastcifar.models import ARCHITECTURES, build_model
+
+    if arch in ARCHITECTURES:
+        with torch.device("meta"):
+            return build_model(arch, **options).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        return build_model(arch, **options)
+
+
+def plan_memory(config: RunConfig, data: DataSize, limit: int, value_bytes: int = 2) -> MemoryPlan:
+    """Lays out a run within `limit` bytes. Raises as `footprint` and `lay_out`."""
+    return lay_out(config, footprint(config, data, value_bytes), limit)
+
+
+def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
+    """Lays out a run within `limit` bytes; a chunk size and a micro batch that `config` names are kept.
+
+    A batch is split into equal parts only, so that a step has one shape.
+
+    Raises:
+        ConfigError: it does not fit with one image a pass, or with the micro batch asked for.
+    """
+    batch_size = config.batch_size
+    chunk_size = config.data.chunk_size or halved(FIRST_CHUNK, limit // CHUNK_SHARE // taken.augmented)
+    evaluation_batch = halved(FIRST_EVALUATION, limit // EVALUATION_SHARE // taken.evaluated)
     parts = {
-        **held_bytes(config, data, build_model(config.model.arch, **options)),
-        "weights in low precision": value_bytes * count.parameters if value_bytes < 4 else 0,
-        "images under augmentation": max(chunk_size, config.batch_size) * chunk_image,
-        "evaluation": evaluation_batch * in_flight,
+        **taken.held,
+        "images under augmentation": max(chunk_size, batch_size) * taken.augmented,
+        "evaluation": evaluation_batch * taken.evaluated,
         "CUDA and its libraries": CONTEXT_BYTES,
         "reserve": limit // RESERVE,
     }
-    image = count.activation_bytes * value_bytes // 2 + in_flight
+    asked = config.engine.micro_batch
+    candidates = [min(asked, batch_size)] if asked else divisors(batch_size)
     room = limit - sum(parts.values())
-    candidates = [config.engine.micro_batch] if config.engine.micro_batch else divisors(config.batch_size)
-    fitting = [images for images in candidates if min(images, config.batch_size) * image <= room]
-    if not fitting:
-        needed = sum(parts.values()) + min(candidates) * image
+    micro_batch = next((images for images in candidates if images * taken.trained <= room), None)
+    if micro_batch is None:
+        needed = sum(parts.values()) + candidates[-1] * taken.trained
         raise ConfigError(
-            f"{config.model.arch} with {min(candidates)} images a pass needs about {size(needed)}, and there are {size(limit)}; "
+            f"{config.model.arch} with {candidates[-1]} images a pass needs about {size(needed)}, and there are {size(limit)}; "
             "choose a smaller network, --micro-batch or --chunk-size, keep fewer averages, or give more memory."
         )
-    micro_batch = min(fitting[0], config.batch_size)
-    return MemoryPlan(limit, config.batch_size, chunk_size, micro_batch, evaluation_batch, parts | {"activations": micro_batch * image})
+    return MemoryPlan(limit, batch_size, chunk_size, micro_batch, evaluation_batch, parts | {"activations": micro_batch * taken.trained})
 
 
 def fit_to_memory(config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2) -> tuple[RunConfig, MemoryPlan | None]:
     """`config` with the chunk size and the micro batch that suit the memory limit, or else what is free on the card, and the plan.
 
-    On a CPU without a limit nothing is changed, and there is no plan. Raises as `plan_memory`.
+    On a CPU without a limit there is no plan, and what is left open is what suits any CPU. Raises as `plan_memory`.
     """
     import torch
 
@@ -130,10 +167,10 @@ def fit_to_memory(config: RunConfig, data: DataSize, device: torch.device, value
     limit = config.engine.memory_limit_bytes
     if limit is None and device.type == "cuda":
         limit = torch.cuda.mem_get_info(device)[0] + CONTEXT_BYTES  # asking has made the context, which is free no more
-    if limit is None:
-        return config, None
     if device.type == "cpu" and config.data.chunk_size is None:
         config = replace(config, data=replace(config.data, chunk_size=CHUNK_SIZE["cpu"]))
+    if limit is None:
+        return replace(config, engine=replace(config.engine, micro_batch=config.engine.micro_batch or config.batch_size)), None
     plan = plan_memory(config, data, limit, value_bytes)
     data_config = replace(config.data, chunk_size=plan.chunk_size)
     return replace(config, data=data_config, engine=replace(config.engine, micro_batch=plan.micro_batch)), plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import build_trainer, commit, versions
 from fastcifar.engine.step import Average, Backward, Clip, Forward, Part, Step, Update, Workspace
 from fastcifar.engine.trainer import Trainer
+from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
 from fastcifar.models.count import count_network
 from fastcifar.optim.sharpness import Ascend, Return
@@ -64,7 +66,7 @@ def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Fig
     """Trains for `steps` steps, prints where their time goes, and writes figures, trace and picture into `out`, `profile-ARCH` by default.
 
     Raises:
-        FastcifarError: as `engine.run.train`.
+        FastcifarError: as `engine.run.train`, or because the profiler sees nothing of the GPU.
     """
     console, began = Console(), time.perf_counter()
     folder = out or Path(f"profile-{''.join(c if c.isalnum() or c in '._-' else '-' for c in config.model.arch)}")
@@ -187,12 +189,20 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
 
 
 def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> list[Event]:
-    """Runs steps under the profiler, whose trace goes to `path`, and returns what it holds."""
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if course.trainer.device.type == "cuda" else [])
-    with profile(activities=kinds) as profiler:
+    """Runs steps under the profiler, whose trace goes to `path`, and returns what it holds.
+
+    Raises:
+        FastcifarError: the profiler sees nothing of the GPU.
+    """
+    on_gpu = course.trainer.device.type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
         course.run(steps, watch)
     profiler.export_chrome_trace(str(path))
-    return read_trace(path)
+    events = read_trace(path)
+    if on_gpu and not share_busy(events):
+        raise FastcifarError("the profiler sees no kernels; let this user read the GPU's counters (NVIDIA's CUPTI), or try --device cpu.")
+    return events
 
 
 def parts_on_gpu(course: Course, steps: int) -> dict[str, float]:
@@ -268,7 +278,7 @@ def copy_bytes_per_second(device: torch.device) -> float:
     source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     best, end = math.inf, time.perf_counter() + COPY_SECONDS
-    while time.perf_counter() < end:
+    while best == math.inf or time.perf_counter() < end:
         synchronize(device)
         start = time.perf_counter()
         target.copy_(source)

@@ -211,7 +211,7 @@ def lines(figures: Figures) -> list[str]:
         "what": f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, {figures.precision}, {way}, {figures.device}",
         "speed": f"{figures.images_per_second:,.0f} img/s, {milliseconds(figures.step_seconds)} a step, over {figures.steps} steps",
         "launches a step": launches + (f", in {figures.host_launches:,.1f} calls of the host" if on_gpu else ""),
-        "arithmetic": f"{figures.flop_utilization:.1%} of the {figures.matmul_flops_per_second / 1e12:,.3g} TFLOP/s of a large matrix product",
+        "arithmetic": f"{figures.flop_utilization:.1%} of the {figures.matmul_flops_per_second / 1e12:,.3g} TFLOP/s of a large product",
         "bandwidth": f"{figures.bandwidth_share:.1%} or more of the {figures.copy_bytes_per_second / 1e9:,.3g} GB/s of a large copy",
         "floor": ", ".join(f"{milliseconds(floor)} by {name}" for name, floor in floors.items())
         + f"; the step takes {figures.step_seconds / max(floors.values()):.2f} times the higher one",

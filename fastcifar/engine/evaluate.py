@@ -33,12 +33,15 @@ class Evaluator:
         normalization: of its input.
         precision: of its convolutions.
         device: where the data sets are, too.
+        batch: images at once; what suits the device by default.
     """
 
-    def __init__(self, model: nn.Module, normalization: Normalization, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, normalization: Normalization, precision: Precision, device: torch.device, batch: int | None = None
+    ) -> None:
         self.model, self.precision, self.device = model, precision, device
         self.normalize = Normalizer(normalization, device)
-        self.size = BATCH_SIZE[device.type]
+        self.size = batch or BATCH_SIZE[device.type]
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.replay: Replay | None = None
 

@@ -9,7 +9,7 @@ import torch
 
 from fastcifar.augment.policy import parse
 from fastcifar.config import RunConfig
-from fastcifar.data.loader import CHUNK_SIZE, resolve_backend
+from fastcifar.data.loader import resolve_backend
 from fastcifar.data.sources import is_path, resolve_auto
 from fastcifar.engine.host import resolve_device
 from fastcifar.engine.precision import resolve_precision
@@ -17,7 +17,7 @@ from fastcifar.errors import ConfigError
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """`config` with its choices made, but for compiling, and a line for each that the user should know of.
+    """`config` with its choices made, but for compiling and what depends on memory, and a line for each that the user should know of.
 
     Raises:
         ConfigError: something was asked for that this machine does not have.
@@ -37,12 +37,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
         notes.append(step_down)
     if data.data_dir is not None:
         data = replace(data, data_dir=data.data_dir.expanduser().resolve())
-    data = replace(
-        data,
-        augment=str(parse(data.augment)),
-        loader=resolve_backend(data.loader, device),
-        chunk_size=data.chunk_size or CHUNK_SIZE[device.type],
-    )
+    data = replace(data, augment=str(parse(data.augment)), loader=resolve_backend(data.loader, device))
     if device.type == "cpu" and engine.capture == "on":
         raise ConfigError("only a GPU's steps can be captured; leave --capture out, or choose --device cuda.")
     capture = "off" if device.type == "cpu" else engine.capture

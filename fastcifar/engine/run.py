@@ -17,9 +17,11 @@ from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
+from fastcifar.diagnostics.memory import DataSize, fit_to_memory, limit_memory
 from fastcifar.engine import snapshot
 from fastcifar.engine.graph import keep_artefacts
 from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes, resolve_device
+from fastcifar.engine.precision import DTYPES
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models.count import count_network
@@ -53,7 +55,9 @@ def train(config: RunConfig, out: str | Path | None = None, *, console: Console 
         check_free(Path(out))
     config, notes = resolve(config)
     trainer, test = build_trainer(config, began)
-    run = Run.create(Path(out) if out else None, config)
+    run = Run.create(Path(out) if out else None, trainer.config)
+    if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
+        notes.append(str(trainer.memory))
     for note in notes:
         console.note(note, prominent=True)
     return carry_out(run, trainer, test, console)
@@ -76,15 +80,17 @@ def resume(path: str | Path, *, console: Console | None = None) -> Result:
 
 
 def build_trainer(config: RunConfig, began: float) -> tuple[Trainer, ImageSet]:
-    """The trainer of a resolved configuration, and the test images."""
+    """The trainer of a resolved configuration, laid out for the memory there is, and the test images."""
     prepare_machine(config.engine)
     full = load_dataset(config.data.dataset, "train", config.data.data_dir)
     test = load_dataset(config.data.dataset, "test", config.data.data_dir)
+    size = DataSize(len(full), len(test), len(full.classes), full.images.shape[1])
+    config, plan = fit_to_memory(config, size, torch.device(config.engine.device), DTYPES[config.engine.precision].itemsize)
     training, validation = full, None
     if config.data.val_split:
         kept, apart = validation_split(full.labels, config.data.val_split, config.seed, len(full.classes))
         training, validation = full.subset(kept), full.subset(apart)
-    return Trainer(config, training, validation, test if config.watch_test else None, began), test
+    return Trainer(config, training, validation, test if config.watch_test else None, began, plan), test
 
 
 def prepare_machine(engine: EngineConfig) -> None:
@@ -97,6 +103,8 @@ def prepare_machine(engine: EngineConfig) -> None:
         keep_freed_memory()
     else:
         torch.cuda.set_device(device)
+        if engine.memory_limit_bytes:
+            limit_memory(engine.memory_limit_bytes, device)
         torch.backends.cudnn.benchmark = not engine.deterministic
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = engine.precision != "fp32"
     if engine.deterministic:

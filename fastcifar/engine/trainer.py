@@ -18,7 +18,9 @@ from fastcifar.averaging import SWA, Averages, Buckets, Flat
 from fastcifar.config import RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
+from fastcifar.diagnostics.memory import MemoryPlan
 from fastcifar.engine import snapshot
+from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.capture import CapturedSteps, capture_obstacle, record_cuda_graph, warm_up
 from fastcifar.engine.evaluate import Evaluation, Evaluator
 from fastcifar.engine.graph import compile_where_it_pays, mark_of
@@ -50,6 +52,7 @@ class Trainer:
         validation: images set apart, or None.
         watched: the test images, where they are to be evaluated every epoch, or None.
         began: `time.perf_counter()` when the run, or its resumption, began.
+        memory: how the run is laid out for the memory there is, where that was looked at.
     """
 
     def __init__(
@@ -59,12 +62,13 @@ class Trainer:
         validation: ImageSet | None = None,
         watched: ImageSet | None = None,
         began: float | None = None,
+        memory: MemoryPlan | None = None,
     ) -> None:
         now = time.perf_counter()
         self.began = now if began is None else began
         self.earlier = 0.0
         """Seconds before the last resumption."""
-        self.config, self.device = config, torch.device(config.engine.device)
+        self.config, self.device, self.memory = config, torch.device(config.engine.device), memory
         self.precision = Precision(config.engine.precision)
         self.loader = build_loader(config, train)
         self.normalization: Normalization = self.loader.normalization
@@ -96,7 +100,7 @@ class Trainer:
         """By phase; `read` is of the whole data set, `load` the waiting for batches."""
         self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
         self.objective = Objective(self.model, self.normalization, self.precision, config.loss, self.device, train.classes)
-        self.evaluator = Evaluator(self.model, self.normalization, self.precision, self.device)
+        self.evaluator = Evaluator(self.model, self.normalization, self.precision, self.device, memory and memory.evaluation_batch)
         self.step = self.build_step(self.objective)
 
     @property
@@ -106,11 +110,13 @@ class Trainer:
     def build_step(self, objective: Callable[[Tensor, Tensor], Outcome]) -> Step:
         """The parts of a step, in order."""
         optim = self.config.optim.resolved
-        forward, backward = Forward(objective), Backward(self.scaler)
-        parts: list[Part] = [forward, backward]
+        gradient: list[Part] = [Forward(objective), Backward(self.scaler)]
+        if self.pass_size < self.config.batch_size:
+            gradient = [SlicedPass(objective, self.scaler, self.pass_size)]
+        parts = list(gradient)
         if optim.sharpness != "none":
             ascend = Ascend(self.model, self.buckets, optim)
-            parts += [ascend, forward, backward, Return(ascend)]
+            parts += [ascend, *gradient, Return(ascend)]
         parts += [Clip(self.optimizer, self.scaler, optim.clip_norm)] if optim.clip_norm else []
         parts += [Update(self.optimizer, self.scaler, self.lr_on_device)]
         parts += [Average(self.averages)] if self.config.average.decays else []
@@ -127,9 +133,14 @@ class Trainer:
         self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
         return outcome.message
 
-    def blank_batch(self) -> tuple[Tensor, Tensor]:
-        """Black images and their labels, of the shapes and types of every batch."""
-        size, count = self.loader.dataset.images.shape[1:3], self.config.batch_size
+    @property
+    def pass_size(self) -> int:
+        """Images that go through the network at once."""
+        return min(self.config.engine.micro_batch or self.config.batch_size, self.config.batch_size)
+
+    def blank_batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many black images and their labels, of the shapes and types of every batch."""
+        size = self.loader.dataset.images.shape[1:3]
         images = torch.zeros(count, *size, 3, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
         labels = torch.zeros(count, dtype=torch.int64, device=self.device)
         return images, F.one_hot(labels, len(self.loader.dataset.classes)).float() if self.loader.policy.mix else labels
@@ -153,7 +164,7 @@ class Trainer:
         kept, earlier = snapshot.take(self), self.earlier
         kept = replace(kept, state={name: tensor.clone() for name, tensor in kept.state.items()})
         try:
-            images, labels = self.blank_batch()
+            images, labels = self.blank_batch(self.config.batch_size)
             warm_up(self.step, self.number, images, labels)
             steps = steps_per_graph(self.config)
             self.captured = CapturedSteps(self.step, self.number, images, labels, steps, record_cuda_graph)
@@ -171,7 +182,7 @@ class Trainer:
         """One forward and backward pass that leaves weights, buffers and random state as they were."""
         kept, random_state = self.buckets.flat[1].clone(), random_state_of(self.device)
         try:
-            objective(*self.blank_batch()).loss.backward()
+            objective(*self.blank_batch(self.pass_size)).loss.backward()
             synchronize(self.device)
         finally:
             self.optimizer.zero_grad(set_to_none=True)

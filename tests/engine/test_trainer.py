@@ -387,7 +387,7 @@ def test_steps_in_groups_are_the_same_steps(monkeypatch, count, at):
     config = replace(CONFIG, model=replace(CONFIG.model, dropout=0.3))
     plain, grouped = (Trainer(config, image_set(100)) for _ in range(2))
     on_device(grouped)
-    grouped.captured = CapturedSteps(grouped.step, grouped.number, *grouped.blank_batch(), count, record=lambda call: call)
+    grouped.captured = CapturedSteps(grouped.step, grouped.number, *grouped.blank_batch(20), count, record=lambda call: call)
     run(run(plain, at))
     run(run(grouped, at))
     assert grouped.number.item() == grouped.total_steps
@@ -485,3 +485,20 @@ def test_a_captured_epoch_neither_waits_nor_allocates(method):
 def test_a_network_above_the_budget_is_refused():
     with pytest.raises(ConfigError, match="parameters"):
         Trainer(replace(CONFIG, model=replace(CONFIG.model, max_params=100)), image_set(40))
+
+
+def test_a_batch_in_passes_is_the_same_step():
+    """In a network without batch norm; with SAM, whose two gradients are taken in passes both."""
+    config = replace(
+        CONFIG, model=ModelConfig(f"{__name__}:plain_network"), optim=OptimConfig("sgd", sharpness="sam", clip_norm=1.0), epochs=1
+    )
+    whole, sliced = (Trainer(replace(config, engine=replace(CONFIG.engine, micro_batch=size)), image_set(60)) for size in (None, 8))
+    run(whole)
+    run(sliced)
+    torch.testing.assert_close(whole.buckets.flat[0], sliced.buckets.flat[0], rtol=1e-4, atol=1e-6)
+    assert sliced.records[0].train_accuracy == whole.records[0].train_accuracy
+    assert sliced.records[0].train_loss == pytest.approx(whole.records[0].train_loss, rel=1e-5)
+
+
+def plain_network(classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))

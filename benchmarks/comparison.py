@@ -1,0 +1,336 @@
+"""Four loops that train the same network on the same images, at the same batch size and learning rates: the reports' own, two that data
+on the device makes possible, and fastcifar. The first three are plain torch, as their users would write and tune them.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
+from fastcifar.data.image_set import ImageSet
+from fastcifar.data.sources import find, load_dataset
+from fastcifar.diagnostics.machine import usable_cpus
+from fastcifar.engine.host import synchronize
+from fastcifar.engine.precision import Precision
+from fastcifar.engine.resolve import resolve
+from fastcifar.engine.run import prepare_machine
+from fastcifar.engine.trainer import Trainer
+from fastcifar.models import build_model
+from fastcifar.optim.schedules import lr_table
+from fastcifar.runs.checkpoint import WEIGHTS
+
+PADDING = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every loop is to do."""
+
+    config: RunConfig
+    """Resolved; it keeps no average of the weights, which the plain loops do not have."""
+    train: ImageSet
+    test: ImageSet
+    target: float
+    """Test accuracy, a fraction."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.config.engine.device)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one loop did; accuracies are fractions."""
+
+    loop: str
+    network: str
+    batch_size: int
+    dataset: str
+    images: int
+    """Of an epoch."""
+    epochs: int
+    precision: str
+    """Of all loops but the reports', which compute in float32."""
+    images_per_second: float
+    """Of the median epoch, loading included."""
+    times: dict[str, float]
+    """The rate as a multiple of those of other loops in the same process."""
+    setup_seconds: float
+    """Compiling and capturing, which no other figure contains."""
+    accuracies: tuple[float, ...]
+    """On the test set after each epoch, measured while the clock stands."""
+    target: float
+    seconds_to_target: float | None
+    """Of training until the end of the first epoch that reached the target; None where none did."""
+
+
+class PlainLoop:
+    """What the plain loops share: SGD with Nesterov's momentum, the learning rates of `task`, and, where `amp` is set, autocast."""
+
+    amp = channels_last = compiled = fused = False
+
+    def __init__(self, task: Task) -> None:
+        config, self.task, self.device = task.config, task, task.device
+        torch.backends.cudnn.benchmark = True
+        torch.manual_seed(config.seed)
+        options = {"classes": len(task.train.classes), "image_size": task.train.images.shape[1], **config.model.options}
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.model = build_model(config.model.arch, **options).to(self.device, memory_format=layout)
+        self.network = torch.compile(self.model) if self.compiled else self.model
+        optim, peak = config.optim.resolved, config.optim.peak_lr(config.batch_size)
+        own = {"momentum": optim.momentum, "weight_decay": optim.weight_decay, "nesterov": True}
+        # None lets torch choose; False would have it update one parameter after another.
+        self.optimizer = torch.optim.SGD(self.model.parameters(), peak, fused=self.fused or None, **own)
+        rates = lr_table(config.schedule, peak, len(task.train) // config.batch_size, config.epochs)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rates[min(step, len(rates) - 1)] / peak)
+        self.precision = Precision(config.engine.precision if self.amp else "fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch: normalised float images (B, 3, H, W) and labels int64 (B,), on the device."""
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with self.precision.autocast(self.device):
+            return F.cross_entropy(self.network(images), labels)
+
+    def prepare(self) -> None:
+        """Compiles, on black images; the weights and statistics stay as they are."""
+        if not self.compiled:
+            return
+        kept = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        count, size = self.task.config.batch_size, self.task.train.images.shape[1:3]
+        images = torch.zeros(count, *size, 3, device=self.device).permute(0, 3, 1, 2)
+        self.loss(images, torch.zeros(count, dtype=torch.int64, device=self.device)).backward()
+        self.optimizer.zero_grad()
+        self.model.load_state_dict(kept)
+        synchronize(self.device)
+
+    def epoch(self) -> None:
+        """Trains for one epoch, and waits for the device."""
+        self.model.train()
+        for images, labels in self.batches():
+            loss = self.loss(images, labels)
+            self.optimizer.zero_grad()
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+        synchronize(self.device)
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """On the test set, a fraction."""
+        self.model.eval()
+        correct, test = 0, self.task.test
+        for images, labels in zip(test.images.split(500), test.labels.split(500), strict=True):
+            with self.precision.autocast(self.device):
+                found = self.model(normalized(images.to(self.device), self.task.train)).argmax(1)
+            correct += int((found == labels.to(self.device)).sum())
+        return correct / len(test)
+
+
+class ReportsLoop(PlainLoop):
+    """As the reports had it: PIL transforms in a `DataLoader` on all cores, float32, eager."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        workers = usable_cpus()
+        self.loader = DataLoader(
+            Pictures(task.train),
+            task.config.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=True,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+class Pictures(Dataset):
+    """Images one at a time as `torchvision.datasets.CIFAR10` has them, cropped, flipped and normalised."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.arrays, self.labels = images.images.numpy(), images.labels.tolist()
+        crop, flip = transforms.RandomCrop(images.images.shape[1:3], padding=PADDING), transforms.RandomHorizontalFlip()
+        self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(images.mean, images.std)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
+
+
+class EagerAmp(PlainLoop):
+    """Autocast, eager, with the data set on the device, where whole batches are cropped and flipped."""
+
+    amp = True
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.padded = F.pad(task.train.images, (0, 0, PADDING, PADDING, PADDING, PADDING)).to(self.device)
+        self.labels = task.train.labels.to(self.device)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.labels), device=self.device)
+        for index in order.split(self.task.config.batch_size)[: len(order) // self.task.config.batch_size]:
+            images = normalized(cropped_and_flipped(self.padded, index), self.task.train)
+            yield images if self.channels_last else images.contiguous(), self.labels[index]
+
+
+class Compiled(EagerAmp):
+    """The same as the documentation of PyTorch speeds it up: compiled in the default mode, channels_last, a fused optimiser."""
+
+    channels_last = compiled = fused = True
+
+
+class Fastcifar:
+    """fastcifar, by the calls that `fastcifar train` makes."""
+
+    def __init__(self, task: Task) -> None:
+        prepare_machine(task.config.engine)
+        self.task, self.trainer = task, Trainer(task.config, task.train)
+
+    def prepare(self) -> None:
+        self.trainer.compile()
+        self.trainer.capture()
+
+    def epoch(self) -> None:
+        self.trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
+
+    def accuracy(self) -> float:
+        return self.trainer.evaluate(self.task.test, self.trainer.last())[WEIGHTS].accuracy
+
+
+Loop = PlainLoop | Fastcifar
+
+LOOPS: dict[str, type[Loop]] = {"reports": ReportsLoop, "eager_amp": EagerAmp, "compiled": Compiled, "fastcifar": Fastcifar}
+"""fastcifar last, since it sets the process up for itself."""
+
+
+def cropped_and_flipped(padded: Tensor, index: Tensor) -> Tensor:
+    """Windows at random places of the images at `index`, half of them mirrored.
+
+    Args:
+        padded: uint8 (N, H + 2 * PADDING, W + 2 * PADDING, 3).
+        index: int64 (B,).
+
+    Returns:
+        uint8 (B, H, W, 3).
+    """
+    count, (height, width) = len(index), (size - 2 * PADDING for size in padded.shape[1:3])
+    top, left = torch.randint(2 * PADDING + 1, (2, count, 1), device=padded.device)
+    rows, columns = torch.arange(height, device=padded.device), torch.arange(width, device=padded.device)
+    mirrored = torch.rand(count, 1, device=padded.device) < 0.5
+    columns = torch.where(mirrored, columns.flip(0), columns)
+    return padded[index[:, None, None], (top + rows)[:, :, None], (left + columns)[:, None, :]]
+
+
+def normalized(images: Tensor, statistics: ImageSet) -> Tensor:
+    """uint8 (B, H, W, 3) as float32 (B, 3, H, W) in channels_last, by the mean and deviation of a data set."""
+    mean, std = (255 * torch.tensor(values, device=images.device) for values in (statistics.mean, statistics.std))
+    return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+def task_for(device: str, batch_size: int = 128, *, smoke: bool = False) -> Task:
+    """The comparison that suits a device: on a GPU `resnet_prop` and CIFAR-10 where it is at hand, on a CPU what takes minutes.
+
+    Args:
+        device: "cuda" or "cpu".
+        batch_size: images a step; the learning rate goes with it.
+        smoke: only as much as shows that all loops run, of a small network.
+    """
+    on_gpu = device != "cpu"
+    dataset = "cifar10" if on_gpu and not smoke and find("cifar10") else "synthetic"
+    train, test = load_dataset(dataset, "train"), load_dataset(dataset, "test")
+    if smoke:
+        train, test = train.subset(torch.arange(96)), test.subset(torch.arange(64))
+    small = ModelConfig("resnet", blocks=(1, 1), channels=(8, 16))
+    config, _ = resolve(
+        RunConfig(
+            small if smoke else ModelConfig("resnet_prop" if on_gpu else "resnet20_v2"),
+            DataConfig(dataset),
+            OptimConfig(scale_lr="linear"),
+            average=AverageConfig(ema_decay=(0.0,)),
+            engine=EngineConfig(device, compile="off" if smoke else "on"),
+            epochs=1 if smoke else 10 if on_gpu else 4,
+            batch_size=batch_size,
+        )
+    )
+    return Task(config, train, test, target=0.9)
+
+
+class Race:
+    """One loop under the clock: `epoch` is what is timed, `look` measures the accuracy between two of them."""
+
+    def __init__(self, name: str, task: Task) -> None:
+        gc.collect()
+        torch.compiler.reset()
+        self.name, self.task, self.loop = name, task, LOOPS[name](task)
+        self.accuracies: list[float] = []
+        self.setup_seconds = seconds(self.loop.prepare)
+        self.epoch = self.loop.epoch
+
+    def look(self) -> None:
+        self.accuracies.append(self.loop.accuracy())
+
+    def outcome(self, times: Sequence[float], others: Sequence[Outcome]) -> Outcome:
+        """What it came to, given the seconds of each epoch, and the loops before it."""
+        config, reached = self.task.config, [accuracy >= self.task.target for accuracy in self.accuracies]
+        images = len(self.task.train) // config.batch_size * config.batch_size
+        rate = images / median(times)
+        return Outcome(
+            loop=self.name,
+            network=config.model.arch,
+            batch_size=config.batch_size,
+            dataset=config.data.dataset,
+            images=images,
+            epochs=len(times),
+            precision=config.engine.precision,
+            images_per_second=rate,
+            times={other.loop: rate / other.images_per_second for other in others},
+            setup_seconds=self.setup_seconds,
+            accuracies=tuple(self.accuracies),
+            target=self.task.target,
+            seconds_to_target=sum(times[: reached.index(True) + 1]) if True in reached else None,
+        )
+
+
+def compare(task: Task) -> list[Outcome]:
+    """All loops, one after another."""
+    outcomes: list[Outcome] = []
+    for name in LOOPS:
+        outcomes.append(run(Race(name, task), outcomes))
+    return outcomes
+
+
+def run(race: Race, others: Sequence[Outcome]) -> Outcome:
+    """The whole race, by the wall clock."""
+    times = []
+    for _ in range(race.task.config.epochs):
+        times.append(seconds(race.epoch))
+        race.look()
+    return race.outcome(times, others)
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Wall time of a call that waits for the device itself."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
