@@ -93,7 +93,8 @@ def op_speed(op: str, name: str, info: dict[str, Any]) -> OpSpeed:
 
 def input_pipeline(item: str, settings: Settings, folder: Path) -> list[InputSpeed]:
     """All rivals, then the loader by each backend, with the policy `item`."""
-    found = benchmark_rows(folder, "benchmarks/test_input_pipeline.py", "-k", f"{item}]" if "," in item else f"{item}] and not {item},")
+    chosen = "autoaugment" if "autoaugment" in item else "not autoaugment"
+    found = benchmark_rows(folder, "benchmarks/test_input_pipeline.py", "-k", chosen)
     return [input_speed(row["name"], row["extra_info"]) for row in found]
 
 

@@ -76,7 +76,7 @@ def load_dataset(
         return _read_path(name, split)
     from fastcifar.data.cifar import read_cifar
 
-    form = _form(name)
+    form = cifar_form(name)
     form.files(split)  # a misspelt split must not cost a download
     place = find(name, data_dir)
     if place is None:
@@ -97,7 +97,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     if is_path(name):
         path, _ = _path_and_size(name)
         return path if os.path.exists(path) else None
-    form = _form(name)
+    form = cifar_form(name)
     for folder in search_folders(data_dir):
         for batches in (folder / form.folder, folder):
             if all((batches / file.name).is_file() for file in (form.meta, *form.train, *form.test)):
@@ -133,7 +133,7 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
     if place := find("cifar10", data_dir):
         return "cifar10", f"CIFAR-10, found at {place}"
     try:
-        place = _fetch(_form("cifar10"), data_dir, QUICK_DOWNLOAD)
+        place = _fetch(cifar_form("cifar10"), data_dir, QUICK_DOWNLOAD)
     except DataError as error:
         reason = str(error).split("; ")[0]  # what follows is advice to take the drawn set
         return "synthetic", f"drawn shapes in place of CIFAR-10: {reason}"
@@ -163,7 +163,7 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "fastcifar"
 
 
-def _form(name: str) -> CifarFormat:
+def cifar_form(name: str) -> CifarFormat:
     if name not in CIFAR_FORMATS:
         raise DataError(unknown_dataset(name))
     return load(CIFAR_FORMATS[name])
@@ -208,11 +208,11 @@ def _fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: flo
     archive = folder / form.archive
     print(f"{_absence(form, data_dir)}; fetching {archive}", file=sys.stderr)
     with _progress(archive.name) as progress:
-        download(_addresses(form), archive, form.archive_md5, progress=progress, deadline_seconds=deadline_seconds)
+        download(addresses(form), archive, form.archive_md5, progress=progress, deadline_seconds=deadline_seconds)
     return archive
 
 
-def _addresses(form: CifarFormat) -> list[str]:
+def addresses(form: CifarFormat) -> list[str]:
     """The authors' address, then the mirrors."""
     mirrors = os.environ.get("FASTCIFAR_MIRRORS", "").replace(",", " ").split()
     return [form.address, *(mirror if mirror.endswith(".tar.gz") else f"{mirror.rstrip('/')}/{form.archive}" for mirror in mirrors)]

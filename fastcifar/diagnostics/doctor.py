@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fastcifar.config import RunConfig
 from fastcifar.diagnostics import machine
-from fastcifar.diagnostics.memory import plan_memory, size
+from fastcifar.engine.memory import plan_memory, size
 from fastcifar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -230,8 +230,8 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
             return Finding("data", "ok", f"CIFAR-10 at {place}, every file whole")
     except DataError as error:
         return from_sentence("data", "error", str(error))
-    form, folder = sources._form("cifar10"), data_dir or sources.cache_folder()
-    for address in sources._addresses(form):
+    form, folder = sources.cifar_form("cifar10"), data_dir or sources.cache_folder()
+    for address in sources.addresses(form):
         if reachable(address):
             return Finding("data", "note", f"CIFAR-10 is not at hand; training would fetch it from {address} into {folder}")
     by_hand = f"put {form.archive} into {folder} or a folder that FASTCIFAR_DATA names, or train with --dataset synthetic"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcifar.config import DataConfig, RunConfig
-from fastcifar.diagnostics.memory import DataSize, held_bytes, size
+from fastcifar.engine.memory import DataSize, held_bytes, size
 from fastcifar.errors import ConfigError
 from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.schedules import horizon_steps, kinks, lr_table

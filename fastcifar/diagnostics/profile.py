@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import CIFAR_FORMATS, find
-from fastcifar.diagnostics.memory import DataSize, held_bytes
 from fastcifar.diagnostics.profile_report import (
     MARK,
     Event,
@@ -35,6 +34,7 @@ from fastcifar.diagnostics.profile_report import (
 )
 from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.host import device_name, matmul_flops_per_second, peak_memory_bytes, synchronize
+from fastcifar.engine.memory import DataSize, held_bytes
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import build_trainer, commit, versions
 from fastcifar.engine.step import Average, Backward, Clip, Forward, Part, Step, Update, Workspace

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastcifar.analysis.plots import plot_split
-from fastcifar.diagnostics.memory import size
+from fastcifar.engine.memory import size
 from fastcifar.runs.files import write_text, writing
 
 PARTS = ("data", "forward", "backward", "optimiser", "averages", "other", "idle")

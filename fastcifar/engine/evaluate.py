@@ -33,7 +33,7 @@ class Evaluator:
         normalization: of its input.
         precision: of its convolutions.
         device: where the data sets are, too.
-        batch: images at once; what suits the device by default.
+        batch: most images at once; what suits the device by default.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Evaluator:
     ) -> None:
         self.model, self.precision, self.device = model, precision, device
         self.normalize = Normalizer(normalization, device)
-        self.size = batch or BATCH_SIZE[device.type]
+        self.size = min(batch or BATCH_SIZE[device.type], BATCH_SIZE[device.type])
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.replay: Replay | None = None
 

@@ -42,7 +42,8 @@ def keep_artefacts() -> None:
 
 def mark_of(config: RunConfig, device: torch.device) -> Path:
     """A file that exists once the step of `config` has been compiled for `device`, by this torch, into the cache."""
-    parts = (asdict(config.model), asdict(config.loss), config.batch_size, config.engine.precision, torch.__version__, device_name(device))
+    size = config.engine.micro_batch or config.batch_size
+    parts = (asdict(config.model), asdict(config.loss), size, config.engine.precision, torch.__version__, device_name(device))
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache_folder() / "compiled")) / "fastcifar" / name
 

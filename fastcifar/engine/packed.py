@@ -14,8 +14,8 @@ import torch
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.sources import load_dataset, resolve_auto
-from fastcifar.diagnostics.memory import DataSize, plan_memory
 from fastcifar.engine.host import resolve_device
+from fastcifar.engine.memory import DataSize, plan_memory
 from fastcifar.engine.reproduce import Task, check_same_reading
 from fastcifar.engine.workers import Pool, has_ended, log_of
 from fastcifar.errors import ConfigError, FastcifarError

@@ -17,10 +17,10 @@ from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
-from fastcifar.diagnostics.memory import DataSize, fit_to_memory, limit_memory
 from fastcifar.engine import snapshot
 from fastcifar.engine.graph import keep_artefacts
 from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes, resolve_device
+from fastcifar.engine.memory import DataSize, fit_to_memory, limit_memory
 from fastcifar.engine.precision import DTYPES
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer

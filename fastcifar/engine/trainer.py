@@ -18,13 +18,13 @@ from fastcifar.averaging import SWA, Averages, Buckets, Flat
 from fastcifar.config import RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
-from fastcifar.diagnostics.memory import MemoryPlan
 from fastcifar.engine import snapshot
 from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.capture import CapturedSteps, capture_obstacle, record_cuda_graph, warm_up
 from fastcifar.engine.evaluate import Evaluation, Evaluator
 from fastcifar.engine.graph import compile_where_it_pays, mark_of
 from fastcifar.engine.host import random_state_of, set_random_state, synchronize
+from fastcifar.engine.memory import MemoryPlan
 from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
 from fastcifar.engine.snapshot import BestWeights

@@ -189,7 +189,7 @@ def test_mirrors_follow_the_official_address(tiny: Tiny, monkeypatch: pytest.Mon
     monkeypatch.setenv("FASTCIFAR_MIRRORS", separator.join(given))
     name = tiny.form.archive
     expected = [UNREACHABLE, f"https://a.example/data/{name}", f"https://b.example/{name}", f"https://c.example/x/{name}"]
-    assert sources._addresses(tiny.form) == expected
+    assert sources.addresses(tiny.form) == expected
 
 
 def test_no_network_is_one_sentence(isolated: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
-from fastcifar.diagnostics import memory
-from fastcifar.diagnostics.memory import CONTEXT_BYTES, DataSize, divisors, fit_to_memory, halved, limit_memory, plan_memory
+from fastcifar.engine import memory
+from fastcifar.engine.memory import CONTEXT_BYTES, DataSize, divisors, fit_to_memory, halved, limit_memory, plan_memory
 from fastcifar.errors import ConfigError
 
 GB, MB = 2**30, 2**20

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastcifar.config import RunConfig
 from fastcifar.errors import ConfigError
@@ -92,31 +92,22 @@ class Footprint:
 def footprint(config: RunConfig, data: DataSize, value_bytes: int = 2) -> Footprint:
     """Counts what `config` takes, activations having `value_bytes` bytes a value: 2 in bfloat16 and float16, 4 in float32.
 
-    What a network keeps is PyTorch's own count without a compiler (`models.count`), which a compiled network stays below. Raises as
+    What a network keeps is PyTorch's own count without a compiler (`models.count`), which compiling should not raise. Raises as
     `build_model`.
     """
+    import torch
+
+    from fastcifar.models import build_model
     from fastcifar.models.count import count_network
 
     options = {"classes": data.classes, "image_size": data.image_size, **config.model.options}
     count = count_network(config.model.arch, **options)
-    held = held_bytes(config, data, uninitialized(config.model.arch, options))
+    with torch.random.fork_rng(devices=[]):
+        held = held_bytes(config, data, build_model(config.model.arch, **options))
     held["weights in low precision"] = value_bytes * count.parameters if value_bytes < 4 else 0
     in_flight = MAPS_IN_FLIGHT * value_bytes * max(math.prod(layer.output) for layer in count.layers)
     kept = count.activation_bytes * value_bytes // 2
     return Footprint(held, 3 * data.image_size**2 * CHUNK_VALUE_BYTES, in_flight, kept + in_flight)
-
-
-def uninitialized(arch: str, options: Mapping[str, Any]) -> nn.Module:
-    """A network on the CPU whose weights, where it is one of ours, are whatever the memory held: drawing them would take a second."""
-    import torch
-
-    from fastcifar.models import ARCHITECTURES, build_model
-
-    if arch in ARCHITECTURES:
-        with torch.device("meta"):
-            return build_model(arch, **options).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        return build_model(arch, **options)
 
 
 def plan_memory(config: RunConfig, data: DataSize, limit: int, value_bytes: int = 2) -> MemoryPlan:

@@ -1,0 +1,210 @@
+"""What each command of the command line takes; free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from fastcifar.config import EngineConfig, ModelConfig, RunConfig
+from fastcifar.inference import TTA, ExportFormat
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network, into a run folder."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    config: Path | None = None
+    """Start from the config.json of another run; further flags override it."""
+    out: Path | None = None
+    """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
+    resume: Path | None = None
+    """Go on with the run in this folder. It keeps its own settings, so no other flag goes with it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Show the learning rate and the cost of a run, and what looks like a mistake, before anything trains."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    config: Path | None = None
+    """Start from the config.json of another run; further flags override it."""
+    out: Path = Path("plan.png")
+    """A .png file for the picture of the learning rate."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a run on its test set: accuracy, classes, calibration, mistakes, speed; the pictures go into its folder."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in; the run's own by default."""
+    weights: str | None = None
+    """Weights to look at closely: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    tta: TTA = "none"
+    """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    images: tuple[str, ...] = ()
+    """Further test sets: .npz files with images and labels, or IMAGES.npy,LABELS.npy."""
+    per_class: bool = False
+    """Print a line for each class."""
+    speed: bool = False
+    """Measure latency and throughput by batch size."""
+    out: Path | None = None
+    """Folder for evaluation.json and the pictures; `evaluation` in the run's by default."""
+    trust: bool = False
+    """Execute the code that the run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify unlabelled images by one run, or by several together, into a .csv file."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs; several decide by the mean of their probabilities."""
+    images: Path
+    """A .npy or .npz file, a folder of pictures in the order of their paths, or a pickled CIFAR batch."""
+    out: Path = Path("predictions.csv")
+    """The table: index,prediction."""
+    weights: str | None = None
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    tta: TTA = "none"
+    """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    probabilities: bool = False
+    """Add a column for each class."""
+    trust: bool = False
+    """Execute the code that a run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Let several runs vote, chosen on their validation split: runs that are there, or seeds of a recipe, trained several at a time."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of runs; none with --recipe."""
+    recipe: str | None = None
+    """Train this recipe by several seeds first; the same command goes on where it was stopped."""
+    seeds: str | None = None
+    """Seeds of the recipe, such as 0..5 or 0,3,7; 0..10 by default."""
+    epochs: int | None = None
+    """In place of the recipe's own."""
+    val_split: int | None = None
+    """Training images set apart to choose by; as the recipe has it by default."""
+    at_once: int | None = None
+    """Runs at a time; by default as many as the CPU has threads, or as suit the GPU's memory."""
+    out: Path | None = None
+    """Folder of ensemble.json, and of the runs that are trained; ./runs/RECIPE-ensemble, or ./runs/ensemble, by default."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in; the runs' own by default."""
+    weights: str | None = None
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    tta: TTA = "none"
+    """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    trust: bool = False
+    """Execute the code that a run's architecture names, if it is package.module:function."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's network as a file that needs no fastcifar, from bytes to probabilities, with a model card."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    format: ExportFormat
+    """safetensors (with the network as a Python file), torch (.pt2) or onnx."""
+    out: Path | None = None
+    """The file; `model` in the run's folder by default."""
+    weights: str | None = None
+    """Weights to export: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in, on which the file is checked."""
+    trust: bool = False
+    """Execute the code that the run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Draw what augmentation policies make of some images, as PNG pictures."""
+
+    policies: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Policies, such as standard, autoaugment or crop:4,cutout:4x4; all that have a name by default."""
+    augment: str | None = None
+    """The same for one policy."""
+    dataset: str = "auto"
+    """Data set: a name, or the path of a .npz file, a folder of .npy files, or an image folder (PATH@32)."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in."""
+    out: Path = Path("preview")
+    """A .png file; or a folder, which gets a page for each policy and all.png."""
+    seed: int = 0
+    """Of the augmentation."""
+    epoch: int = 0
+    """The epoch whose draws are shown."""
+    count: int = 12
+    """Images, evenly spread over the data set."""
+    show_params: bool = False
+    """Print what was drawn for each image."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Count the layers, parameters, FLOPs and activations of an architecture."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Look at this machine: what training would use, and what to install or change; exits with 1 where it could not train."""
+
+    device: str = "auto"
+    """The device that would train: auto, cpu, cuda or cuda:INDEX."""
+    data_dir: Path | None = None
+    """Folder to look for CIFAR-10 in, before $FASTCIFAR_DATA and the user cache."""
+    quick: bool = False
+    """Do not try the compiler, which takes some seconds."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Train for a few steps, and show where their time goes."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    config: Path | None = None
+    """Start from the config.json of another run; further flags override it."""
+    steps: int = 16
+    """Steps under the clock, rounded up to whole chunks of augmented images."""
+    out: Path | None = None
+    """Folder for the figures, the trace and the picture; ./profile-ARCH by default."""
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes with their sources and claims, or describe some of them."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names, or globs such as 'r1_*'; all in one table by default."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run recipes by seed, and set what comes out beside what was claimed; the same command goes on where it was stopped."""
+
+    recipes: tyro.conf.Positional[tuple[str, ...]]
+    """Names, or globs such as 'r1_*'."""
+    seeds: int = 1
+    """Runs of each recipe."""
+    epochs: int | None = None
+    """In place of the recipes' own; the rows say so."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs and of results.json."""
+    data_dir: Path | None = None
+    """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+Command = Train | Plan | Eval | Predict | Ensemble | Export | Preview | Count | Doctor | Profile | Recipes | Reproduce
