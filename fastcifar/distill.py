@@ -28,7 +28,7 @@ class Teacher:
 
 
 def load_teacher(run: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
-    """The network of the folder `run`, with averaged weights where it keeps an average.
+    """The network of the folder `run`, with its best weights on the validation split, or else an average, where it keeps one.
 
     Raises:
         FastcifarError: the folder is no run, or has no checkpoint; ConfigError: it knows other classes than `classes`.

@@ -48,11 +48,11 @@ def main(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         given.out.mkdir(parents=True, exist_ok=True)
         call = Call(given.out, settings, 60 * given.minutes, this_machine(given.device), versions(), given.commit or commit())
-        found = [carry_out(PARTS[name], call) for name in given.only]
+        found = [content for name in given.only if (content := carry_out(PARTS[name], call))]
     except FastcifarError as error:
         print(f"gpu_suite: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    return 0 if all(finished(content) for content in found if content) else EXIT_UNFINISHED
+    return 0 if all([finished(content) for content in found]) else EXIT_UNFINISHED
 
 
 def list_parts(names: list[str], settings: Settings) -> int:

@@ -9,7 +9,9 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +30,7 @@ from fastcifar.engine.trainer import Trainer
 from fastcifar.models.count import count_network
 from fastcifar.recipes import RECIPES
 from suite.networks import NETWORKS
-from suite.records import InputSpeed, NetworkProfile, OpSpeed, Settings, TestFile, TrainingSpeed
+from suite.records import InputSpeed, NetworkProfile, OpSpeed, PartlyFailed, Settings, TestFile, TrainingSpeed
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING_COLLECTED = 5
@@ -69,19 +71,22 @@ def test_file(name: str, report: ElementTree.Element) -> TestFile:
     return TestFile(name, len(cases) - len(failures) - skipped, len(failures), skipped, seconds, failures, dict(reasons))
 
 
-def benchmark_rows(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """What pytest-benchmark wrote of each row. Raises RuntimeError where one failed."""
-    report = folder / "benchmark.json"
-    if run_pytest(*arguments, f"--benchmark-json={report}"):
-        raise RuntimeError(f"a benchmark of {arguments[0]} failed")
-    return json.loads(report.read_text("utf-8"))["benchmarks"]
+def benchmark_rows(folder: Path, row: Callable[[str, dict[str, Any]], Any], *arguments: str) -> list[Any]:
+    """What `row` makes of the name and the figures of each benchmark. Raises PartlyFailed where some failed."""
+    report, junit = folder / "benchmark.json", folder / "junit.xml"
+    status = run_pytest(*arguments, f"--benchmark-json={report}", f"--junitxml={junit}")
+    measured = json.loads(report.read_text("utf-8"))["benchmarks"] if report.exists() and report.stat().st_size else []
+    rows = [row(entry["name"], entry["extra_info"]) for entry in measured]
+    if status:
+        failures = test_file(arguments[0], ElementTree.parse(junit).getroot()).failures
+        raise PartlyFailed(rows, "; ".join(f"{name}: {why}" for name, why in failures.items()))
+    return rows
 
 
 def kernels(item: str, settings: Settings, folder: Path) -> list[OpSpeed]:
     """One op at one dtype, such as `squeeze_excite bfloat16`, in every network case."""
     op, dtype = item.split()
-    found = benchmark_rows(folder, "benchmarks/test_kernels.py", "-k", f"test_op[{op}- and -{dtype}-")
-    return [op_speed(op, row["name"], row["extra_info"]) for row in found]
+    return benchmark_rows(folder, partial(op_speed, op), "benchmarks/test_kernels.py", "-k", f"test_op[{op}- and -{dtype}-")
 
 
 def op_speed(op: str, name: str, info: dict[str, Any]) -> OpSpeed:
@@ -94,8 +99,7 @@ def op_speed(op: str, name: str, info: dict[str, Any]) -> OpSpeed:
 def input_pipeline(item: str, settings: Settings, folder: Path) -> list[InputSpeed]:
     """All rivals, then the loader by each backend, with the policy `item`."""
     chosen = "autoaugment" if "autoaugment" in item else "not autoaugment"
-    found = benchmark_rows(folder, "benchmarks/test_input_pipeline.py", "-k", chosen)
-    return [input_speed(row["name"], row["extra_info"]) for row in found]
+    return benchmark_rows(folder, input_speed, "benchmarks/test_input_pipeline.py", "-k", chosen)
 
 
 def input_speed(name: str, info: dict[str, Any]) -> InputSpeed:

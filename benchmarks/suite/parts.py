@@ -78,7 +78,7 @@ def ops_by_dtype(settings: Settings) -> list[str]:
     """On a CPU the benchmark has only each op's first dtype."""
     specs = [(spec.name, [str(dtype).removeprefix("torch.") for dtype in spec.dtypes]) for spec in all_specs()]
     if settings.device == "cpu":
-        return [f"{name} {dtypes[0]}" for name, dtypes in specs if name]
+        return [f"{name} {dtypes[0]}" for name, dtypes in specs]
     return [f"{name} {dtype}" for dtype in DTYPES for name, dtypes in specs if dtype in dtypes]
 
 

@@ -40,6 +40,14 @@ class Machine:
         return re.sub("[^a-z0-9]+", "_", self.gpu.lower()).strip("_") if self.gpu else "cpu"
 
 
+class PartlyFailed(Exception):
+    """Some of an item failed; `rows` are the others."""
+
+    def __init__(self, rows: list[Any], text: str) -> None:
+        super().__init__(text)
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class TestFile:
     """What the GPU tests of one file came to."""

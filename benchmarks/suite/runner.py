@@ -46,7 +46,11 @@ class Stopped(Exception):
 
 
 class Failed(Exception):
-    """An item failed; the text is what it said last."""
+    """An item failed; the text is what it said last, and `rows` are those that it left all the same."""
+
+    def __init__(self, text: str, rows: list[Any]) -> None:
+        super().__init__(text)
+        self.rows = rows
 
 
 def carry_out(part: Part, call: Call) -> PartFile | None:
@@ -119,11 +123,16 @@ def measured(part: Part, call: Call, content: PartFile, item: str, available: fl
         return replace(content, failures=content.failures | failures, date=now())
     except Failed as error:
         say(f"{part.name}: {item} failed.")
-        return replace(content, failures=content.failures | {item: str(error)}, date=now())
+        failures = {item: str(error)}
+        return replace(content, failures=content.failures | failures, rows=content.rows + of(call, error.rows), date=now())
     seconds = time.monotonic() - start
     say(f"{part.name}: {item}, {len(rows)} rows in {seconds:,.0f} s.")
-    rows = [replace(row, commit=call.commit) if hasattr(row, "commit") else row for row in rows]
-    return replace(content, items=content.items | {item: seconds}, rows=[*content.rows, *rows], date=now())
+    return replace(content, items=content.items | {item: seconds}, rows=content.rows + of(call, rows), date=now())
+
+
+def of(call: Call, rows: list[Any]) -> list[Any]:
+    """`rows` with the commit of the call, where they name one."""
+    return [replace(row, commit=call.commit) if hasattr(row, "commit") else row for row in rows]
 
 
 def run_item(part: Part, item: str, settings: Settings, available: float) -> list[Any]:
@@ -150,9 +159,11 @@ def run_item(part: Part, item: str, settings: Settings, available: float) -> lis
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        left = Path(name, "rows.json")
+        rows = read_rows(left, part.row) if left.exists() else []
         if status:
-            raise Failed(last_words(Path(log.name).read_text(errors="replace"), status))
-        return read_rows(Path(name, "rows.json"), part.row)
+            raise Failed(last_words(Path(log.name).read_text(errors="replace"), status), rows)
+        return rows
 
 
 def environment(settings: Settings) -> dict[str, str]:

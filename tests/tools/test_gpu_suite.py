@@ -31,6 +31,7 @@ TOOL = ROOT / "tools" / "gpu_suite"
 MACHINE = Machine("A Card 1", "9.0", 1 << 30, "1.2", "13.0", 9, "a CPU", 2, "Linux")
 MADE_UP = """
 import os, time
+from suite.records import PartlyFailed
 from test_gpu_suite_rows import Made
 
 def measure(item, settings, folder):
@@ -44,6 +45,8 @@ def measure(item, settings, folder):
             time.sleep(0.1)
     if item == "bad":
         raise RuntimeError("what is wrong")
+    if item == "half":
+        raise PartlyFailed([Made(item, 0.5)], "the other half")
     return [Made(item, 1.5)]
 """
 ROWS = """
@@ -98,6 +101,12 @@ def test_what_is_there_is_not_measured_again(call, tmp_path):
         carry_out(part("one", "three"), replace(call, commit="another"))
     with pytest.raises(FastcifarError, match="without --smoke"):
         carry_out(part("one"), replace(call, settings=Settings("cpu", smoke=True)))
+
+
+def test_an_item_that_fails_in_part_leaves_the_rest(call):
+    content = carry_out(part("half"), call)
+    assert (content.rows, content.items) == ([Made("half", 0.5)], {})
+    assert content.failures["half"].endswith("PartlyFailed: the other half")
 
 
 def test_a_part_is_stopped_when_its_time_is_up(call, tmp_path):
