@@ -63,8 +63,10 @@ class CapturedSteps:
         self.filled = 0
 
 
-def capture_obstacle(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> str | None:
-    """Why a step with these cannot be recorded: what waits for the device in its middle."""
+def capture_obstacle(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, steps: int) -> str | None:
+    """Why a step with these, of a run of so many, cannot be recorded: mostly what waits for the device in its middle."""
+    if steps < WARM_UP_STEPS:
+        return "since the run is shorter than the warm-up"
     if scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False):
         return f"since {type(optimizer).__name__} in float16 waits to know whether the gradient overflowed"
     return None

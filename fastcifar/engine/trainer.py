@@ -149,7 +149,7 @@ class Trainer:
         """Records the step as CUDA graphs where that is asked for and possible; returns a line about it, or None on a CPU."""
         if self.number is None:
             return None
-        obstacle = "as asked" if self.config.engine.capture == "off" else capture_obstacle(self.optimizer, self.scaler)
+        obstacle = "as asked" if self.config.engine.capture == "off" else capture_obstacle(self.optimizer, self.scaler, self.total_steps)
         if obstacle is None:
             with self.clock("compile"):
                 obstacle = self.try_capture()
@@ -165,6 +165,7 @@ class Trainer:
         kept = replace(kept, state={name: tensor.clone() for name, tensor in kept.state.items()})
         try:
             images, labels = self.blank_batch(self.config.batch_size)
+            self.number.zero_()  # the tables of a run that is resumed may end before the warm-up does
             warm_up(self.step, self.number, images, labels)
             steps = steps_per_graph(self.config)
             self.captured = CapturedSteps(self.step, self.number, images, labels, steps, record_cuda_graph)

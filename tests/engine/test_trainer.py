@@ -14,7 +14,7 @@ from fastcifar.config import AverageConfig, DataConfig, EngineConfig, LossConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
 from fastcifar.engine import evaluate, graph, snapshot
-from fastcifar.engine.capture import CapturedSteps
+from fastcifar.engine.capture import CapturedSteps, capture_obstacle
 from fastcifar.engine.host import synchronize
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
@@ -502,3 +502,13 @@ def test_a_batch_in_passes_is_the_same_step():
 
 def plain_network(classes: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("adam", None), ("muon", None), ("rmsprop", "RMSprop in float16 waits")])
+def test_what_waits_in_the_middle_of_a_step_is_not_captured(name, expected):
+    optimizer = build_optimizer(nn.Linear(3, 2), OptimConfig(name))
+    scaled, plain = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (True, False))
+    found = capture_obstacle(optimizer, scaled, 100)
+    assert found == expected or expected in found
+    assert capture_obstacle(optimizer, plain, 100) is None
+    assert "shorter" in capture_obstacle(optimizer, plain, 2)
