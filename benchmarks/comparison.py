@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -75,7 +76,7 @@ class Outcome:
     """Of training until the end of the first epoch that reached the target; None where none did."""
 
 
-class PlainLoop:
+class PlainLoop(ABC):
     """What the plain loops share: SGD with Nesterov's momentum, the learning rates of `task`, and, where `amp` is set, autocast."""
 
     amp = channels_last = compiled = fused = False
@@ -97,9 +98,9 @@ class PlainLoop:
         self.precision = Precision(config.engine.precision if self.amp else "fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
 
+    @abstractmethod
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch: normalised float images (B, 3, H, W) and labels int64 (B,), on the device."""
-        raise NotImplementedError
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with self.precision.autocast(self.device):

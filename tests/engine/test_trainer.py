@@ -5,51 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_training import CONFIG, DROPOUT, METHODS, image_set, run
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcifar.config import AverageConfig, DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from fastcifar.config import AverageConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
-from fastcifar.engine import evaluate, graph, snapshot
-from fastcifar.engine.capture import CapturedSteps, capture_obstacle
-from fastcifar.engine.host import synchronize
+from fastcifar.engine import snapshot
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.models import build_model
-from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.optimizers import build_optimizer
-
-CONFIG = RunConfig(
-    model=ModelConfig("resnet", blocks=(1, 1), channels=(8, 12), pre_activation=True),
-    data=DataConfig(loader="torch", chunk_size=100),
-    optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4),
-    schedule=ScheduleConfig(warmup="10%"),
-    loss=LossConfig(label_smoothing=0.1),
-    engine=EngineConfig(device="cpu", precision="fp32", compile="off"),
-    epochs=2,
-    batch_size=20,
-    seed=3,
-)
-
-
-def image_set(count: int, seed: int = 0) -> ImageSet:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 16, 16, 3), dtype=torch.uint8, generator=generator)
-    return ImageSet(images, torch.arange(count) % 5, tuple("abcde"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-
-
-def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
-    """To the end, or until so many steps are done."""
-    while trainer.epoch < trainer.config.epochs:
-        if not trainer.run_epoch(stop=lambda: trainer.steps_done == stop_after, tick=lambda batch: None):
-            break
-        trainer.records = [*getattr(trainer, "records", []), trainer.end_epoch(trainer.meter.read())]
-        if trainer.steps_done == stop_after:
-            break
-    return trainer
 
 
 def plain_loop(config: RunConfig, dataset: ImageSet) -> tuple[nn.Module, nn.Module]:
@@ -118,13 +86,6 @@ def test_a_gpu_trains_in_low_precision_and_resumes_to_the_same_bits(precision):
         assert torch.equal(a, b)
 
 
-@pytest.mark.gpu
-def test_a_gpu_compiles():
-    trainer = Trainer(replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="on")), image_set(100))
-    assert trainer.compile().startswith("Compiled in")
-    run(trainer)
-
-
 def test_swapping_the_average_in_and_out_changes_nothing():
     trainer = run(Trainer(replace(CONFIG, epochs=1), image_set(40)))
     before = [flat.clone() for flat in trainer.buckets.flat]
@@ -139,18 +100,6 @@ def test_rehearsing_leaves_no_trace():
     rehearsed.rehearse(rehearsed.objective)
     for a, b in zip(run(rehearsed).buckets.flat, run(fresh).buckets.flat, strict=True):
         assert torch.equal(a, b)
-
-
-DROPOUT = replace(CONFIG, model=replace(CONFIG.model, dropout=0.3), engine=replace(CONFIG.engine, precision="bf16"), epochs=3)
-"""So that the random state counts."""
-
-METHODS = {
-    "plain": {},
-    "averages": {"average": AverageConfig((0.9, 0.99), swa_start="30%")},
-    "plateau": {"schedule": ScheduleConfig("plateau", patience=0), "optim": OptimConfig(lr=0.3)},
-    "asam": {"optim": OptimConfig("sgd", sharpness="asam", clip_norm=1.0)},
-    **{name: {"optim": OptimConfig(name)} for name in OPTIMIZERS},
-}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -232,33 +181,6 @@ def test_evaluation_equals_a_plain_one():
     assert raw.loss == pytest.approx(float(F.cross_entropy(logits, dataset.labels)), rel=1e-5)
 
 
-def test_compiling_that_fails_falls_back_in_one_line(monkeypatch):
-    """As late as in the backward pass; what the attempt moved is put back."""
-
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(context, loss):
-            return loss.clone()
-
-        @staticmethod
-        def backward(context, gradient):
-            raise RuntimeError("no C++ compiler\nlong trace")
-
-    def broken(function, **options):
-        def call(*arguments):
-            outcome = function(*arguments)
-            return outcome._replace(loss=Broken.apply(outcome.loss))
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
-    trainer = Trainer(replace(CONFIG, engine=replace(CONFIG.engine, compile="on")), image_set(40))
-    assert trainer.compile() == "Not compiled: torch.compile failed (no C++ compiler); training goes on without it."
-    assert trainer.config.engine.compile == "off"
-    fresh = run(Trainer(CONFIG, image_set(40)))
-    assert all(torch.equal(a, b) for a, b in zip(run(trainer).buckets.flat, fresh.buckets.flat, strict=True))
-
-
 def test_an_overflowing_first_step_leaves_clean_momenta():
     """As a scaled loss does on a GPU: the fused kernel is told to skip, and must find no uninitialised memory the next time."""
     model = nn.Linear(3, 2)
@@ -279,38 +201,6 @@ def test_mixed_labels_train(kind):
     record = trainer.end_epoch(trainer.meter.read())
     assert 0 < record.train_loss < 4
     assert 0 <= record.train_accuracy <= 1
-
-
-def test_short_runs_are_not_compiled():
-    outcome = graph.compile_where_it_pays(str, "auto", lambda function: None, steps=100)
-    assert not outcome.compiled
-
-
-def test_what_was_compiled_before_pays_sooner(monkeypatch, tmp_path):
-    """50 s of eager training win back the 4 s of cached artefacts, and not the 40 s without."""
-    monkeypatch.setattr(graph, "timed", lambda call, *arguments: 0.5)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    mark = tmp_path / "cache" / "mark"
-    choices = [graph.compile_where_it_pays(str, asked, lambda function: None, 100, mark).compiled for asked in ("auto", "on", "auto")]
-    assert choices == [False, True, True]
-
-
-def test_marks_tell_apart_what_compiles_differently():
-    device = torch.device("cpu")
-    other = replace(CONFIG, batch_size=21), replace(CONFIG, loss=LossConfig()), replace(CONFIG, model=ModelConfig())
-    assert len({graph.mark_of(config, device) for config in (CONFIG, *other)}) == 4
-    assert graph.mark_of(replace(CONFIG, seed=9, epochs=99), device) == graph.mark_of(CONFIG, device)
-
-
-@pytest.mark.slow
-def test_compiled_equals_eager():
-    dataset = image_set(100)
-    eager = run(Trainer(CONFIG, dataset))
-    compiled = Trainer(replace(CONFIG, engine=replace(CONFIG.engine, compile="on")), dataset)
-    assert compiled.compile().startswith("Compiled in")
-    run(compiled)
-    for a, b in zip(eager.buckets.flat, compiled.buckets.flat, strict=True):
-        torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-4)
 
 
 def test_the_best_epoch_on_the_validation_split_is_kept():
@@ -380,108 +270,6 @@ def test_sam_equals_a_plain_loop():
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("at", [1, 3, 5, 8])
-def test_steps_in_groups_are_the_same_steps(monkeypatch, count, at):
-    """What a GPU does with graphs, here with plain calls: batches are collected, and what is left of an epoch or before a stop is run."""
-    config = replace(CONFIG, model=replace(CONFIG.model, dropout=0.3))
-    plain, grouped = (Trainer(config, image_set(100)) for _ in range(2))
-    on_device(grouped)
-    grouped.captured = CapturedSteps(grouped.step, grouped.number, *grouped.blank_batch(20), count, record=lambda call: call)
-    run(run(plain, at))
-    run(run(grouped, at))
-    assert grouped.number.item() == grouped.total_steps
-    for a, b in zip((*plain.buckets.flat, *plain.averages.ema), (*grouped.buckets.flat, *grouped.averages.ema), strict=True):
-        assert torch.equal(a, b)
-    assert plain.records[-1].train_loss == grouped.records[-1].train_loss
-
-
-def test_a_recorded_evaluation_is_the_same(monkeypatch):
-    """Full batches are replayed, the rest is not."""
-    monkeypatch.setitem(evaluate.BATCH_SIZE, "cpu", 30)
-    trainer, dataset = Trainer(CONFIG, image_set(100)), image_set(75, 5)
-    plain = trainer.evaluator(dataset)
-    replayed = []
-
-    def record(call):
-        return lambda: (replayed.append(1), call())
-
-    trainer.evaluator.capture((16, 16), record)
-    assert trainer.evaluator(dataset) == plain
-    assert len(replayed) == 2
-
-
-def on_device(trainer: Trainer) -> None:
-    """Lets `trainer` count its steps, and read what depends on them, in tensors, as it does on a GPU."""
-    trainer.number, trainer.lr_on_device = torch.zeros(1, dtype=torch.int64), torch.tensor(trainer.lr, dtype=torch.float64)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
-    trainer.step = trainer.build_step(trainer.objective)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait for the value of a tensor."""
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        assert function.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), function
-        return function(*arguments, **(options or {}))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_waits_for_nothing(method):
-    """In a steady epoch."""
-    if method == "radam":
-        pytest.skip("torch's RAdam reads its count of steps, which lies on the CPU unless it is captured on a GPU")
-    trainer = Trainer(replace(DROPOUT, **METHODS[method]), image_set(100))
-    batches = list(trainer.loader.batches(0))
-    trainer.model.train()
-    trainer.launch(*batches[0])
-    with NoWaiting():
-        for images, labels in batches[1:]:
-            trainer.batch += 1
-            trainer.launch(images, labels)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("method", METHODS)
-def test_captured_steps_equal_launched_ones(method):
-    """To the bit, with deterministic algorithms; dropout included."""
-    torch.use_deterministic_algorithms(True)
-    engine = EngineConfig(device="cuda:0", precision="bf16", compile="off")
-    launched, captured = (Trainer(replace(DROPOUT, engine=engine, **METHODS[method]), image_set(100)) for _ in range(2))
-    assert captured.capture().startswith("Captured"), method
-    run(launched)
-    run(captured)
-    torch.use_deterministic_algorithms(False)
-    for a, b in zip(launched.buckets.flat, captured.buckets.flat, strict=True):
-        assert torch.equal(a, b)
-    assert captured.number.item() == captured.total_steps
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("method", METHODS)
-def test_a_captured_epoch_neither_waits_nor_allocates(method):
-    trainer = Trainer(
-        replace(DROPOUT, engine=EngineConfig(device="cuda:0", precision="bf16", compile="on"), **METHODS[method]), image_set(100)
-    )
-    trainer.compile()
-    trainer.capture()
-    run(trainer, stop_after=5)
-    batches = [(images.clone(), labels.clone()) for images, labels in trainer.loader.batches(1)]
-    synchronize(trainer.device)
-    allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            for images, labels in batches:
-                trainer.launch(images, labels)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
-    waits = [event.key for event in profile.key_averages() if "Synchronize" in event.key]
-    assert not waits
-
-
 def test_a_network_above_the_budget_is_refused():
     with pytest.raises(ConfigError, match="parameters"):
         Trainer(replace(CONFIG, model=replace(CONFIG.model, max_params=100)), image_set(40))
@@ -502,13 +290,3 @@ def test_a_batch_in_passes_is_the_same_step():
 
 def plain_network(classes: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-
-
-@pytest.mark.parametrize(("name", "expected"), [("adam", None), ("muon", None), ("rmsprop", "RMSprop in float16 waits")])
-def test_what_waits_in_the_middle_of_a_step_is_not_captured(name, expected):
-    optimizer = build_optimizer(nn.Linear(3, 2), OptimConfig(name))
-    scaled, plain = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (True, False))
-    found = capture_obstacle(optimizer, scaled, 100)
-    assert found == expected or expected in found
-    assert capture_obstacle(optimizer, plain, 100) is None
-    assert "shorter" in capture_obstacle(optimizer, plain, 2)
