@@ -1,7 +1,11 @@
 """Several runs at a time: each is the run that it would have been alone."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
+import torch
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.engine.packed import train_packed
@@ -22,6 +26,14 @@ CONFIG = RunConfig(
 def weight_files(run: Path) -> dict[str, bytes]:
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """As they were: a run sets them for its process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_packed_runs_end_in_the_bytes_of_single_ones(tmp_path):
