@@ -1,7 +1,8 @@
-"""Knowledge distillation: learning from the outputs of a trained network as well as from the labels."""
+"""Knowledge distillation: learning from the outputs of a trained network, or of an ensemble, as well as from the labels."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalizer
 from fastcifar.errors import ConfigError
+from fastcifar.runs.ensembles import is_ensemble, voters
 from fastcifar.runs.network import load_network
 
 
@@ -27,13 +29,35 @@ class Teacher:
         return self.network(self.normalize(images, dtype))
 
 
-def load_teacher(run: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
-    """The network of the folder `run`, with its best weights on the validation split, or else an average, where it keeps one.
+@dataclass(frozen=True)
+class Committee:
+    """Several teachers as one."""
+
+    members: tuple[Teacher, ...]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """Images as a teacher's -> the logarithm of the members' mean probabilities, float32 (N, classes), which are logits of the mean."""
+        shares = torch.stack([F.log_softmax(member(images, dtype).float(), dim=1) for member in self.members])
+        return shares.logsumexp(dim=0) - math.log(len(self.members))
+
+
+def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher | Committee:
+    """The network of a run's folder, with its best weights on the validation split, or else an average, where it keeps one.
+
+    Of an ensemble's folder, the members that vote: those chosen on the validation split, or else all.
 
     Raises:
-        FastcifarError: the folder is no run, or has no checkpoint; ConfigError: it knows other classes than `classes`.
+        FastcifarError: the folder is neither, or a run has no checkpoint; ConfigError: one knows other classes than `classes`.
     """
-    network = load_network(run, device)
+    if not is_ensemble(path):
+        return load_one(path, None, device, classes)
+    return Committee(tuple(load_one(run, weights, device, classes) for run, weights in voters(path)))
+
+
+def load_one(run: Path, which: str | None, device: torch.device, classes: tuple[str, ...]) -> Teacher:
+    """The weights `which` of a run, as `runs.network.load_network` has them, no longer to be trained. Raises as `load_teacher`."""
+    network = load_network(run, device, which)
     if network.classes != classes:
         raise ConfigError(f"the teacher {run} was trained on other classes; give a run on the same data set.")
     for parameter in network.model.parameters():

@@ -1,6 +1,7 @@
 """Learning from a run folder."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch.nn import functional as F
 
 from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.distill import distillation
+from fastcifar.distill import Committee, distillation, load_teacher
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
 from fastcifar.runs.network import load_network
 
 CPU = torch.device("cpu")
@@ -51,6 +53,41 @@ def test_the_loss_is_shared_between_labels_and_teacher(tmp_path):
     trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
     after = trainer.objective.teacher.network.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
+    """Of the members chosen, each with its own weights; softened as one network's are."""
+    runs = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        runs.append(make_run(tmp_path / "ensemble" / f"seed{seed}").path)
+    members = tuple(Member(Path(run.name), name, 0.5, 0.5) for run, name in zip(runs, ("ema-0.999", "weights", "weights"), strict=True))
+    whole, chosen = (Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
+    write_report(tmp_path / "ensemble", EnsembleReport("colours", 12, "none", members, whole, chosen, None, (whole,)))
+    dataset = image_set("ant", "bee")
+    trainer = Trainer(config(tmp_path / "ensemble", temperature=3.0, distill_weight=1.0), dataset)
+    images, labels = dataset.images[:4].permute(0, 3, 1, 2), dataset.labels[:4]
+    floats = images.double() / 255
+    mean, std = (torch.tensor(part).view(3, 1, 1).double() for part in ((0.5, 0.4, 0.3), (0.2, 0.2, 1.0)))
+    with torch.no_grad():
+        voting = [load_network(runs[0], CPU, "ema-0.999").model.double(), load_network(runs[2], CPU, "weights").model.double()]
+        target = sum(model((floats - mean) / std).softmax(dim=1) for model in voting) / 2
+        softened = target ** (1 / 3.0)
+        softened /= softened.sum(dim=1, keepdim=True)
+        student = (trainer.model.double()((floats - 0.5) / 0.25) / 3.0).log_softmax(dim=1)
+        expected = 9 * (softened * (softened.log() - student)).sum(dim=1).mean()
+    trainer.model.float()
+    torch.testing.assert_close(trainer.objective(images, labels).loss.double(), expected, rtol=1e-4, atol=1e-5)
+    assert trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
+
+
+def test_an_ensemble_of_one_teaches_as_its_member(tmp_path):
+    run = make_run(tmp_path / "seed0")
+    alone = load_teacher(run.path, CPU, ("ant", "bee"))
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    logits = [teacher(images, torch.float32) for teacher in (alone, Committee((alone,)))]
+    student = torch.randn(5, 2)
+    torch.testing.assert_close(distillation(student, logits[1], 4.0), distillation(student, logits[0], 4.0))
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path):

@@ -120,7 +120,7 @@ def test_a_member_that_spoils_the_vote_is_left_out():
 
 def test_equal_subsets_go_to_the_lower_number_and_the_fewer():
     probabilities, labels = made_up(1, 50, 3)
-    alike = probabilities.repeat(4, 1, 1)
+    alike = probabilities.repeat(2, 1, 1)
     assert select(alike, labels).members == (0,)
     assert next(choice.members for choice in best_of_each_size(alike, labels)) == (0,)
 
