@@ -81,7 +81,7 @@ class Predict:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Let several runs vote, chosen on their validation split: runs that are there, or seeds of a recipe, trained several at a time."""
+    """Let runs and their snapshots vote, chosen on a validation split: runs that are there, or a recipe's, trained several at a time."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs; none with --recipe."""
@@ -100,7 +100,8 @@ class Ensemble:
     data_dir: Path | None = None
     """Folder to look for the data set in; the runs' own by default."""
     weights: str | None = None
-    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    """Weights of each run: weights, or an average such as ema-0.999; its snapshots, or else the best on the validation split, or else an
+    average."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     trust: bool = False

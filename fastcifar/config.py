@@ -94,6 +94,8 @@ class DataConfig:
     """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
     val_split: int = 0
     """Training images set apart for validation, the same share of each class."""
+    split_seed: int = 0
+    """Of the draw of those, apart from the run's own seed, so that runs of several seeds set the same images apart."""
     augment: str = "standard"
     """Augmentation policy: names and settings joined by commas, such as standard,cutout:1x16 or transform2,rotate:20."""
     normalize: str = "true"
@@ -110,6 +112,7 @@ class DataConfig:
         check_name("normalisation", self.normalize, NORMALIZATIONS)
         check_name("loader", self.loader, ("auto", *BACKENDS))
         check_range("val_split", self.val_split, 0)
+        check_range("split_seed", self.split_seed, 0, 2**32 - 1)
         check_range("chunk_size", self.chunk_size, 1)
 
 
@@ -195,6 +198,8 @@ class ScheduleConfig:
     """Length of the first cycle (T_0) of warm-restarts; 25% of what follows the warm-up by default."""
     restart_factor: int | None = None
     """How many times as long each cycle is as the one before it (T_mult); 1 by default."""
+    snapshots: bool = False
+    """Keep the weights at the end of each cycle of warm-restarts, as members of an ensemble."""
     power: float | None = None
     """Exponent of polynomial; 1 by default, a straight line."""
     patience: int | None = None
@@ -203,6 +208,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         check_name("schedule", self.schedule, SCHEDULES)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("schedule", "warmup")}
+        settings["snapshots"] = self.snapshots or None
         check_reads(self.schedule, settings, [name for name in SCHEDULES[self.schedule].defaults if name in settings], "schedule")
         for text in (self.warmup, self.horizon, self.step_size, self.restart_period, *(self.milestones or ())):
             if text is not None:

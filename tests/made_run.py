@@ -17,7 +17,8 @@ from fastcifar.runs.records import EpochRecord, JsonLines
 
 CONFIG = RunConfig(ModelConfig("resnet", blocks=(1, 1), channels=(4, 8)), DataConfig("synthetic"), epochs=2)
 PROGRESS = {"epoch": 2, "batch": 0, "step": 8, "elapsed": 3.5, "seconds": {"train": 3.0}, "scaler": {}}
-PROGRESS |= {"plateau": {}, "averages": ["ema-0.999"], "best": {"weights": {"epoch": 1, "accuracy": 0.5, "loss": 0.7}}}
+PROGRESS |= {"plateau": {}, "averages": ["ema-0.999"], "snapshots": []}
+PROGRESS |= {"best": {"weights": {"epoch": 1, "accuracy": 0.5, "loss": 0.7}}}
 NETWORK = {
     "arch": "resnet",
     "options": {"blocks": [1, 1], "channels": [4, 8], "classes": 2, "image_size": 8},

@@ -96,6 +96,16 @@ def test_the_course_is_that_of_the_run(schedule):
     assert max(later - earlier for earlier, later in zip(course.rows, course.rows[1:], strict=False)) <= math.ceil(2959 / 11)
 
 
+def test_snapshots_are_told_and_refused_before_anything_trains(tmp_path, capsys):
+    arguments = "plan --dataset synthetic --arch resnet --blocks 1 --channels 4 --schedule warm-restarts --warmup 0% --snapshots".split()
+    assert cli.main([*arguments, "--epochs", "9", "--restart-period", "4ep", "--out", str(tmp_path / "plan.png")]) == 0
+    assert "snapshots   after 4, 8 epochs\n" in capsys.readouterr().out
+    assert cli.main([*arguments, "--epochs", "3", "--restart-period", "4ep", "--out", str(tmp_path / "none.png")]) == 2
+    assert "--snapshots would keep 0, expected 1 to 20" in capsys.readouterr().err
+    assert cli.main(["plan", "--schedule", "cosine", "--snapshots"]) == 2
+    assert "the schedule cosine does not read snapshots" in capsys.readouterr().err
+
+
 def test_many_kinks_do_not_make_a_long_table():
     course = outline(replace(SMALL, schedule=ScheduleConfig("step", step_size="1st")))
     assert len(course.kinks) > 2000

@@ -10,12 +10,20 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fastcifar
 from fastcifar import cli
 from fastcifar.config import RunConfig
+from fastcifar.data.sources import load_dataset
+from fastcifar.engine.resolve import resolve
+from fastcifar.engine.run import build_trainer
+from fastcifar.engine.trainer import Trainer
+from fastcifar.recipes.registry import derive
+from fastcifar.runs.ensembles import read_report
 from fastcifar.runs.folder import Run
+from fastcifar.runs.network import load_network
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
@@ -130,7 +138,8 @@ def test_interrupted_and_resumed_ends_in_the_same_bytes(tmp_path, finished_with_
     assert losses[0] == losses[1]
 
 
-DROPOUT = ["--dropout", "0.2"]
+DROPOUT = ["--dropout", "0.2", *"--schedule warm-restarts --restart-period 1ep --warmup 0% --snapshots".split()]
+"""The random state counts, and there are weights of three cycles."""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +147,29 @@ def finished_with_dropout(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "dropout"
     subprocess.run([*FASTCIFAR, *SMALL, *DROPOUT, "--out", str(run)], check=True)
     return run
+
+
+def test_the_snapshots_of_a_run_vote_and_teach(finished_with_dropout, tmp_path, capsys):
+    assert {name for name in weight_files(finished_with_dropout) if name.startswith("snapshot")} == {
+        f"snapshot-{number}.safetensors" for number in (1, 2, 3)
+    }
+    together = tmp_path / "together"
+    assert cli.main(["ensemble", str(finished_with_dropout), "--out", str(together)]) == 0
+    assert [member.weights for member in read_report(together).members] == ["snapshot-1", "snapshot-2", "snapshot-3"]
+    taught = ["--teacher", str(together), "--epochs", "1", "--batch-size", "2500", "--out", str(tmp_path / "student")]
+    assert cli.main([*SMALL, *taught]) == 0
+    teacher = Trainer(Run.open(tmp_path / "student").config(), load_dataset("synthetic", "train")).objective.teacher
+    for member, name in zip(teacher.members, ("snapshot-1", "snapshot-2", "snapshot-3"), strict=True):
+        expected = load_network(finished_with_dropout, torch.device("cpu"), name).model.state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in member.network.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"split_seed": 1}], ids=str)
+def test_the_validation_split_is_drawn_by_its_own_seed(changes):
+    """So that the members of an ensemble have one to choose by."""
+    config = resolve(cli.parse([*SMALL, "--val-split", "500"]).run)[0]
+    first, second = (build_trainer(one, 0.0)[0].validation.images for one in (config, derive(config, **changes)))
+    assert torch.equal(first, second) == ("seed" in changes)
 
 
 @pytest.mark.slow

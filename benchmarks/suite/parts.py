@@ -17,12 +17,14 @@ from fastcifar.kernels.spec import all_specs
 from fastcifar.models.count import count_network
 from fastcifar.recipes import RECIPES, select
 from suite.networks import NETWORKS
-from suite.records import InputSpeed, NetworkProfile, OpSpeed, Settings, TestFile, TrainingSpeed
+from suite.records import InputSpeed, NetworkProfile, OpSpeed, PackedSpeed, Settings, TestFile, TrainingSpeed
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU, CIFAR = "a GPU", "CIFAR-10"
 DALI, RIVALS = "nvidia.dali", ("kornia", "albumentations")
 POLICIES = ("standard", "standard,autoaugment_tv")
+PACKED = ("resnet20_v2", "resnet_prop")
+"""Networks of which several are trained at a time."""
 DTYPES = ("bfloat16", "float32", "float16", "uint8")
 """Of the kernels, the one that training uses first."""
 
@@ -87,6 +89,12 @@ def networks_by_batch_size(settings: Settings) -> list[str]:
     return [f"{network} {size}" for size in sizes for network in NETWORKS]
 
 
+def networks_by_way(settings: Settings) -> list[str]:
+    """On a CPU there are no streams."""
+    ways = ("processes",) if settings.device == "cpu" else ("processes", "streams")
+    return [f"{network} {way}" for network in PACKED for way in ways]
+
+
 def batch_sizes(settings: Settings) -> list[str]:
     return ["batch 32"] if settings.smoke else ["batch 128"] if settings.device == "cpu" else ["batch 128", "batch 512"]
 
@@ -124,6 +132,7 @@ ALL = (
         (DALI, *RIVALS),
     ),
     Part("training", "training speed of each network", TrainingSpeed, "suite.measures:training", networks_by_batch_size, (), (DALI,)),
+    Part("packed", "several runs on one device, against one", PackedSpeed, "suite.packed:packed", networks_by_way, (), (DALI,)),
     Part("profiles", "where each network's time goes", NetworkProfile, "suite.measures:profile", lambda settings: list(NETWORKS)),
     Part(
         "comparison",

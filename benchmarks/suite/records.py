@@ -119,6 +119,27 @@ class TrainingSpeed:
 
 
 @dataclass(frozen=True)
+class PackedSpeed:
+    """Several runs on one device, loading included, compiling and capturing apart."""
+
+    network: str
+    batch_size: int
+    """Of each run."""
+    way: str
+    """processes, or streams of one process."""
+    runs: int
+    threads: int
+    """CPU threads that a process has where each run is one."""
+    captured: bool
+    served: bool
+    """Whether NVIDIA's Multi-Process Service was there."""
+    images_per_second: float
+    """Of all together."""
+    times_one: float
+    """The same over one run alone."""
+
+
+@dataclass(frozen=True)
 class NetworkProfile:
     """What `fastcifar profile` says of a network."""
 

@@ -15,7 +15,7 @@ from fastcifar.config import DataConfig, RunConfig
 from fastcifar.engine.memory import DataSize, held_bytes, size
 from fastcifar.errors import ConfigError
 from fastcifar.optim import OPTIMIZERS
-from fastcifar.optim.schedules import horizon_steps, kinks, lr_table
+from fastcifar.optim.schedules import cycle_ends, horizon_steps, kinks, lr_table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,6 +52,8 @@ class Outline:
     """Of every step."""
     kinks: list[int]
     """Steps at which the learning rate bends or jumps."""
+    snapshots: tuple[int, ...] = ()
+    """How many steps are done where the weights are kept."""
 
     @property
     def steps(self) -> int:
@@ -96,7 +98,8 @@ def outline(config: RunConfig) -> Outline:
         raise ConfigError(f"batch size {config.batch_size} exceeds the {images} training images; lower --batch-size.")
     steps_per_epoch = images // config.batch_size
     lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
-    return Outline(data, images, steps_per_epoch, lr, kinks(config.schedule, steps_per_epoch, config.epochs))
+    kept = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if config.schedule.snapshots else ()
+    return Outline(data, images, steps_per_epoch, lr, kinks(config.schedule, steps_per_epoch, config.epochs), tuple(kept))
 
 
 def data_size(data: DataConfig) -> DataSize:
@@ -215,6 +218,8 @@ def print_plan(config: RunConfig, picture: Path) -> None:
         "memory": f"{size(sum(spent.memory.values()))}: {parts}",
         "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
     }
+    if course.snapshots:
+        facts["snapshots"] = "after " + ", ".join(f"{step / course.steps_per_epoch:.4g}" for step in course.snapshots) + " epochs"
     if config.schedule.schedule == "plateau":
         console.print("This is the learning rate as long as the loss keeps falling; when it lowers the rate, only training can tell.")
     for name, text in facts.items():

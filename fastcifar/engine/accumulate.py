@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.engine.objective import Outcome
+from fastcifar.engine.shadow import Shadow
 from fastcifar.engine.step import Workspace
 
 
@@ -23,10 +24,12 @@ class SlicedPass:
 
     objective: Callable[[Tensor, Tensor], Outcome]
     scaler: torch.amp.GradScaler
+    shadow: Shadow
     micro_batch: int
 
     def __call__(self, work: Workspace) -> None:
         """Leaves the gradients, and the mean loss of the batch and its right answers as Forward does; of the loss nothing more is due."""
+        self.shadow.refresh()
         slices = zip(work.images.split(self.micro_batch), work.labels.split(self.micro_batch), strict=True)
         loss, correct = map(sum, zip(*(self.pass_over(*part, len(work.labels)) for part in slices), strict=True))
         work.loss = loss
@@ -37,4 +40,5 @@ class SlicedPass:
         outcome = self.objective(images, labels)
         loss = outcome.loss * (len(labels) / count)
         self.scaler.scale(loss).backward()
+        self.shadow.deposit()
         return Outcome(loss.detach(), outcome.correct)

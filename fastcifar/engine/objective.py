@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fastcifar.augment.normalize import Normalization, Normalizer
 from fastcifar.config import LossConfig
@@ -33,6 +35,7 @@ class Objective:
         loss: of its logits.
         device: where it computes.
         classes: names of the classes, which must be the teacher's too.
+        weights: of `model`, by name, to be used in place of its own.
 
     Raises:
         FastcifarError: the teacher cannot be read, or knows other classes.
@@ -46,7 +49,9 @@ class Objective:
         loss: LossConfig,
         device: torch.device,
         classes: tuple[str, ...],
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
+        self.weights = dict(weights or {})
         self.model, self.precision, self.device = model, precision, device
         self.normalize = Normalizer(normalization, device)
         self.loss, self.criterion = loss.resolved, build_loss(loss)
@@ -65,4 +70,4 @@ class Objective:
 
     def logits(self, images: Tensor) -> Tensor:
         """Images uint8 (B, 3, H, W) -> (B, classes)."""
-        return self.model(self.normalize(images, self.precision.dtype))
+        return functional_call(self.model, self.weights, self.normalize(images, self.precision.dtype))

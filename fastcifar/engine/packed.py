@@ -1,4 +1,10 @@
-"""Several runs at a time on one device: which, how many, and with how many threads each; the processes are `engine.workers`."""
+"""Several runs at a time on one device: which, how many, and with how many threads each; the processes are `engine.workers`.
+
+Processes, since each is then the run that it would have been alone: random state, threads, memory limits and compiled code belong to a
+process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU the kernels of several processes take turns, unless NVIDIA's
+Multi-Process Service runs them side by side, as it does those of several streams in one process. Which is faster there is not yet
+measured; the part `packed` of `tools/gpu_suite` measures both.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +22,7 @@ from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.sources import load_dataset, resolve_auto
 from fastcifar.engine.host import resolve_device
 from fastcifar.engine.memory import DataSize, plan_memory
+from fastcifar.engine.precision import resolve_precision
 from fastcifar.engine.reproduce import Task, check_same_reading
 from fastcifar.engine.workers import Pool, has_ended, log_of
 from fastcifar.errors import ConfigError, FastcifarError
@@ -37,12 +44,14 @@ def plan_members(
     data_dir: Path | None = None,
     engine: EngineConfig | None = None,
 ) -> list[Task]:
-    """A run of `recipe` for each of `seeds`, in `out`/seedS; what is given replaces the recipe's own.
+    """A run of `recipe` for each of `seeds`, in `out`/seedS; what is given replaces the recipe's own, and the test set is not watched.
 
     Raises:
-        ConfigError: a folder holds a run of another length, or of what the recipe used to be.
+        ConfigError: it is one run, without snapshots; or a folder holds one of another length, or of what the recipe used to be.
     """
-    own, tasks = recipe.config, []
+    own, tasks = replace(recipe.config, watch_test=False), []
+    if len(seeds) < 2 and not own.schedule.snapshots:
+        raise ConfigError("an ensemble takes two members or more; give more --seeds, or a recipe that keeps snapshots.")
     for seed in seeds:
         config = replace(own, seed=seed, epochs=own.epochs if epochs is None else epochs, engine=engine or own.engine)
         split = own.data.val_split if val_split is None else val_split
@@ -105,20 +114,20 @@ def fetch(config: RunConfig) -> DataSize:
 
 
 def how_many(config: RunConfig, data: DataSize) -> int:
-    """Runs at a time: on a CPU one for each of its threads, on a GPU `MOST_AT_ONCE`; fewer where their batches would have to be split.
+    """Runs at a time: on a GPU `MOST_AT_ONCE`, on a CPU as many as its threads are enough for, at one each where no number is given.
 
-    One thread a run wastes nothing on waiting for the others; see `engine.workers`.
+    They are fewer where their batches would have to be split. One thread a run wastes nothing on waiting for the others.
     """
     device = resolve_device(config.engine.device)
-    most = torch.get_num_threads() if device.type == "cpu" else MOST_AT_ONCE
-    free = free_bytes(device)
-    return next((count for count in range(most, 1, -1) if fits(config, data, free // count)), 1)
+    most = torch.get_num_threads() // (config.engine.threads or 1) if device.type == "cpu" else MOST_AT_ONCE
+    free, value_bytes = free_bytes(device), resolve_precision(config.engine.precision, device)[0].dtype.itemsize
+    return next((count for count in range(most, 1, -1) if fits(config, data, free // count, value_bytes)), 1)
 
 
-def fits(config: RunConfig, data: DataSize, limit: int) -> bool:
+def fits(config: RunConfig, data: DataSize, limit: int, value_bytes: int) -> bool:
     """Whether a run needs at most `limit` bytes with its batches whole, or in the parts that it asks for."""
     try:
-        plan = plan_memory(config, data, limit)
+        plan = plan_memory(config, data, limit, value_bytes)
     except ConfigError:
         return False
     return plan.passes == 1 or config.engine.micro_batch is not None

@@ -88,7 +88,7 @@ def build_trainer(config: RunConfig, began: float) -> tuple[Trainer, ImageSet]:
     config, plan = fit_to_memory(config, size, torch.device(config.engine.device), DTYPES[config.engine.precision].itemsize)
     training, validation = full, None
     if config.data.val_split:
-        kept, apart = validation_split(full.labels, config.data.val_split, config.seed, len(full.classes))
+        kept, apart = validation_split(full.labels, config.data.val_split, config.data.split_seed, len(full.classes))
         training, validation = full.subset(kept), full.subset(apart)
     return Trainer(config, training, validation, test if config.watch_test else None, began, plan), test
 

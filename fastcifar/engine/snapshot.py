@@ -51,11 +51,12 @@ def take(trainer: Trainer) -> Checkpoint:
         "scaler": trainer.scaler.state_dict(),
         "plateau": trainer.plateau.state() if trainer.plateau else {},
         "averages": list(trainer.averages.flat),
+        "snapshots": list(trainer.snapshots),
         "best": {name: best.score for name, best in trainer.best.items()},
     }
     last = {name: named(trainer, flat) for name, flat in trainer.last().items()}
     best = {name: named(trainer, best.flat) for name, best in trainer.best.items()}
-    return Checkpoint(last, best, state(trainer), progress, trainer.network)
+    return Checkpoint(last | trainer.snapshots, best, state(trainer), progress, trainer.network)
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -63,7 +64,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     progress, own = checkpoint.progress, state(trainer)
     within = 0 <= progress["epoch"] <= trainer.config.epochs and 0 <= progress["batch"] < trainer.steps_per_epoch
     fits = progress["step"] == progress["epoch"] * trainer.steps_per_epoch + progress["batch"]
-    if not (within and fits and checkpoint.weights.keys() == trainer.last().keys() and checkpoint.best.keys() <= trainer.last().keys()):
+    kept, due = trainer.last().keys(), [name for end, name in trainer.cycle_ends.items() if end <= progress["step"]]
+    same = progress["snapshots"] == due and checkpoint.weights.keys() == kept | set(due) and checkpoint.best.keys() <= kept
+    if not (within and fits and same):
         raise FastcifarError("the checkpoint's progress does not fit the run; give the configuration that it was made with.")
     for name, tensors in checkpoint.best.items():
         load_weights(trainer.model, tensors, f"the checkpoint's best {name}")
@@ -72,6 +75,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         load_weights(trainer.model, checkpoint.weights[name], f"the checkpoint's {name}")
         for target, origin in zip(flat, trainer.buckets.flat, strict=True):
             target.copy_(origin)
+    trainer.snapshots = {name: checkpoint.weights[name] for name in due}
     copy_tensors(checkpoint.state, own, "the checkpoint's state")
     trainer.epoch, trainer.batch = progress["epoch"], progress["batch"]
     if trainer.number is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastcifar.averaging import Averages
 from fastcifar.engine.objective import Outcome
+from fastcifar.engine.shadow import Shadow
 
 
 @dataclass
@@ -50,8 +51,10 @@ class Forward:
     """Keeps loss and right answers of the first pass of a step, if there are two."""
 
     objective: Callable[[Tensor, Tensor], Outcome]
+    shadow: Shadow
 
     def __call__(self, work: Workspace) -> None:
+        self.shadow.refresh()
         outcome = self.objective(work.images, work.labels)
         work.loss = outcome.loss
         work.outcome = work.outcome or outcome
@@ -60,9 +63,11 @@ class Forward:
 @dataclass(frozen=True)
 class Backward:
     scaler: torch.amp.GradScaler
+    shadow: Shadow
 
     def __call__(self, work: Workspace) -> None:
         self.scaler.scale(work.loss).backward()
+        self.shadow.deposit()
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,19 @@ from fastcifar.engine import snapshot
 from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.capture import CapturedSteps, capture_obstacle, record_cuda_graph, warm_up
 from fastcifar.engine.evaluate import Evaluation, Evaluator
-from fastcifar.engine.graph import compile_where_it_pays, mark_of
+from fastcifar.engine.graph import CPU_OPTIONS, compile_where_it_pays, mark_of
 from fastcifar.engine.host import random_state_of, set_random_state, synchronize
 from fastcifar.engine.memory import MemoryPlan
 from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
+from fastcifar.engine.shadow import Shadow
 from fastcifar.engine.snapshot import BestWeights
 from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Part, Step, Totals, Update, Workspace, count
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.models import build_model, check_parameters
 from fastcifar.models.count import count_network
 from fastcifar.optim.optimizers import build_optimizer
-from fastcifar.optim.schedules import Plateau, lr_table
+from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
 from fastcifar.optim.sharpness import Ascend, Return
 from fastcifar.runs.checkpoint import WEIGHTS, Best
 from fastcifar.runs.files import reason
@@ -86,6 +87,11 @@ class Trainer:
         self.averages = Averages(self.buckets, config.average, self.steps_per_epoch, config.epochs)
         self.best: dict[str, BestWeights] = {}
         """By name of the weights; empty without a validation split."""
+        ends = cycle_ends(config.schedule, self.steps_per_epoch, config.epochs) if config.schedule.snapshots else ()
+        self.cycle_ends = {end: f"snapshot-{number}" for number, end in enumerate(ends, start=1)}
+        """Names of the snapshots, by the steps that are done then."""
+        self.snapshots: dict[str, dict[str, Tensor]] = {}
+        """Those there are so far, on the CPU."""
         self.lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), self.steps_per_epoch, config.epochs)
         on_gpu = self.device.type == "cuda"
         self.lr_on_device = torch.tensor(self.lr, device=self.device) if on_gpu else self.lr
@@ -99,7 +105,9 @@ class Trainer:
         self.seconds: Counter[str] = Counter(read=now - self.began, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
         """By phase; `read` is of the whole data set, `load` the waiting for batches."""
         self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
-        self.objective = Objective(self.model, self.normalization, self.precision, config.loss, self.device, train.classes)
+        self.shadow = Shadow(self.model, self.buckets.flat[0], self.precision.dtype)
+        context = self.precision, config.loss, self.device, train.classes
+        self.objective = Objective(self.model, self.normalization, *context, self.shadow.weights)
         self.evaluator = Evaluator(self.model, self.normalization, self.precision, self.device, memory and memory.evaluation_batch)
         self.step = self.build_step(self.objective)
 
@@ -110,9 +118,9 @@ class Trainer:
     def build_step(self, objective: Callable[[Tensor, Tensor], Outcome]) -> Step:
         """The parts of a step, in order."""
         optim = self.config.optim.resolved
-        gradient: list[Part] = [Forward(objective), Backward(self.scaler)]
+        gradient: list[Part] = [Forward(objective, self.shadow), Backward(self.scaler, self.shadow)]
         if self.pass_size < self.config.batch_size:
-            gradient = [SlicedPass(objective, self.scaler, self.pass_size)]
+            gradient = [SlicedPass(objective, self.scaler, self.shadow, self.pass_size)]
         parts = list(gradient)
         if optim.sharpness != "none":
             ascend = Ascend(self.model, self.buckets, optim)
@@ -127,7 +135,8 @@ class Trainer:
         remaining = self.total_steps - self.steps_done
         with self.clock("compile"):
             mark = mark_of(self.config, self.device)
-            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining, mark)
+            options = CPU_OPTIONS if self.device.type == "cpu" else None
+            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining, mark, options)
         self.step = self.build_step(outcome.function)
         choice = "on" if outcome.compiled else "off"
         self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
@@ -187,6 +196,7 @@ class Trainer:
             synchronize(self.device)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+            self.shadow.drop()
             self.buckets.flat[1].copy_(kept)
             set_random_state(self.device, random_state)
 
@@ -205,6 +215,8 @@ class Trainer:
             with self.clock("train"):
                 self.launch(*batch)
             self.batch += 1
+            if self.steps_done in self.cycle_ends:
+                self.keep_snapshot()
             tick(self.batch)
             if stop() and self.batch < self.steps_per_epoch:
                 self.finish_steps()
@@ -226,6 +238,13 @@ class Trainer:
         """Launches the steps that wait for others."""
         if self.captured:
             self.captured.flush()
+
+    def keep_snapshot(self) -> None:
+        """Keeps the weights of this step, with the batch norm statistics that they have: Huang et al. 2017, arXiv:1704.00109."""
+        with self.clock("train"):  # which is waited for
+            self.finish_steps()
+            kept = snapshot.named(self, self.buckets.flat)
+            self.snapshots[self.cycle_ends[self.steps_done]] = {name: tensor.cpu() for name, tensor in kept.items()}
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:

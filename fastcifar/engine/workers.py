@@ -30,6 +30,7 @@ from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import EpochRecord, read_records
 
+COMMAND = (sys.executable, "-m", "fastcifar.engine.workers")
 POLL_SECONDS = 0.2
 STDIN = 0
 
@@ -64,8 +65,7 @@ class Worker:
             with open(log, "wb") as output:
                 # In a group of its own the process does not get the terminal's Ctrl-C, which the parent answers for all.
                 group = {"process_group": 0} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-                command = [sys.executable, "-m", "fastcifar.engine.workers"]
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, **group)
+                process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=output, stderr=output, **group)
         worker = Worker(task, process, records[-1].step if records else 0)
         with suppress(BrokenPipeError):  # it is gone already, and its last words say why
             process.stdin.write(json.dumps({"config": task.config.to_json(), "folder": str(task.folder)}).encode() + b"\n")

@@ -143,7 +143,7 @@ def validation_outcome(classifier: Classifier, config: RunConfig, data_dir: Path
     if not config.data.val_split:
         return None
     train = load_dataset(config.data.dataset, "train", data_dir or config.data.data_dir)
-    _, apart = validation_split(train.labels, config.data.val_split, config.seed, len(train.classes))
+    _, apart = validation_split(train.labels, config.data.val_split, config.data.split_seed, len(train.classes))
     return classify(classifier, train.images[apart], train.labels[apart], tta)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
+from fastcifar.engine.host import resolve_device
 from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA
-from fastcifar.inference.classifier import Classifier, open_classifier
+from fastcifar.inference.classifier import Classifier, precision_of
 from fastcifar.inference.ensemble import best_of_each_size, disagreement, hard_vote, q_statistic, select, soft_vote
 from fastcifar.inference.evaluate import check_dataset
 from fastcifar.inference.metrics import wilson_interval
@@ -25,7 +26,7 @@ from fastcifar.runs.console import percent
 from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
 from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import read_network
+from fastcifar.runs.network import StoredNetwork, read_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +68,14 @@ def evaluate_ensemble(
 ) -> EnsembleReport:
     """Lets `runs` vote on their test set, and writes ensemble.json into `out`.
 
+    A run that keeps snapshots has a vote for each of them, which makes one such run an ensemble (Huang et al. 2017, arXiv:1704.00109).
     Where all of them set the same images apart for validation, members are chosen on those, before the test set is opened.
 
     Args:
-        runs: their folders, two or more; each preprocesses the images as it was trained to.
+        runs: their folders, with two members or more; each preprocesses the images as it was trained to.
         out: folder of the ensemble, made where it is not there.
         data_dir: where to look for the data set; the first run's own place by default.
-        which: of each run's weights; see `runs.network.load_network`.
+        which: of each run's weights; by default its snapshots where it keeps any, else as `runs.network.load_network` has it.
         tta: test-time augmentation.
         trust: whether code that comes with a run may be executed.
 
@@ -84,17 +86,20 @@ def evaluate_ensemble(
     configs = [Run.open(path).config() for path in runs]
     name = common_dataset(runs, configs)
     data_dir = data_dir or configs[0].data.data_dir
-    members = [open_classifier(path, which, trust=trust) for path in runs]
+    stored = [read_network(path, trust=trust) for path in runs]
+    members = [member for run in stored for member in classifiers(run, which)]
+    if len(members) < 2:
+        raise ConfigError("an ensemble takes two members or more; name the folders of more runs, or one that was trained with --snapshots.")
     check_agreement(members)
     obstacle, validation = split_obstacle(configs), None
     if obstacle is None:
         train = load_dataset(name, "train", data_dir)
-        check_dataset(read_network(runs[0], trust=trust), train, name)
+        check_dataset(stored[0], train, name)
         validation = ask(members, *apart(configs[0], train.images, train.labels, len(train.classes)), tta)
     chosen = select(validation.probabilities, validation.labels).members if validation else None
     sizes = [choice.members for choice in best_of_each_size(validation.probabilities, validation.labels)] if validation else []
     test_set = load_dataset(name, "test", data_dir)
-    check_dataset(read_network(runs[0], trust=trust), test_set, name)
+    check_dataset(stored[0], test_set, name)
     test = ask(members, test_set.images, test_set.labels, tta)
     report = EnsembleReport(
         dataset=name,
@@ -113,14 +118,19 @@ def evaluate_ensemble(
 
 
 def check_distinct(runs: Sequence[Path]) -> None:
-    """Raises ConfigError where there are not two, or one stands there twice."""
-    if len(runs) < 2:
-        raise ConfigError("an ensemble takes two runs or more; name the folders of more.")
+    """Raises ConfigError where one stands there twice."""
     seen: set[str] = set()
     for path in runs:
         if (real := os.path.realpath(path)) in seen:
-            raise ConfigError(f"{path} is named twice; each run has one vote.")
+            raise ConfigError(f"{path} is named twice; each run votes once.")
         seen.add(real)
+
+
+def classifiers(run: StoredNetwork, which: str | None) -> list[Classifier]:
+    """The members that a run makes, on a GPU where there is one. Raises FastcifarError as `StoredNetwork.load`."""
+    device = resolve_device("auto")
+    names = [which] if which else run.snapshots or [None]
+    return [Classifier(run.path, run.load(device, name), device, precision_of(run.path, device)) for name in names]
 
 
 def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
@@ -134,7 +144,7 @@ def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
 
 def split_of(config: RunConfig) -> tuple[int, int]:
     """Size and seed of the validation split."""
-    return config.data.val_split, config.seed
+    return config.data.val_split, config.data.split_seed
 
 
 def split_obstacle(configs: Sequence[RunConfig]) -> str | None:

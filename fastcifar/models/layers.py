@@ -1,6 +1,7 @@
 """The layers that have a kernel of their own: batch norm and squeeze-and-excitation, with the addition and the ReLU that may follow.
 
-On a GPU each is one op of `fastcifar.kernels`; on a CPU, in float64 and under `FASTCIFAR_KERNELS=reference` it is the plain expression.
+On a GPU each is one op of `fastcifar.kernels`; on a CPU, in float64 and under `FASTCIFAR_KERNELS=reference` it is the plain expression,
+but for batch norm in training that is compiled for a CPU, which is `compiled_norm`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from fastcifar.kernels.batch_norm import DTYPES, batch_norm_relu
 from fastcifar.kernels.dispatch import KERNELS_EXIST
 from fastcifar.kernels.squeeze_excite import squeeze_excite
+from fastcifar.models.compiled_norm import CompiledNorm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -40,7 +42,17 @@ class BatchNorm2d(nn.BatchNorm2d):
             statistics = self.running_mean, self.running_var
             how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu}
             return batch_norm_relu(as_channels_last(x), self.weight, self.bias, *statistics, as_channels_last(residual), **how)
+        if self.training and x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() > self.num_features:
+            return self.compiled_for_cpu(x, residual)
         return add_and_activate(super().forward(x), residual, self.relu)
+
+    def compiled_for_cpu(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        y, mean, var = CompiledNorm.apply(x, residual, self.weight, self.bias, self.eps, self.relu)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = x.numel() / (x.numel() - self.num_features)
+            self.running_var.lerp_((var * unbiased).to(self.running_var.dtype), self.momentum)
+        return y
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"

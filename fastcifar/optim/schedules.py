@@ -175,7 +175,7 @@ SCHEDULES: dict[str, Schedule] = {
     "cosine": Schedule(cosine, {**COURSE, "final_lr": 0.0}),
     "warm-restarts": Schedule(
         warm_restarts,
-        {**PER, "restart_period": "25%", "restart_factor": 1, "final_lr": 0.0},
+        {**PER, "restart_period": "25%", "restart_factor": 1, "final_lr": 0.0, "snapshots": False},
         lambda course: accumulate(course.restart_period * course.restart_factor**cycle for cycle in count()),
     ),
     "linear": Schedule(linear, {**COURSE, "start_lr": 1.0, "final_lr": 0.0}),
@@ -209,6 +209,29 @@ def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[i
     own = takewhile(lambda ticks: course.step(ticks) < total, SCHEDULES[schedule.schedule].kinks(course))
     steps = {course.warmup, course.step(course.length), *map(course.step, own)}
     return sorted(step for step in steps if 0 < step < total)
+
+
+ALL_BUT_COMPLETE, MOST_SNAPSHOTS = 0.95, 20
+"""Share of the last cycle after which it counts as ended where the run ends, since periods are rounded up; and snapshots of a run."""
+
+
+def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
+    """How many steps of a run are done where a cycle of warm restarts ends, ascending; the run's own end among them where it is one.
+
+    Raises:
+        ConfigError: as `lr_table`; or no cycle ends, or more than `MOST_SNAPSHOTS` do.
+    """
+    course, total = lay_out(schedule, steps_per_epoch, epochs), steps_per_epoch * epochs
+    ends, begin = [], course.warmup
+    for end in map(course.step, SCHEDULES["warm-restarts"].kinks(course)):
+        if min(end, total) - begin >= ALL_BUT_COMPLETE * (end - begin):
+            ends.append(min(end, total))
+        if end >= total:
+            break
+        begin = end
+    if not 1 <= len(ends) <= MOST_SNAPSHOTS:
+        raise ConfigError(f"--snapshots would keep {len(ends)}, expected 1 to {MOST_SNAPSHOTS}; choose another --restart-period.")
+    return ends
 
 
 def horizon_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> int:

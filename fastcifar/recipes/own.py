@@ -37,3 +37,9 @@ def resnet18_asam() -> RunConfig:
     """ASAM as in report 5, but for its authors' smoothed cross-entropy, and AutoAugment with cutout, which 400 epochs give the time for."""
     loss = {"loss": "cross-entropy", "label_smoothing": 0.1}
     return derive(r5_resnet18_asam(), augment="standard,autoaugment,cutout_1x16", epochs=400, watch_test=False, **loss)
+
+
+@declare("ours", 0.9768, "ensemble")
+def resnet18_asam_member() -> RunConfig:
+    """Of an ensemble by ASAM: trained for half as long, which pays for twice the members. All vote, so that no images need be set apart."""
+    return derive(resnet18_asam(), epochs=200)

@@ -3,9 +3,10 @@
 checkpoints/latest                       the name of the current folder
 checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata says how to build and feed the network
 checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
+checkpoints/STEP/snapshot-N.safetensors  the same of the weights at the end of the cycle N of warm restarts
 checkpoints/STEP/best-NAME.safetensors   the same of the best weights so far on the validation split, NAME being `weights` or an average
 checkpoints/STEP/state.safetensors       what else training goes on from: momenta, meters, random state
-checkpoints/STEP/progress.json           epoch, batch, times, the names of the averages, which epochs were best
+checkpoints/STEP/progress.json           epoch, batch, times, the names of averages and snapshots, which epochs were best
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Progress(TypedDict):
     """State of a schedule that waits for plateaus; empty for the others."""
     averages: list[str]
     """Names of the averages that are kept."""
+    snapshots: list[str]
+    """Names of the weights that were kept at the ends of cycles."""
     best: dict[str, Best]
     """By name of the weights; empty without a validation split."""
 
@@ -83,7 +86,7 @@ class Checkpoint:
     """Tensors by file name and key, and numbers."""
 
     weights: dict[str, dict[str, Tensor]]
-    """The last ones, by name: `weights`, and the averages."""
+    """The last ones, by name: `weights`, and the averages; and the snapshots."""
     best: dict[str, dict[str, Tensor]]
     """The same of the best epochs on the validation split; empty without one."""
     state: dict[str, Tensor]
@@ -100,7 +103,8 @@ class Checkpoint:
         return {**self.weights, **{f"best-{name}": tensors for name, tensors in self.best.items()}, "state": self.state}
 
 
-NAME = re.compile(r"weights|swa|ema-[0-9.e-]+")
+SNAPSHOT = re.compile(r"snapshot-[1-9][0-9]*")
+NAME = re.compile(rf"weights|swa|ema-[0-9.e-]+|{SNAPSHOT.pattern}")
 """What weights may be called, and so their files."""
 
 OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
@@ -167,9 +171,9 @@ def load(folder: Path) -> Checkpoint | None:
     if current is None:
         return None
     progress = read_json(current / "progress.json", Progress, RESTART)
-    names = (WEIGHTS, *progress["averages"])
+    names = (WEIGHTS, *progress["averages"], *progress["snapshots"])
     if bad := [name for name in (*names, *progress["best"]) if not NAME.fullmatch(name)]:
-        raise FastcifarError(f"{current / 'progress.json'} names {bad[0]!r}, which is no average; {RESTART}.")
+        raise FastcifarError(f"{current / 'progress.json'} names {bad[0]!r}, which no weights are called; {RESTART}.")
     return Checkpoint(
         weights={name: read_tensors(current / f"{name}.safetensors") for name in names},
         best={name: read_tensors(current / f"best-{name}.safetensors") for name in progress["best"]},

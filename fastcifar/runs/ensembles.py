@@ -21,10 +21,10 @@ FILE = "ensemble.json"
 
 @dataclass(frozen=True)
 class Member:
-    """A run; accuracies are fractions."""
+    """A run, or a snapshot of one; accuracies are fractions."""
 
     run: Path
-    """Its folder, from the ensemble's where it lies within that."""
+    """The run's folder, from the ensemble's where it lies within that."""
     weights: str
     """Which of its weights vote."""
     validation_accuracy: float | None

@@ -14,7 +14,7 @@ from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
 from fastcifar.errors import FastcifarError, unknown
 from fastcifar.models import build_model
 from fastcifar.runs import checkpoint as checkpoints
-from fastcifar.runs.checkpoint import WEIGHTS, Network
+from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.files import reason
 from fastcifar.runs.folder import Run
 
@@ -34,7 +34,7 @@ class TrainedNetwork:
     image_size: int
     """Pixels a side."""
     weights: str
-    """Which of the run's weights it holds: "weights", or the name of an average."""
+    """Which of the run's weights it holds: "weights", or the name of an average or a snapshot."""
     arch: str
 
 
@@ -46,21 +46,26 @@ class StoredNetwork:
     """Of the run."""
     network: Network
     weights: dict[str, dict[str, Tensor]]
-    """By name: "weights" first, then each average that the run keeps."""
+    """By name: "weights" first, then each average that the run keeps, and each snapshot."""
     validated: dict[str, float]
     """Accuracy of each on the validation split; empty without one."""
+
+    @property
+    def snapshots(self) -> list[str]:
+        """Names of the weights that were kept at the ends of cycles, in their order."""
+        return [name for name in self.weights if SNAPSHOT.fullmatch(name)]
 
     def choose(self, which: str | None) -> str:
         """The name of the weights `which`; None stands for the best on the validation split.
 
-        Without such a split, it stands for the first average, or where the run keeps none, for the weights themselves.
+        Without such a split, it stands for the first average, or where the run keeps none, for the weights themselves. It is no snapshot.
 
         Raises:
             FastcifarError: the run has no weights of that name.
         """
         if which is None:
             averages_first = sorted(self.weights, key=lambda name: name == WEIGHTS)
-            return max(averages_first, key=lambda name: self.validated.get(name, 0.0))
+            return max((name for name in averages_first if name not in self.snapshots), key=lambda name: self.validated.get(name, 0.0))
         if which not in self.weights:
             raise FastcifarError(f"{self.path}: {unknown('weights', which, self.weights)}")
         return which
@@ -89,7 +94,7 @@ def load_network(path: Path, device: torch.device, which: str | None = None, *, 
     Args:
         path: folder of the run.
         device: where the weights go.
-        which: "weights", or the name of an average; by default as `StoredNetwork.choose` has it.
+        which: "weights", or the name of an average or a snapshot; by default as `StoredNetwork.choose` has it.
         trust: whether an architecture of the run's own code (`package.module:function`) may be imported, which executes it.
 
     Raises:

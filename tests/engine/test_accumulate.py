@@ -8,7 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.objective import Outcome
+from fastcifar.engine.shadow import Shadow
 from fastcifar.engine.step import Backward, Forward, Step, Workspace
+
+NO_SHADOW = Shadow(nn.Module(), torch.empty(0), torch.float32)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -45,9 +48,9 @@ def batch(mixed: bool) -> tuple[torch.Tensor, torch.Tensor]:
 def test_passes_add_up_to_the_batch(micro_batch, mixed):
     scaler, whole, sliced = torch.amp.GradScaler("cpu", enabled=False), network(), network()
     expected, work = Workspace(0, *batch(mixed)), Workspace(0, *batch(mixed))
-    Step((Forward(objective_of(whole)), Backward(scaler)))(expected)
+    Step((Forward(objective_of(whole), NO_SHADOW), Backward(scaler, NO_SHADOW)))(expected)
     with NoWaiting():
-        SlicedPass(objective_of(sliced), scaler, micro_batch)(work)
+        SlicedPass(objective_of(sliced), scaler, NO_SHADOW, micro_batch)(work)
     assert work.outcome.loss.item() == pytest.approx(expected.outcome.loss.item(), rel=1e-14)
     assert work.outcome.correct.item() == expected.outcome.correct.item()
     assert not work.loss.requires_grad
@@ -58,7 +61,7 @@ def test_passes_add_up_to_the_batch(micro_batch, mixed):
 def test_the_first_of_two_passes_is_recorded():
     """As SAM has it, whose second gradient belongs to other weights."""
     model = network()
-    part, work = SlicedPass(objective_of(model), torch.amp.GradScaler("cpu", enabled=False), 8), Workspace(0, *batch(False))
+    part, work = SlicedPass(objective_of(model), torch.amp.GradScaler("cpu", enabled=False), NO_SHADOW, 8), Workspace(0, *batch(False))
     part(work)
     first = work.outcome
     with torch.no_grad():
@@ -71,6 +74,6 @@ def test_the_first_of_two_passes_is_recorded():
 def test_a_scaled_loss_scales_every_pass():
     plain, scaled = network(), network()
     for model, scaler in ((plain, torch.amp.GradScaler("cpu", enabled=False)), (scaled, torch.amp.GradScaler("cpu", init_scale=1024.0))):
-        SlicedPass(objective_of(model), scaler, 8)(Workspace(0, *batch(False)))
+        SlicedPass(objective_of(model), scaler, NO_SHADOW, 8)(Workspace(0, *batch(False)))
     for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, 1024 * theirs.grad, rtol=1e-12, atol=1e-15)

@@ -1,5 +1,9 @@
 """Several runs at a time: each is the run that it would have been alone."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +16,7 @@ from fastcifar.engine.packed import train_packed
 from fastcifar.engine.reproduce import Task
 from fastcifar.engine.run import train
 from fastcifar.recipes import RECIPES
+from fastcifar.runs.interrupt import Interrupted
 
 CONFIG = RunConfig(
     model=ModelConfig("resnet", blocks=(1,), channels=(8,)),
@@ -48,3 +53,25 @@ def test_packed_runs_end_in_the_bytes_of_single_ones(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     train_packed(tasks)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_packed_runs_that_were_stopped_end_in_the_same_bytes(tmp_path):
+    """The processes themselves save what they have when the parent lets them go."""
+    configs = [replace(CONFIG, seed=seed, epochs=3) for seed in (0, 1)]
+    whole, stopped = ([Task(RECIPES["quickstart"], one, tmp_path / name / f"seed{one.seed}") for one in configs] for name in ("a", "b"))
+    train_packed(whole, at_once=2)
+
+    def interrupt() -> None:
+        while not all((task.folder / "checkpoints" / "latest").exists() for task in stopped):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted):
+        train_packed(stopped, at_once=2)
+    thread.join()
+    assert not any((task.folder / "result.json").exists() for task in stopped)
+    train_packed(stopped, at_once=2)
+    assert [weight_files(task.folder) for task in stopped] == [weight_files(task.folder) for task in whole]

@@ -126,12 +126,13 @@ def test_going_on_from_any_batch_gives_the_same_bits(method, at):
     [
         (lambda c: c.progress.update(epoch=99), "progress does not fit"),
         (lambda c: c.progress.update(step=1), "progress does not fit"),
+        (lambda c: c.progress.update(snapshots=["snapshot-1"]), "progress does not fit"),
         (lambda c: c.state.pop("meter"), "lacks meter"),
         (lambda c: c.state.update(random=torch.zeros_like(c.state["random"]) + 255), "state is damaged"),
         (lambda c: c.state.update(meter=torch.zeros(3)), "has meter as float32"),
         (lambda c: c.weights["weights"].pop("stem.weight"), "lacks stem.weight"),
     ],
-    ids=["epoch", "step", "no-meter", "random", "meter-dtype", "no-weight"],
+    ids=["epoch", "step", "snapshot", "no-meter", "random", "meter-dtype", "no-weight"],
 )
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(damage, message):
     checkpoint = snapshot.take(Trainer(CONFIG, image_set(40)))
@@ -232,6 +233,27 @@ def test_swa_is_the_mean_over_its_epochs_with_statistics_of_its_own():
     assert not torch.allclose(statistics, (ends[2][1] + ends[3][1]) / 2, rtol=1e-3)
     assert "swa" in trainer.records[-1].averaged_validation_accuracies
     assert "swa" not in trainer.records[0].averaged_validation_accuracies
+
+
+def test_snapshots_are_the_weights_at_the_end_of_each_cycle():
+    """Which is where the rate jumps up; 15 steps, the last of which ends no cycle."""
+    schedule = ScheduleConfig("warm-restarts", warmup="2st", restart_period="4st", snapshots=True)
+    trainer = Trainer(replace(CONFIG, epochs=3, schedule=schedule), image_set(100))
+    jumps = [step for step in range(3, 15) if trainer.lr[step] > trainer.lr[step - 1]]
+    seen = {}
+
+    def look(batch: int) -> None:
+        if trainer.steps_done in jumps:
+            seen[f"snapshot-{len(seen) + 1}"] = copy.deepcopy(trainer.model.state_dict())
+
+    while trainer.epoch < 3:
+        trainer.run_epoch(stop=lambda: False, tick=look)
+    assert jumps == [6, 10, 14]
+    assert list(trainer.snapshots) == list(seen) == ["snapshot-1", "snapshot-2", "snapshot-3"]
+    for name, kept in trainer.snapshots.items():
+        assert all(torch.equal(tensor, seen[name][key]) for key, tensor in kept.items())
+        assert kept.keys() == seen[name].keys()
+    assert not torch.equal(seen["snapshot-1"]["stem.weight"], seen["snapshot-2"]["stem.weight"])
 
 
 def test_a_plateau_lowers_the_rate_of_the_steps_to_come():

@@ -54,16 +54,20 @@ def make_run(
     val_split: int = 0,
     best: dict[str, Best] | None = None,
     averages: tuple[str, ...] = ("ema-0.999",),
+    snapshots: int = 0,
+    run_seed: int = 0,
+    split_seed: int = 0,
     **changes: object,
 ) -> Path:
-    """A run that has ended, with `averages`; `changes` replace what its checkpoint says of the network."""
-    data = DataConfig(str(dataset), val_split=val_split)
+    """A run that has ended, with `averages` and so many snapshots; `changes` replace what its checkpoint says of the network."""
+    data = DataConfig(str(dataset), val_split=val_split, split_seed=split_seed)
     model = ModelConfig("resnet", blocks=(1, 1), channels=(4, 8), pre_activation=True, final_norm=True)
-    run = Run.create(path, RunConfig(model, data, engine=EngineConfig("cpu", "fp32"), epochs=2))
-    weights = {name: make_weights(seed + shift) for shift, name in enumerate(("weights", *averages))}
+    run = Run.create(path, RunConfig(model, data, engine=EngineConfig("cpu", "fp32"), epochs=2, seed=run_seed))
+    kept = [f"snapshot-{number}" for number in range(1, snapshots + 1)]
+    weights = {name: make_weights(seed + shift) for shift, name in enumerate(("weights", *averages, *kept))}
     network = {"arch": "resnet", "options": OPTIONS | {"image_size": SIZE}, "classes": list(CLASSES), "mean": MEAN, "std": STD} | changes
     progress = {"epoch": 2, "batch": 0, "step": 8, "elapsed": 3.5, "seconds": {"train": 3.0}, "scaler": {}, "plateau": {}}
-    progress |= {"averages": list(averages), "best": best or {}}
+    progress |= {"averages": list(averages), "snapshots": kept, "best": best or {}}
     chosen = {name: make_weights(seed + 100 + shift) for shift, name in enumerate(best or {})}
     checkpoints.save(run.checkpoints, Checkpoint(weights, chosen, {}, progress, network))
     return path

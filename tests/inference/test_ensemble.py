@@ -155,9 +155,9 @@ def test_a_seed_named_twice():
 
 @pytest.fixture
 def four(tmp_path: Path) -> list[Path]:
-    """Runs that set the same images apart."""
+    """Runs of several seeds, which set the same images apart all the same."""
     data = make_data(tmp_path)
-    return [make_run(tmp_path / f"run{seed}", data, seed=10 * seed, val_split=20) for seed in range(4)]
+    return [make_run(tmp_path / f"run{seed}", data, seed=10 * seed, run_seed=seed, val_split=20) for seed in range(4)]
 
 
 def probabilities_of(runs: list[Path], images: torch.Tensor) -> np.ndarray:
@@ -200,10 +200,17 @@ def test_the_choice_does_not_see_the_test_set(four, tmp_path, monkeypatch):
     assert opened == ["train", "choice", "test"]
 
 
-@pytest.mark.parametrize(("splits", "reason"), [((20, 0), "not all runs set images apart"), ((20, 30), "set different images apart")])
+@pytest.mark.parametrize(
+    ("splits", "reason"),
+    [
+        (({"val_split": 20}, {}), "not all runs set images apart"),
+        (({"val_split": 20}, {"val_split": 30}), "set different images apart"),
+        (({"val_split": 20}, {"val_split": 20, "split_seed": 1}), "set different images apart"),
+    ],
+)
 def test_without_a_common_split_all_vote(tmp_path, splits, reason):
     data = make_data(tmp_path)
-    runs = [make_run(tmp_path / f"run{split}", data, seed=split, val_split=split) for split in splits]
+    runs = [make_run(tmp_path / f"run{seed}", data, seed=10 * seed, **split) for seed, split in enumerate(splits)]
     report = evaluate_ensemble(runs, tmp_path / "together")
     assert (report.chosen, report.sizes, report.best) == (None, (), report.whole)
     assert reason in report.not_chosen
@@ -221,6 +228,24 @@ def test_the_command(four, tmp_path, capsys):
     assert chosen[-1] == ",".join(map(str, report.chosen.members))
     assert f"by the soft vote of {len(report.chosen.members)} chosen on the validation split" in printed
     assert printed.endswith(f"{out / 'ensemble.json'}\n")
+
+
+def test_snapshots_are_members(tmp_path):
+    """All of them, of every run that keeps any; with weights that are named, each run is one."""
+    data = make_data(tmp_path)
+    runs = [make_run(tmp_path / name, data, seed=10 * kept, snapshots=kept) for kept, name in enumerate(("none", "one", "two"))]
+    of_two = [(runs[2], "snapshot-1"), (runs[2], "snapshot-2")]
+    together = evaluate_ensemble(runs, tmp_path / "together")
+    assert [(one.run, one.weights) for one in together.members] == [(runs[0], "ema-0.999"), (runs[1], "snapshot-1"), *of_two]
+    alone, test = evaluate_ensemble(runs[2:], tmp_path / "alone"), load_dataset(str(data), "test")
+    assert voters(tmp_path / "alone") == of_two
+    outputs = torch.stack([open_classifier(*member).logits(test.images).double().softmax(dim=1) for member in of_two])
+    assert alone.whole.soft_accuracy == (soft_vote(outputs) == test.labels).double().mean()
+    assert [one.test_accuracy for one in alone.members] == [(one.argmax(dim=1) == test.labels).double().mean() for one in outputs]
+    named = evaluate_ensemble(runs, tmp_path / "named", which="ema-0.999")
+    assert [one.weights for one in named.members] == ["ema-0.999"] * 3
+    with pytest.raises(ConfigError, match="or one that was trained with --snapshots"):
+        evaluate_ensemble(runs[1:2], tmp_path / "single")
 
 
 def test_members_within_the_folder_move_with_it(tmp_path):
@@ -249,8 +274,10 @@ def test_refusals(four, tmp_path, capsys):
         (["--recipe", "quickstart", str(four[0])], "an ensemble is of runs or of a recipe"),
         ([*map(str, four), "--epochs", "3"], "are for training; name a --recipe"),
         ([*map(str, four), "--threads", "1"], "are for training; name a --recipe"),
-        ([str(four[0])], "an ensemble takes two runs or more"),
-        ([str(four[0]), str(four[1]), f"{four[0]}/"], "is named twice; each run has one vote"),
+        ([str(four[0])], "an ensemble takes two members or more"),
+        ([str(four[0]), str(four[1]), f"{four[0]}/"], "is named twice; each run votes once"),
+        ([str(four[0]), str(four[1]), "--weights", "swa"], "unknown weights 'swa'"),
+        (["--recipe", "quickstart", "--seeds", "3"], "an ensemble takes two members or more; give more --seeds"),
         ([str(four[0]), "nowhere"], "nowhere is no run"),
         ([str(four[0]), str(stranger)], "give runs on the same data set"),
         (["--recipe", "quickstart", "--seeds", "3..1"], "write 0..10, which is 11 seeds"),

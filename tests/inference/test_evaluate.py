@@ -69,11 +69,12 @@ def test_the_files(run: Path) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: Path) -> None:
-    run = make_run(tmp_path / "validated", data, val_split=21, best={"weights": {"epoch": 1, "accuracy": 0.5, "loss": 1.0}})
+    best = {"weights": {"epoch": 1, "accuracy": 0.5, "loss": 1.0}}
+    run = make_run(tmp_path / "validated", data, val_split=21, run_seed=5, split_seed=7, best=best)
     report = evaluate_run(run)
     assert (report.chosen, report.calibration.fitted_on) == ("weights", "validation")
     train = load_dataset(str(data), "train")
-    _, apart = validation_split(train.labels, 21, 0, 3)
+    _, apart = validation_split(train.labels, 21, 7, 3)
     logits = logits_of(run, train.images[apart], "weights")
     assert report.calibration.temperature == pytest.approx(fit_temperature(logits, train.labels[apart]), rel=1e-4)
 

@@ -57,6 +57,14 @@ def test_which_weights_are_taken(tmp_path: Path, averages: tuple[str, ...], accu
     assert torch.equal(network.model.state_dict()["stem.weight"], stored["stem.weight"])
 
 
+@pytest.mark.parametrize("averages", [(), ("swa",)])
+def test_a_snapshot_is_taken_by_its_name_alone(tmp_path: Path, averages: tuple[str, ...]) -> None:
+    run = make_run(tmp_path / "run", tmp_path / "data.npz", averages=averages, snapshots=2)
+    assert load_network(run, CPU).weights == ("swa" if averages else "weights")
+    network = load_network(run, CPU, "snapshot-2")
+    assert torch.equal(network.model.state_dict()["stem.weight"], make_weights(2 + len(averages))["stem.weight"])
+
+
 def test_weights_that_the_run_lacks(run: Path) -> None:
     with pytest.raises(FastcifarError, match=re.escape(f"{run}: unknown weights 'ema-0.99'; did you mean ema-0.999?")):
         load_network(run, CPU, "ema-0.99")

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import SWALR
 
 from fastcifar.config import RunConfig, ScheduleConfig
 from fastcifar.errors import ConfigError
-from fastcifar.optim.schedules import SCHEDULES, Duration, Plateau, kinks, lr_table
+from fastcifar.optim.schedules import SCHEDULES, Duration, Plateau, cycle_ends, kinks, lr_table
 
 PEAK = 0.4
 
@@ -163,6 +163,32 @@ def test_cosine_ends_near_zero_and_peaks_after_the_warmup():
     rates = lr_table(ScheduleConfig("cosine", warmup="10st"), 1.0, 100, 10)
     assert rates[9] == rates[10] == max(rates) == 1.0
     assert 0 < rates[-1] < 1e-5
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+@pytest.mark.parametrize(("period", "factor"), [(1, 1), (2, 1), (3, 2), (1, 3)])
+def test_cycles_end_where_torch_starts_again(per, period, factor):
+    """In 12 epochs of 7 steps, after a warm-up of two; the run's end counts where it is a cycle's."""
+    given = {"warmup": "2ep", "per": per, "restart_period": f"{period}ep", "restart_factor": factor, "snapshots": True}
+    torchs = scheduler.CosineAnnealingWarmRestarts(torch.optim.SGD([torch.zeros(1)], lr=PEAK), T_0=7 * period, T_mult=factor)
+    ends = []
+    for step in range(15, 12 * 7 + 1):
+        torchs.step()
+        ends += [step] if torchs.T_cur == 0 else []
+    assert cycle_ends(ScheduleConfig("warm-restarts", **given), 7, 12) == ends
+
+
+@pytest.mark.parametrize("steps_per_epoch", [7, 97, 391])
+@pytest.mark.parametrize("share", ["25%", "20%"])
+def test_the_end_of_the_run_ends_a_cycle_that_is_longer_by_what_was_rounded(steps_per_epoch, share):
+    ends = cycle_ends(ScheduleConfig("warm-restarts", restart_period=share, snapshots=True), steps_per_epoch, 60)
+    assert (len(ends), ends[-1]) == (100 // int(share[:-1]), 60 * steps_per_epoch)
+
+
+@pytest.mark.parametrize(("period", "count"), [("30ep", 0), ("1ep", 25)])
+def test_too_few_or_too_many_cycles_for_snapshots(period, count):
+    with pytest.raises(ConfigError, match=f"--snapshots would keep {count}, expected 1 to 20; choose another --restart-period"):
+        cycle_ends(ScheduleConfig("warm-restarts", warmup="0%", restart_period=period, snapshots=True), 10, 25)
 
 
 @pytest.mark.parametrize("steps_per_epoch", [37, 38, 39, 391])

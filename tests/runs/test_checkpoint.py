@@ -50,11 +50,11 @@ def test_a_run_without_average(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret", "state", "ema-", ""])
-def test_names_that_are_no_average_are_not_opened(tmp_path, name):
+def test_names_that_no_weights_have_are_not_opened(tmp_path, name):
     checkpoints.save(tmp_path, state(7))
     progress = tmp_path / "00000007" / "progress.json"
     progress.write_text(progress.read_text().replace('"ema-0.999"', json.dumps(name)))
-    with pytest.raises(FastcifarError, match="which is no average"):
+    with pytest.raises(FastcifarError, match="which no weights are called"):
         checkpoints.load(tmp_path)
 
 

@@ -20,10 +20,11 @@ from fastcifar.errors import FastcifarError
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))  # behind all others: what stands there has no names of its own
 
+from suite import packed  # noqa: E402
 from suite.command import main  # noqa: E402
 from suite.measures import input_speed, op_speed, test_file  # noqa: E402
 from suite.parts import GPU, PARTS, Part, recipes_by_cost  # noqa: E402
-from suite.records import SCHEMA, Machine, Settings, read_part  # noqa: E402
+from suite.records import SCHEMA, Machine, PartlyFailed, Settings, read_part  # noqa: E402
 from suite.runner import Call, carry_out  # noqa: E402
 
 test_file.__test__ = False
@@ -223,6 +224,32 @@ def test_a_part_on_a_cpu(tmp_path):
     assert row.images_per_second > 0
     assert content.machine.gpu is None
     assert content.versions["torch"]
+
+
+@pytest.mark.parametrize("way", ["streams", pytest.param("processes", marks=pytest.mark.slow)])
+def test_packed_runs(monkeypatch, tmp_path, way):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"))
+    one, two = packed.packed(f"resnet20_v2 {way}", Settings("cpu", smoke=True), tmp_path)
+    for runs, row in enumerate((one, two), start=1):
+        assert (row.network, row.way, row.runs, row.captured, row.batch_size) == ("resnet20_v2", way, runs, False, 32)
+        assert row.images_per_second > 0
+    assert (one.times_one, two.times_one) == (1.0, two.images_per_second / one.images_per_second)
+
+
+def test_packed_runs_name_what_failed_and_keep_the_rest(monkeypatch, tmp_path):
+    """Not those that waited for it."""
+    genuine, arrived = packed.timed_with_others, []
+
+    def second_of_two_fails(trainer, barrier, settings):
+        arrived.append(trainer)
+        if len(arrived) == 3:
+            raise MemoryError("no room")
+        return genuine(trainer, barrier, settings)
+
+    monkeypatch.setattr(packed, "timed_with_others", second_of_two_fails)
+    with pytest.raises(PartlyFailed, match="2 at once: MemoryError: no room") as caught:
+        packed.packed("resnet20_v2 streams", Settings("cpu", smoke=True), tmp_path)
+    assert [row.runs for row in caught.value.rows] == [1]
 
 
 def test_the_committed_files_are_whole_and_no_smoke():

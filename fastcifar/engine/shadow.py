@@ -1,0 +1,79 @@
+"""Weights of convolutions and dense layers in the precision they are used in, beside the float32 ones that the optimiser moves.
+
+Autocast casts each weight at every forward pass, and each gradient back: two small kernels a layer on a GPU, where they cost as much as
+its smaller convolutions. Here one kernel casts all weights, and one or two take all gradients back. The values are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.models.layers import SqueezeExcite
+
+
+class Shadow:
+    """The weights that autocast would cast, cast.
+
+    Args:
+        model: the network, with its parameters in `flat`.
+        flat: float32 (P,), as `averaging.Buckets` lays it out.
+        dtype: of the copies; with float32 there are none, and nothing is done.
+    """
+
+    def __init__(self, model: nn.Module, flat: Tensor, dtype: torch.dtype) -> None:
+        self.flat = flat
+        cast = {} if dtype == torch.float32 else dict(cast_parameters(model))
+        self.originals = list(cast.values())
+        self.copies = torch.empty_like(flat, dtype=dtype) if cast else None
+        self.weights: dict[str, Tensor] = {}
+        """By the names of the parameters: leaves of autograd, for `torch.func.functional_call`."""
+        for name, parameter in cast.items():
+            part = self.copies.as_strided(parameter.size(), parameter.stride(), parameter.storage_offset())
+            self.weights[name] = part.detach().requires_grad_(parameter.requires_grad)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Casts the weights as they are now; due before a forward pass."""
+        if self.copies is not None:
+            self.copies.copy_(self.flat)
+
+    @torch.no_grad()
+    def deposit(self) -> None:
+        """Adds the gradients to those of the parameters, and drops them; due after a backward pass."""
+        pairs = [(original, copy) for original, copy in zip(self.originals, self.weights.values(), strict=True) if copy.grad is not None]
+        fresh = [(original, copy.grad) for original, copy in pairs if original.grad is None]
+        begun = [(original.grad, copy.grad) for original, copy in pairs if original.grad is not None]
+        for original, _ in fresh:
+            original.grad = torch.empty_like(original)
+        if fresh:
+            torch._foreach_copy_([original.grad for original, _ in fresh], [gradient for _, gradient in fresh])
+        if begun:
+            torch._foreach_add_([total for total, _ in begun], [gradient.float() for _, gradient in begun])
+        self.drop()
+
+    def drop(self) -> None:
+        """Forgets the gradients."""
+        for copy in self.weights.values():
+            copy.grad = None
+
+
+def cast_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name and parameter of what autocast casts: those of plain convolutions and dense layers.
+
+    Not of their subclasses, which may compute with a weight before they use it, nor within squeeze-and-excitation, whose kernel takes
+    float32. A parameter that other modules share stays as it is, for these may use it otherwise.
+    """
+    users: dict[nn.Parameter, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users[parameter] = users.get(parameter, 0) + 1
+    gates = {id(part) for module in model.modules() if isinstance(module, SqueezeExcite) for part in module.modules()}
+    for prefix, module in model.named_modules():
+        if type(module) in (nn.Conv2d, nn.Linear) and id(module) not in gates:
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                if users[parameter] == 1:
+                    yield name, parameter
