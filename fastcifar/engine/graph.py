@@ -44,10 +44,11 @@ def keep_artefacts() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
-def mark_of(config: RunConfig, device: torch.device) -> Path:
-    """A file that exists once the step of `config` has been compiled for `device`, by this torch, into the cache."""
+def mark_of(config: RunConfig, device: torch.device, options: dict[str, int | bool] | None = None) -> Path:
+    """A file that exists once the step of `config` has been compiled for `device`, by this torch with these options, into the cache."""
     size = config.engine.micro_batch or config.batch_size
-    parts = (asdict(config.model), asdict(config.loss), size, config.engine.precision, torch.__version__, device_name(device))
+    made_of = asdict(config.model), asdict(config.loss), size, config.engine.precision
+    parts = (*made_of, torch.__version__, device_name(device), options)
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache_folder() / "compiled")) / "fastcifar" / name
 

@@ -27,7 +27,7 @@ from fastcifar.engine.host import random_state_of, set_random_state, synchronize
 from fastcifar.engine.memory import MemoryPlan
 from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
-from fastcifar.engine.shadow import Shadow
+from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.snapshot import BestWeights
 from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Part, Step, Totals, Update, Workspace, count
 from fastcifar.errors import ConfigError, FastcifarError
@@ -105,7 +105,7 @@ class Trainer:
         self.seconds: Counter[str] = Counter(read=now - self.began, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
         """By phase; `read` is of the whole data set, `load` the waiting for batches."""
         self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
-        self.shadow = Shadow(self.model, self.buckets.flat[0], self.precision.dtype)
+        self.shadow = Shadow(self.model, self.buckets.flat[0], shadow_dtype(config.model.arch, self.device, self.precision.dtype))
         context = self.precision, config.loss, self.device, train.classes
         self.objective = Objective(self.model, self.normalization, *context, self.shadow.weights)
         self.evaluator = Evaluator(self.model, self.normalization, self.precision, self.device, memory and memory.evaluation_batch)
@@ -134,8 +134,8 @@ class Trainer:
         """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned."""
         remaining = self.total_steps - self.steps_done
         with self.clock("compile"):
-            mark = mark_of(self.config, self.device)
             options = CPU_OPTIONS if self.device.type == "cpu" else None
+            mark = mark_of(self.config, self.device, options)
             outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining, mark, options)
         self.step = self.build_step(outcome.function)
         choice = "on" if outcome.compiled else "off"
@@ -185,6 +185,7 @@ class Trainer:
             return f"since that failed ({reason(error)})"
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+            self.shadow.drop()
             snapshot.restore(self, kept)
             self.earlier = earlier
 
@@ -311,6 +312,7 @@ class Trainer:
         """Measures SWA's batch norm statistics over the training set, augmented as in the epoch after the last."""
 
         def forward(images: Tensor) -> None:
+            self.shadow.refresh()
             with self.precision.autocast(self.device):
                 self.objective.logits(images)
 

@@ -86,20 +86,20 @@ def evaluate_ensemble(
     configs = [Run.open(path).config() for path in runs]
     name = common_dataset(runs, configs)
     data_dir = data_dir or configs[0].data.data_dir
-    stored = [read_network(path, trust=trust) for path in runs]
-    members = [member for run in stored for member in classifiers(run, which)]
+    members = [member for path in runs for member in classifiers(read_network(path, trust=trust), which)]
     if len(members) < 2:
         raise ConfigError("an ensemble takes two members or more; name the folders of more runs, or one that was trained with --snapshots.")
     check_agreement(members)
+    first = read_network(runs[0], trust=trust)
     obstacle, validation = split_obstacle(configs), None
     if obstacle is None:
         train = load_dataset(name, "train", data_dir)
-        check_dataset(stored[0], train, name)
+        check_dataset(first, train, name)
         validation = ask(members, *apart(configs[0], train.images, train.labels, len(train.classes)), tta)
     chosen = select(validation.probabilities, validation.labels).members if validation else None
     sizes = [choice.members for choice in best_of_each_size(validation.probabilities, validation.labels)] if validation else []
     test_set = load_dataset(name, "test", data_dir)
-    check_dataset(stored[0], test_set, name)
+    check_dataset(first, test_set, name)
     test = ask(members, test_set.images, test_set.labels, tta)
     report = EnsembleReport(
         dataset=name,

@@ -212,7 +212,8 @@ def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[i
 
 
 ALL_BUT_COMPLETE, MOST_SNAPSHOTS = 0.95, 20
-"""Share of the last cycle after which it counts as ended where the run ends, since periods are rounded up; and snapshots of a run."""
+"""Share of the last cycle after which it counts as ended where the run ends, since periods are rounded up (to whole epochs, with a value an
+epoch, which may be more than this share allows for: `fastcifar plan` lists the snapshots); and snapshots of a run."""
 
 
 def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:

@@ -5,35 +5,75 @@ from dataclasses import replace
 import pytest
 import torch
 from small_training import DROPOUT, METHODS, image_set, run
-from torch import Tensor, nn
+from torch import nn
 
 from fastcifar.averaging import Buckets
+from fastcifar.config import EngineConfig
 from fastcifar.engine import trainer
-from fastcifar.engine.shadow import Shadow
+from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models import build_model
 from fastcifar.models.layers import SqueezeExcite
 
 
-class Autocast(Shadow):
-    """Leaves all casts to autocast."""
-
-    def __init__(self, model: nn.Module, flat: Tensor, _: torch.dtype) -> None:
-        super().__init__(model, flat, torch.float32)
+@pytest.fixture
+def on_any_device(monkeypatch):
+    monkeypatch.setattr(trainer, "shadow_dtype", lambda arch, device, dtype: dtype)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 8])
 @pytest.mark.parametrize("method", METHODS)
-def test_training_is_that_of_autocast_to_the_bit(method, micro_batch, monkeypatch):
+def test_training_is_that_of_autocast_to_the_bit(method, micro_batch, request):
+    """Averages and their measured statistics included."""
     config = replace(DROPOUT, **METHODS[method])
     config = replace(config, engine=replace(config.engine, micro_batch=micro_batch))
-    shadowed = run(Trainer(config, image_set(100)))
-    monkeypatch.setattr(trainer, "Shadow", Autocast)
     autocast = run(Trainer(config, image_set(100)))
-    assert len(shadowed.shadow.weights) == 8
+    request.getfixturevalue("on_any_device")
+    shadowed = run(Trainer(config, image_set(100)))
     assert not autocast.shadow.weights
+    assert len(shadowed.shadow.weights) == 8
+    for one in (autocast, shadowed) if method == "averages" else ():
+        one.estimate_statistics()
+    ours, theirs = ([*one.buckets.flat, *(part for flat in one.averages.flat.values() for part in flat)] for one in (shadowed, autocast))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("on_any_device")
+def test_a_capture_that_fails_leaves_no_gradient(monkeypatch):
+    made = Trainer(DROPOUT, image_set(100))
+    made.number = torch.zeros(1, dtype=torch.int64)
+
+    def fail(step, number, images, labels):
+        made.objective(images, labels).loss.backward()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(trainer, "warm_up", fail)
+    assert "out of memory" in made.try_capture()
+    assert all(weight.grad is None for weight in (*made.model.parameters(), *made.shadow.weights.values()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_captured_steps_with_a_shadow_are_those_of_autocast(precision, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    engine = EngineConfig(device="cuda:0", precision=precision, compile="off")
+    shadowed = Trainer(replace(DROPOUT, engine=engine), image_set(100))
+    monkeypatch.setattr(trainer, "shadow_dtype", lambda *_: torch.float32)
+    autocast = Trainer(replace(DROPOUT, engine=engine), image_set(100))
+    for one in (shadowed, autocast):
+        assert one.capture().startswith("Captured")
+        run(one)
+    assert shadowed.shadow.weights
     for a, b in zip(shadowed.buckets.flat, autocast.buckets.flat, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arch", "device", "kept"), [("resnet20_v2", "cuda", True), ("resnet20_v2", "cpu", False), ("a.b:c", "cuda", False)]
+)
+def test_a_shadow_is_kept_on_a_gpu_for_own_networks(arch, device, kept):
+    assert (shadow_dtype(arch, torch.device(device), torch.float16) == torch.float16) is kept
 
 
 class Odd(nn.Module):
