@@ -10,7 +10,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -132,9 +132,10 @@ def images_for(settings: Settings) -> ImageSet:
 
 
 def training(item: str, settings: Settings, folder: Path) -> list[TrainingSpeed]:
-    """A network and a batch size, such as `resnet_prop 128`."""
-    network, batch_size = item.split()
-    config, _ = resolve(config_of(network, int(batch_size), settings))
+    """A network and a batch size, such as `resnet_prop 128`, and perhaps `deterministic`."""
+    network, batch_size, *how = item.split()
+    config = config_of(network, int(batch_size), settings)
+    config, _ = resolve(replace(config, engine=replace(config.engine, deterministic="deterministic" in how)))
     prepare_machine(config.engine)
     trainer = Trainer(config, images_for(settings))
     print(trainer.compile(), trainer.capture())
@@ -156,6 +157,7 @@ def training(item: str, settings: Settings, folder: Path) -> list[TrainingSpeed]
             loader=trainer.loader.backend,
             compiled=chosen.compile == "on",
             captured=chosen.capture == "on",
+            deterministic=chosen.deterministic,
             flop_utilization=rate * count.training_flops / matmul_flops_per_second(trainer.device, trainer.precision.dtype),
             peak_memory_bytes=peak_memory_bytes(trainer.device),
             parameters=count.parameters,

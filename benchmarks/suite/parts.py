@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GPU, CIFAR = "a GPU", "CIFAR-10"
 DALI, RIVALS = "nvidia.dali", ("kornia", "albumentations")
 POLICIES = ("standard", "standard,autoaugment_tv")
+DETERMINISTIC = ("resnet20_v2", "resnet_prop")
+"""Networks of which it is measured what deterministic algorithms cost."""
 PACKED = ("resnet20_v2", "resnet_prop")
 """Networks of which several are trained at a time."""
 DTYPES = ("bfloat16", "float32", "float16", "uint8")
@@ -85,8 +87,10 @@ def ops_by_dtype(settings: Settings) -> list[str]:
 
 
 def networks_by_batch_size(settings: Settings) -> list[str]:
+    """At the smallest size some also with deterministic algorithms."""
     sizes = (32,) if settings.smoke else (128,) if settings.device == "cpu" else (128, 512)
-    return [f"{network} {size}" for size in sizes for network in NETWORKS]
+    deterministic = [f"{network} {sizes[0]} deterministic" for network in DETERMINISTIC]
+    return [f"{network} {size}" for size in sizes for network in NETWORKS] + deterministic
 
 
 def networks_by_way(settings: Settings) -> list[str]:

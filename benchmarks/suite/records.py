@@ -112,6 +112,8 @@ class TrainingSpeed:
     loader: str
     compiled: bool
     captured: bool
+    deterministic: bool
+    """Whether only deterministic algorithms were allowed."""
     flop_utilization: float
     """Share of the rate of a large matrix product."""
     peak_memory_bytes: int | None
