@@ -303,7 +303,7 @@ class Race:
             dataset=config.data.dataset,
             images=images,
             epochs=len(times),
-            precision=config.engine.precision,
+            precision="fp32" if self.name == "reports" else config.engine.precision,
             images_per_second=rate,
             times={other.loop: rate / other.images_per_second for other in others},
             setup_seconds=self.setup_seconds,
