@@ -7,17 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcifar.api import evaluate, export, predict, resume, train
     from fastcifar.config import RunConfig
     from fastcifar.data.image_set import ImageSet
     from fastcifar.data.loader import Loader
     from fastcifar.data.sources import load_dataset
-    from fastcifar.engine.run import resume, train
     from fastcifar.errors import FastcifarError
     from fastcifar.models import build_model
     from fastcifar.recipes import recipe
     from fastcifar.runs.folder import Result
 
-__all__ = ["FastcifarError", "ImageSet", "Loader", "Result", "RunConfig", "build_model", "load_dataset", "recipe", "resume", "train"]
+    __version__: str
 
 _HOMES = {
     "FastcifarError": "fastcifar.errors",
@@ -26,14 +26,20 @@ _HOMES = {
     "Result": "fastcifar.runs.folder",
     "RunConfig": "fastcifar.config",
     "build_model": "fastcifar.models",
+    "evaluate": "fastcifar.api",
+    "export": "fastcifar.api",
     "load_dataset": "fastcifar.data.sources",
+    "predict": "fastcifar.api",
     "recipe": "fastcifar.recipes",
-    "resume": "fastcifar.engine.run",
-    "train": "fastcifar.engine.run",
+    "resume": "fastcifar.api",
+    "train": "fastcifar.api",
 }
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("fastcifar")
     if name not in _HOMES:
         raise AttributeError(f"module 'fastcifar' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import reduce
-from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from fastcifar.arguments import parse
 from fastcifar.checks import check_range
 from fastcifar.commands import (
-    Command,
+    Completion,
     Count,
     Doctor,
     Ensemble,
@@ -26,15 +23,19 @@ from fastcifar.commands import (
     Profile,
     Recipes,
     Reproduce,
+    Resume,
     Train,
 )
-from fastcifar.config import EngineConfig, ModelConfig, RunConfig, ScheduleConfig
-from fastcifar.errors import ConfigError, FastcifarError, unknown
-from fastcifar.recipes import recipe, select
+from fastcifar.config import EngineConfig
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.recipes import Recipe, select
+from fastcifar.runs.interrupt import Interrupted
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNALLED = 128
 """Plus the signal's number, as shells have it."""
+SIGPIPE = 13
+"""Which Windows does not name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,92 +43,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     That is 0; 1 where `doctor` finds that training could not run; 2 for bad input; 128 plus the number of the signal that stopped it.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command = parse(arguments)
-        return COMMANDS[command_name(command)][1](command)
+        try:
+            command = parse(sys.argv[1:] if arguments is None else arguments)
+            return FUNCTIONS[type(command)](command)
+        finally:
+            sys.stdout.flush()
     except FastcifarError as error:
         print(f"fastcifar: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("fastcifar: stopped.", file=sys.stderr)
-        return EXIT_SIGNALLED + 2
-
-
-def parse(arguments: list[str]) -> Command:
-    """The command that `arguments` ask for; for help and unknown flags, which tyro answers, it exits. Raises ConfigError."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise ConfigError(unknown("command", arguments[0], COMMANDS))
-    if value_of("--resume", arguments) and len(arguments) > (3 if "--resume" in arguments else 2):
-        raise ConfigError("--resume RUN goes on with the settings of that run; leave the other flags out.")
-    start = starting_point(arguments)
-    defaults = {"train": Train(run=start), "plan": Plan(run=start), "profile": Profile(run=start), "count": Count(), "preview": Preview()}
-    kinds: list[Any] = [
-        Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, **({"default": defaults[name]} if name in defaults else {}))]
-        for name, (kind, _) in COMMANDS.items()
-    ]
-    description = "Trains CIFAR-class networks at the speed of the hardware."
-    return tyro.cli(reduce(or_, kinds), prog="fastcifar", description=description, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
-
-
-def starting_point(arguments: list[str]) -> RunConfig:
-    """The configuration that flags override: of --config or --recipe, where one is given. Raises ConfigError where it is not there."""
-    given = {name: value_of(name, arguments) for name in ("--config", "--recipe")}
-    if all(given.values()):
-        raise ConfigError("--config and --recipe both name a configuration to start from; give one of them.")
-    start = RunConfig()
-    if given["--recipe"]:
-        start = recipe(given["--recipe"])
-    if given["--config"]:
-        path = Path(given["--config"])
-        try:
-            text = path.read_text(errors="replace")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror}); give the config.json of a run.") from error
-        start = RunConfig.from_json(text, str(path))
-    return without_replaced(start, arguments)
-
-
-def without_replaced(start: RunConfig, arguments: list[str]) -> RunConfig:
-    """`start` without the options of an architecture, an optimiser, a schedule or a loss that `arguments` replace by another."""
-
-    def replaced(flag: str, current: str) -> bool:
-        return value_of(flag, arguments) not in (None, current)
-
-    if replaced("--arch", start.model.arch):
-        start = replace(start, model=ModelConfig())
-    if replaced("--optimizer", start.optim.optimizer):
-        start = replace(start, optim=replace(start.optim, lr=None, momentum=None, weight_decay=None))
-    if replaced("--schedule", start.schedule.schedule):
-        start = replace(start, schedule=ScheduleConfig(warmup=start.schedule.warmup))
-    if replaced("--loss", start.loss.loss):
-        start = replace(start, loss=replace(start.loss, label_smoothing=None, gamma_pos=None, gamma_neg=None))
-    return start
-
-
-def value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value that `--flag VALUE` or `--flag=VALUE` gives."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument == flag:
-            return following
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-    return None
-
-
-def train(command: Train) -> int:
-    from fastcifar.engine.run import resume, train
-    from fastcifar.runs.console import Console
-    from fastcifar.runs.interrupt import Interrupted
-
-    try:
-        if command.resume:
-            resume(command.resume, console=Console())
-        else:
-            train(command.run, command.out, console=Console())
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return EXIT_SIGNALLED + stop.signal_number
+    except KeyboardInterrupt:
+        print("fastcifar: stopped.", file=sys.stderr)
+        return EXIT_SIGNALLED + 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        return EXIT_SIGNALLED + SIGPIPE
+
+
+def train(command: Train) -> int:
+    from fastcifar.engine.run import train
+    from fastcifar.runs.console import Console
+
+    train(command.run, command.out, console=Console())
+    return 0
+
+
+def resume(command: Resume) -> int:
+    from fastcifar.engine.run import resume
+    from fastcifar.runs.console import Console
+
+    resume(command.run, epochs=command.epochs, console=Console())
     return 0
 
 
@@ -151,11 +99,13 @@ def evaluate(command: Eval) -> int:
 
 
 def predict(command: Predict) -> int:
-    from fastcifar.inference.predict import predict
+    from fastcifar.inference.predict import write_predictions
 
     options = {"which": command.weights, "tta": command.tta, "probabilities": command.probabilities, "trust": command.trust}
-    count = predict(command.runs, command.images, command.out, **options)
-    print(f"{count:,} predictions in {command.out}")
+    images = write_predictions(command.runs, command.images, command.out, **options)
+    if images.note:
+        print(images.note)
+    print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {command.out}")
     return 0
 
 
@@ -167,13 +117,13 @@ def ensemble(command: Ensemble) -> int:
         raise ConfigError(
             "seeds, epochs, val_split, at_once and the engine's settings are for training; name a --recipe or leave them out."
         )
+    chosen = select([command.recipe]) if command.recipe else []
     out = command.out or Path("runs", f"{command.recipe}-ensemble" if command.recipe else "ensemble")
     options = {"data_dir": command.data_dir, "which": command.weights, "tta": command.tta, "trust": command.trust}
     from fastcifar.inference.members import evaluate_ensemble, lines_of
-    from fastcifar.runs.interrupt import Interrupted
 
     try:
-        runs = command.runs or trained_members(command, out)
+        runs = command.runs or trained_members(chosen[0], command, out)
     except Interrupted as stop:
         print("Stopped and saved; the same command goes on.", file=sys.stderr)
         return EXIT_SIGNALLED + stop.signal_number
@@ -183,14 +133,14 @@ def ensemble(command: Ensemble) -> int:
     return 0
 
 
-def trained_members(command: Ensemble, out: Path) -> list[Path]:
+def trained_members(recipe: Recipe, command: Ensemble, out: Path) -> list[Path]:
     """Folders of the recipe's runs, by seed, trained where they were not."""
     from fastcifar.engine.packed import plan_members, train_packed
     from fastcifar.runs.console import Console
     from fastcifar.runs.ensembles import parse_seeds
 
     settings = {name: getattr(command, name) for name in ("epochs", "val_split", "data_dir", "engine")}
-    tasks = plan_members(select([command.recipe])[0], parse_seeds(command.seeds or "0..10"), out, **settings)
+    tasks = plan_members(recipe, parse_seeds(command.seeds or "0..10"), out, **settings)
     train_packed(tasks, command.at_once, Console())
     return [task.folder for task in tasks]
 
@@ -256,7 +206,6 @@ def reproduce(command: Reproduce) -> int:
     chosen = select(command.recipes)
     from fastcifar.engine.reproduce import reproduce
     from fastcifar.runs.console import Console
-    from fastcifar.runs.interrupt import Interrupted
 
     options = {name: getattr(command, name) for name in ("seeds", "epochs", "data_dir", "engine")}
     try:
@@ -267,24 +216,30 @@ def reproduce(command: Reproduce) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "train": (Train, train),
-    "plan": (Plan, plan),
-    "eval": (Eval, evaluate),
-    "predict": (Predict, predict),
-    "ensemble": (Ensemble, ensemble),
-    "export": (Export, export),
-    "count": (Count, count),
-    "preview": (Preview, preview),
-    "doctor": (Doctor, doctor),
-    "profile": (Profile, profile),
-    "recipes": (Recipes, recipes),
-    "reproduce": (Reproduce, reproduce),
+def completion(command: Completion) -> int:
+    from fastcifar.completion import SCRIPTS, candidates
+
+    for line in candidates(command.words) if command.words else [SCRIPTS[command.shell]]:
+        print(line)
+    return 0
+
+
+FUNCTIONS: dict[type, Callable[[Any], int]] = {
+    Train: train,
+    Resume: resume,
+    Plan: plan,
+    Eval: evaluate,
+    Predict: predict,
+    Ensemble: ensemble,
+    Export: export,
+    Count: count,
+    Preview: preview,
+    Doctor: doctor,
+    Profile: profile,
+    Recipes: recipes,
+    Reproduce: reproduce,
+    Completion: completion,
 }
-
-
-def command_name(command: Command) -> str:
-    return next(name for name, (kind, _) in COMMANDS.items() if isinstance(command, kind))
 
 
 if __name__ == "__main__":

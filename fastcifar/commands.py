@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import tyro
+from typing import Annotated, Literal, TypeVar
 
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.inference import TTA, ExportFormat
+
+T = TypeVar("T")
+Positional = Annotated[T, "positional"]
+"""Type of what is given by its place, without a flag."""
+Shell = Literal["bash", "zsh", "fish"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,15 @@ class Train:
     out: Path | None = None
     """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
     resume: Path | None = None
-    """Go on with the run in this folder. It keeps its own settings, so no other flag goes with it."""
+    """Go on with the run in this folder, by its own settings; the only flag beside it is --epochs, to train for longer than planned."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What `train --resume RUN` asks for."""
+
+    run: Path
+    epochs: int | None
 
 
 @dataclass(frozen=True)
@@ -37,14 +49,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a run on its test set: accuracy, classes, calibration, mistakes, speed; the pictures go into its folder."""
+    """Measure a run, or an ensemble, on its test set: accuracy, classes, calibration, mistakes, speed; the pictures go into its folder."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    run: Positional[Path]
+    """Folder of the run, or of an ensemble, of which every member that votes is measured, and all of them together."""
     data_dir: Path | None = None
     """Folder to look for the data set in; the run's own by default."""
     weights: str | None = None
-    """Weights to look at closely: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    """Weights of a run to look at closely: weights, or an average such as ema-0.999; the best on the validation split, or else an average.
+    An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     images: tuple[str, ...] = ()
@@ -63,14 +76,17 @@ class Eval:
 class Predict:
     """Classify unlabelled images by one run, or by several together, into a .csv file."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of the runs; several decide by the mean of their probabilities."""
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs, or of ensembles, which stand for their members that vote. Several networks decide by the mean of their
+    probabilities, in which each counts the same."""
     images: Path
-    """A .npy or .npz file, a folder of pictures in the order of their paths, or a pickled CIFAR batch."""
+    """A picture, a folder of pictures in the order of their paths, a .npy or .npz file, or a pickled CIFAR batch. Images of another size
+    than the run's are cut to their largest centred square and resized."""
     out: Path = Path("predictions.csv")
-    """The table: index,prediction."""
+    """The table: file,prediction for pictures, else index,prediction."""
     weights: str | None = None
-    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average. An ensemble says
+    itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     probabilities: bool = False
@@ -83,7 +99,7 @@ class Predict:
 class Ensemble:
     """Let runs and their snapshots vote, chosen on a validation split: runs that are there, or a recipe's, trained several at a time."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: Positional[tuple[Path, ...]] = ()
     """Folders of runs; none with --recipe."""
     recipe: str | None = None
     """Train this recipe by several seeds first; the same command goes on where it was stopped."""
@@ -111,16 +127,17 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's network as a file that needs no fastcifar, from bytes to probabilities, with a model card."""
+    """Write a run's network, or an ensemble's, as a file that needs no fastcifar, from bytes to probabilities, with a model card."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    run: Positional[Path]
+    """Folder of the run, or of an ensemble, whose members that vote become one file."""
     format: ExportFormat
     """safetensors (with the network as a Python file), torch (.pt2) or onnx."""
     out: Path | None = None
     """The file; `model` in the run's folder by default."""
     weights: str | None = None
-    """Weights to export: weights, or an average such as ema-0.999; the best on the validation split, or else an average."""
+    """Weights of a run to export: weights, or an average such as ema-0.999; the best on the validation split, or else an average. An
+    ensemble says itself which vote."""
     data_dir: Path | None = None
     """Folder to look for the data set in, on which the file is checked."""
     trust: bool = False
@@ -131,7 +148,7 @@ class Export:
 class Preview:
     """Draw what augmentation policies make of some images, as PNG pictures."""
 
-    policies: tyro.conf.Positional[tuple[str, ...]] = ()
+    policies: Positional[tuple[str, ...]] = ()
     """Policies, such as standard, autoaugment or crop:4,cutout:4x4; all that have a name by default."""
     augment: str | None = None
     """The same for one policy."""
@@ -142,7 +159,7 @@ class Preview:
     out: Path = Path("preview")
     """A .png file; or a folder, which gets a page for each policy and all.png."""
     seed: int = 0
-    """Of the augmentation."""
+    """Seed of the augmentation."""
     epoch: int = 0
     """The epoch whose draws are shown."""
     count: int = 12
@@ -187,7 +204,7 @@ class Profile:
 class Recipes:
     """List the recipes with their sources and claims, or describe some of them."""
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    names: Positional[tuple[str, ...]] = ()
     """Names, or globs such as 'r1_*'; all in one table by default."""
 
 
@@ -195,7 +212,7 @@ class Recipes:
 class Reproduce:
     """Run recipes by seed, and set what comes out beside what was claimed; the same command goes on where it was stopped."""
 
-    recipes: tyro.conf.Positional[tuple[str, ...]]
+    recipes: Positional[tuple[str, ...]]
     """Names, or globs such as 'r1_*'."""
     seeds: int = 1
     """Runs of each recipe."""
@@ -208,4 +225,31 @@ class Reproduce:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
 
-Command = Train | Plan | Eval | Predict | Ensemble | Export | Preview | Count | Doctor | Profile | Recipes | Reproduce
+@dataclass(frozen=True)
+class Completion:
+    """Print a script by which a shell completes commands, flags and names, as in: source <(fastcifar completion bash)"""
+
+    shell: Positional[Shell]
+    """The shell that the script is for."""
+    words: Positional[tuple[str, ...]] = ()
+    """What the script asks for in turn: after `--`, the words of a line up to the one to complete."""
+
+
+Command = Train | Resume | Plan | Eval | Predict | Ensemble | Export | Preview | Count | Doctor | Profile | Recipes | Reproduce | Completion
+
+COMMANDS: dict[str, type] = {
+    "train": Train,
+    "plan": Plan,
+    "eval": Eval,
+    "predict": Predict,
+    "ensemble": Ensemble,
+    "export": Export,
+    "count": Count,
+    "preview": Preview,
+    "doctor": Doctor,
+    "profile": Profile,
+    "recipes": Recipes,
+    "reproduce": Reproduce,
+    "completion": Completion,
+}
+"""By the name that is typed, what the command takes."""

@@ -16,7 +16,7 @@ from fastcifar.data.sources import is_known, unknown_dataset
 from fastcifar.errors import ConfigError
 from fastcifar.models import check_architecture
 from fastcifar.optim import OPTIMIZERS, SHARPNESS, check_reads
-from fastcifar.optim.schedules import SCHEDULES, Duration
+from fastcifar.optim.schedules import AUTO, SCHEDULES, Duration
 from fastcifar.serialization import build
 
 
@@ -30,7 +30,7 @@ class ModelConfig:
     """The network. What is left out is the architecture's own; what it does not read is refused."""
 
     arch: str = "resnet_prop"
-    """Architecture: a name, timm:NAME, or package.module:function; `fastcifar count --arch NAME` describes one."""
+    """Architecture: one of these names, timm:NAME, or package.module:function; `fastcifar count --arch NAME` describes one."""
     blocks: tuple[int, ...] | None = None
     """Residual blocks of each stage."""
     channels: tuple[int, ...] | None = None
@@ -57,8 +57,8 @@ class ModelConfig:
     """Window of the average pooling; the whole map by default."""
     pool_stride: int | None = None
     """Stride of the average pooling; its window by default."""
-    block: str | None = None
-    """Residual block: basic or bottleneck."""
+    block: Literal["basic", "bottleneck"] | None = None
+    """Residual block."""
     pre_activation: bool = False
     """Norm and ReLU before each convolution, in place of after it."""
     final_norm: bool = False
@@ -69,6 +69,8 @@ class ModelConfig:
     """Probability of dropping a feature before the last layer; in wide ResNets, a value between the convolutions of a block."""
     stochastic_depth: float | None = None
     """Probability of skipping the last block's residual branch; those before it are skipped linearly less."""
+    weight_init: Literal["he", "pytorch"] | None = None
+    """How the convolutions begin: by He's rule, or as PyTorch makes them, which the code behind reports 1 and 4 kept."""
     max_params: float | None = None
     """Refuse a network of more parameters, such as 5e6."""
 
@@ -88,20 +90,20 @@ class DataConfig:
     """The images, and what is done to them on their way to the network."""
 
     dataset: str = "cifar10"
-    """Data set: a name, or the path of a .npz file, a folder of .npy files, or one of pictures (at 48 pixels: PATH@48). `auto` takes
-    CIFAR-10 where it is at hand or quickly downloaded, else the built-in synthetic set."""
+    """Data set: one of these names, or the path of a .npz file, a folder of .npy files, or one of pictures (at 48 pixels: PATH@48).
+    `auto` takes CIFAR-10 where it is at hand or quickly downloaded, else the built-in synthetic set."""
     data_dir: Path | None = None
     """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
     val_split: int = 0
     """Training images set apart for validation, the same share of each class."""
     split_seed: int = 0
-    """Of the draw of those, apart from the run's own seed, so that runs of several seeds set the same images apart."""
+    """Seed of their draw, apart from the run's own, so that runs of several seeds set the same images apart."""
     augment: str = "standard"
     """Augmentation policy: names and settings joined by commas, such as standard,cutout:1x16 or transform2,rotate:20."""
     normalize: str = "true"
-    """Mean and deviation: true (the data set's own), kuangliu, half or none."""
+    """Mean and deviation of the colours; true has the data set's own."""
     loader: str = "auto"
-    """Augmentation backend: auto, dali, torch or triton."""
+    """Augmentation backend; auto takes what the device can use."""
     chunk_size: int | None = None
     """Images augmented at once; suited to the device by default."""
 
@@ -121,7 +123,7 @@ class OptimConfig:
     """How the weights move. What is left out is the optimiser's own; what it does not read is refused."""
 
     optimizer: str = "sgd-nesterov"
-    """Optimiser: sgd, sgd-nesterov, adam, adamw, radam, rmsprop, adagrad, adadelta or muon."""
+    """Optimiser."""
     lr: float | None = None
     """Peak learning rate."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
@@ -176,10 +178,10 @@ class ScheduleConfig:
     """The course of the learning rate. What is left out is the schedule's own; what it does not read is refused."""
 
     schedule: str = "cosine"
-    """Course of the learning rate after the warm-up: constant, step, multistep, cosine, warm-restarts, linear, polynomial, one-cycle,
-    plateau or swa (constant, then linear, then constant)."""
+    """Course of the learning rate after the warm-up; swa is constant, then linear, then constant."""
     warmup: str | None = None
-    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run; 5% by default, none before one-cycle."""
+    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run; none before one-cycle, else by default `auto`: 5%, at least
+    200 steps, at most a quarter of the run."""
     per: Literal["step", "epoch"] | None = None
     """Whether the schedule moves on every step, as by default, or once an epoch; the warm-up always rises every step."""
     horizon: str | None = None
@@ -210,7 +212,8 @@ class ScheduleConfig:
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("schedule", "warmup")}
         settings["snapshots"] = self.snapshots or None
         check_reads(self.schedule, settings, [name for name in SCHEDULES[self.schedule].defaults if name in settings], "schedule")
-        for text in (self.warmup, self.horizon, self.step_size, self.restart_period, *(self.milestones or ())):
+        warmup = None if self.warmup == AUTO else self.warmup
+        for text in (warmup, self.horizon, self.step_size, self.restart_period, *(self.milestones or ())):
             if text is not None:
                 Duration.parse(text)
         check_range("start_lr", self.start_lr, 0, 1)
@@ -223,7 +226,7 @@ class ScheduleConfig:
     @property
     def resolved(self) -> ScheduleConfig:
         """With what was left out filled in, where it is read."""
-        defaults = {"warmup": "5%", **SCHEDULES[self.schedule].defaults}
+        defaults = {"warmup": AUTO, **SCHEDULES[self.schedule].defaults}
         return replace(self, **{name: first(getattr(self, name), default) for name, default in defaults.items()})
 
 
@@ -236,7 +239,7 @@ class LossConfig:
     """What is minimised."""
 
     loss: Literal["cross-entropy", "asymmetric"] = "cross-entropy"
-    """Of the logits and labels."""
+    """Loss, from the logits and labels."""
     label_smoothing: float | None = None
     """Share of the target spread over all classes; 0 by default, 0.1 in the asymmetric loss."""
     gamma_pos: float | None = None
@@ -302,11 +305,11 @@ class EngineConfig:
     """On what, and in what manner, the run computes. `auto` is decided once, when the run starts, and stored with it."""
 
     device: str = "auto"
-    """cuda, cuda:1, cpu, or auto: a GPU where there is one."""
+    """Where to compute; auto takes a GPU where there is one, and cuda:1 the second one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Of the convolutions: bf16 where native, else fp16 (GPU), else fp32."""
+    """Precision of the convolutions; auto takes bf16 where native, else fp16 (GPU), else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile: on, off, or where it pays for the length of the run."""
+    """Whether to use torch.compile; auto does where it pays for the length of the run."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Record steps as CUDA graphs, which the host launches whole; auto does where it can."""
     threads: int | None = None
@@ -335,7 +338,9 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run; `to_json` and `from_json` keep it in a file.
+    """The whole configuration of a run.
+
+    `to_json` and `from_json` keep it in a file.
 
     Raises:
         ConfigError: a value out of range, an unknown name, or an option that the architecture does not read.
@@ -353,11 +358,11 @@ class RunConfig:
     batch_size: int = 128
     """Images a step."""
     seed: int = 0
-    """Of the weights, the order and the augmentation."""
+    """Seed of the weights, the order and the augmentation."""
     watch_test: bool = False
     """Evaluate the test set after every epoch, as the reports did; the record says so."""
     recipe: str | None = None
-    """The recipe to start from; further flags override it."""
+    """Recipe to start from, which further flags override; `fastcifar recipes` lists them."""
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, 1)

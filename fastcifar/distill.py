@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,37 +11,23 @@ from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalizer
 from fastcifar.errors import ConfigError
-from fastcifar.runs.ensembles import is_ensemble, voters
-from fastcifar.runs.network import load_network
+from fastcifar.inference.ensemble import joint_logits
+from fastcifar.runs.network import load_networks
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network, in eval mode, with its own preprocessing."""
+    """A trained network, or several, in eval mode, each with its own preprocessing."""
 
-    network: nn.Module
-    normalize: Normalizer
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images uint8 (N, 3, H, W), given to the network in `dtype` -> logits (N, classes)."""
-        return self.network(self.normalize(images, dtype))
-
-
-@dataclass(frozen=True)
-class Committee:
-    """Several teachers as one."""
-
-    members: tuple[Teacher, ...]
+    members: tuple[tuple[nn.Module, Normalizer], ...]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images as a teacher's -> the logarithm of the members' mean probabilities, float32 (N, classes), which are logits of the mean."""
-        shares = torch.stack([F.log_softmax(member(images, dtype).float(), dim=1) for member in self.members])
-        return shares.logsumexp(dim=0) - math.log(len(self.members))
+        """Images uint8 (N, 3, H, W), given to the networks in `dtype` -> logits (N, classes); of several, of the mean probabilities."""
+        return joint_logits([network(normalize(images, dtype)) for network, normalize in self.members])
 
 
-def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher | Committee:
+def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
     """The network of a run's folder, with its best weights on the validation split, or else an average, where it keeps one.
 
     Of an ensemble's folder, the members that vote: those chosen on the validation split, or else all.
@@ -50,19 +35,12 @@ def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> 
     Raises:
         FastcifarError: the folder is neither, or a run has no checkpoint; ConfigError: one knows other classes than `classes`.
     """
-    if not is_ensemble(path):
-        return load_one(path, None, device, classes)
-    return Committee(tuple(load_one(run, weights, device, classes) for run, weights in voters(path)))
-
-
-def load_one(run: Path, which: str | None, device: torch.device, classes: tuple[str, ...]) -> Teacher:
-    """The weights `which` of a run, as `runs.network.load_network` has them, no longer to be trained. Raises as `load_teacher`."""
-    network = load_network(run, device, which)
-    if network.classes != classes:
-        raise ConfigError(f"the teacher {run} was trained on other classes; give a run on the same data set.")
-    for parameter in network.model.parameters():
-        parameter.requires_grad_(False)
-    return Teacher(network.model, Normalizer(network.normalization, device))
+    networks = load_networks(path, device)
+    for network in networks:
+        if network.classes != classes:
+            raise ConfigError(f"the teacher {network.path} was trained on other classes; give a run on the same data set.")
+        network.model.requires_grad_(False)
+    return Teacher(tuple((network.model, Normalizer(network.normalization, device)) for network in networks))
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -1,39 +1,78 @@
-"""The command line: immediate help, refusals that name the way out, and the commands that need no training."""
+"""The command line: immediate help, refusals that name the way out, completion, and the commands that need no training."""
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
+from fastcifar import arguments as grammar
 from fastcifar import cli
+from fastcifar.augment import BACKENDS, NORMALIZATIONS
+from fastcifar.augment.policy import POLICIES
+from fastcifar.commands import COMMANDS, Resume
+from fastcifar.config import DataConfig, RunConfig
+from fastcifar.data.sources import DATASETS
+from fastcifar.models import ARCHITECTURES
+from fastcifar.optim import OPTIMIZERS
+from fastcifar.optim.schedules import SCHEDULES
+from fastcifar.settings import settings_of
 
-FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
+FASTCIFAR = [sys.executable, "-m", "fastcifar"]
 
 
 def refusal(capsys, *arguments: str) -> str:
-    """What a refused command line prints; its exit status is 2."""
-    try:
-        status = cli.main(arguments)
-    except SystemExit as exit_:
-        status = exit_.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+    """What a refused command line prints: one line, with an exit status of 2."""
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("fastcifar: ")
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    return captured.err
+
+
+def printed(capsys, *arguments: str) -> str:
+    """What a command line prints that ends the program at once, with an exit status of 0."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert not exit_.value.code
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["tran"], "unknown command 'tran'; did you mean train"),
-        (["train", "--epoch", "3"], "Perhaps you meant: --epochs"),
+        (["--arch", "resnet18"], "unknown command '--arch'; choose one of"),
+        (["train", "--epoch", "3"], "train knows no --epoch; did you mean --epochs?"),
+        (["train", "--batch_size=3"], "train knows no --batch_size; did you mean --batch-size?"),
+        (["train", "-lr", "3"], "train knows no -lr; did you mean --lr?"),
+        (["export", "run", "--fromat", "onnx"], "export knows no --fromat; did you mean --format?"),
+        (["eval", "run", "--epochs", "3"], "eval knows no --epochs; `fastcifar eval --help` lists its flags."),
+        (["train", "--lr"], "--lr: expected one argument"),
+        (["train", "--blocks", "--lr", "3"], "--blocks: expected at least one argument"),
+        (["eval"], "the following arguments are required: RUN; fastcifar eval --help"),
+        (["predict", "run"], "the following arguments are required: --images"),
+        (["train", "resnet18"], "train cannot use 'resnet18'; did you mean --arch resnet18?"),
+        (["train", "resnet-20"], "did you mean --arch resnet20?"),
+        (["eval", "a", "b"], "eval cannot use 'b'"),
+        (["reproduce", "quickstar"], "unknown recipe 'quickstar'; did you mean quickstart?"),
+        (["ensemble", "--recipe", "quickstar"], "unknown recipe 'quickstar'; did you mean quickstart?"),
+        (["recipes", "quickstar"], "unknown recipe 'quickstar'; did you mean quickstart?"),
+        (["completion", "tcsh"], "unknown shell 'tcsh'; did you mean"),
         (["train", "--arch", "resnet_propp"], "did you mean resnet_prop"),
         (["train", "--recipe", "quickstar"], "did you mean quickstart?"),
         (["train", "--dataset", "cifar-10"], "did you mean cifar10"),
-        (["train", "--precision", "bf61"], "'bf16', 'fp16', 'fp32'"),
-        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--precision", "bf61"], "unknown precision 'bf61'; did you mean bf16"),
+        (["train", "--epochs", "many"], "--epochs is 'many'; expected a whole number."),
+        (["train", "--lr=abc"], "--lr is 'abc'; expected a number."),
         (["train", "--arch", "resnet18", "--blocks", "2", "2"], "resnet18 does not read the option 'blocks'; it is for resnet."),
-        (["train", "--resume", "somewhere", "--epochs", "3"], "leave the other flags out"),
-        (["train", "--resume=somewhere", "--epochs", "3"], "leave the other flags out"),
+        (["train", "--resume", "somewhere", "--lr", "3"], "leave the other flags out"),
+        (["train", "--resume=somewhere", "--epochs", "3", "--seed=1"], "leave the other flags out"),
         (["train", "--resume", "nowhere"], "nowhere is no run"),
         (["train", "--device", "cuda:abc"], "choose auto, cpu, cuda or cuda:INDEX"),
         (["train", "--dataset", "synthetic", "--arch", "resnet", "--stem-channels", "-5"], "stem_channels must all be at least 1"),
@@ -57,14 +96,27 @@ def test_refusals_are_short_and_name_the_way_out(capsys, monkeypatch, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "--arch", "resnet_porp"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "--version",
+        "train --help",
+        "train --arch resnet_porp",
+        "train --learning-rate 3",
+        "eval run --data-dir nowhere",
+        "ensemble --recipe quickstar",
+        "reproduce quickstar",
+        "completion bash -- train --arch",
+    ],
+)
 def test_help_and_refusals_come_without_torch(arguments):
     """Which keeps them under a second; the check is the absence of the import, and the time is only printed."""
     code = f"""
 import sys
 from fastcifar import cli
 try:
-    cli.main({arguments!r})
+    cli.main({arguments.split()!r})
 finally:
     assert "torch" not in sys.modules
 """
@@ -76,10 +128,139 @@ finally:
     assert elapsed < 10, "an import has crept in: this takes 0.2 s on an idle machine"
 
 
-def test_help_lists_the_commands():
-    done = subprocess.run([*FASTCIFAR, "--help"], capture_output=True, text=True, check=True)
-    for name in cli.COMMANDS:
-        assert name in done.stdout
+@pytest.mark.parametrize(("typed", "meant"), grammar.SYNONYMS.items())
+def test_the_names_that_other_programs_use_find_their_flag(capsys, typed, meant):
+    command = next(name for name, kind in COMMANDS.items() if f"--{meant.split()[0]}" in {f for s in settings_of(kind) for f in s.flags})
+    assert f"{command} knows no --{typed}; did you mean --{meant}?" in refusal(capsys, command, f"--{typed}", "1")
+
+
+def test_help_lists_the_commands(capsys):
+    help_ = printed(capsys)
+    assert help_ == printed(capsys, "--help") == subprocess.run([*FASTCIFAR, "-h"], capture_output=True, text=True, check=True).stdout
+    assert all(name in help_ for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert printed(capsys, "--version") == f"fastcifar {metadata.version('fastcifar')}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_every_flag_and_no_type_riddle(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    help_ = printed(capsys, command, "--help", "--no-such-flag")
+    for setting in settings_of(COMMANDS[command]):
+        assert setting.text, "a field without a sentence under it"
+        assert all(flag in help_ for flag in setting.flags)
+    assert not any(riddle in help_ for riddle in ("None", "{", "SUPPRESS", "==", "to_json"))
+    assert max(map(len, help_.splitlines())) <= 80
+
+
+def test_help_names_all_there_is_to_choose_from(capsys):
+    words = set(printed(capsys, "train", "--help").replace("[", " ").replace("]", " ").replace(",", " ").replace(";", " ").split())
+    for names in (ARCHITECTURES, OPTIMIZERS, SCHEDULES, DATASETS, POLICIES, NORMALIZATIONS, BACKENDS):
+        assert words >= set(names)
+    assert words >= {"cross-entropy", "asymmetric", "he", "pytorch", "basic", "bottleneck", "bf16", "asam", "sqrt"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="has no SIGPIPE")
+@pytest.mark.parametrize("arguments", ["recipes", "--help"])
+def test_a_reader_that_leaves_ends_it_quietly(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*FASTCIFAR, arguments], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --dataset synthetic",
+        "plan",
+        "profile",
+        "eval run",
+        "ensemble run",
+        "export run --format onnx",
+        "preview",
+        "doctor",
+        "reproduce quickstart",
+    ],
+)
+def test_a_data_dir_that_is_not_there_is_not_made(capsys, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    sentence = refusal(capsys, *command.split(), "--data-dir", "my data")
+    assert "data_dir my data is no folder; correct it, or make one with: mkdir -p 'my data'" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_dir_that_is_gone_since_is_not_made_by_another_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(RunConfig(data=DataConfig(dataset="synthetic", data_dir=tmp_path / "gone")).to_json())
+    assert "gone is no folder" in refusal(capsys, "train", "--config", str(file))
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("tra", ["train"]),
+        ("train --arch resnet1", ["resnet18"]),
+        ("train --arch = resnet1", ["resnet18"]),
+        ("train --arch=resnet1", ["--arch=resnet18"]),
+        ("train --arch resnet18 --optim", ["--optimizer"]),
+        ("train --no-wa", ["--no-watch-test"]),
+        ("plan --optimizer sgd-", ["sgd-nesterov"]),
+        ("train --schedule warm", ["warm-restarts"]),
+        ("train --dataset cifar", ["cifar10", "cifar100"]),
+        ("train --precision b", ["bf16"]),
+        ("train --recipe quick", ["quickstart"]),
+        ("reproduce r4_final r1_resnet_prop_standard quick", ["quickstart"]),
+        ("preview standard cutout", ["cutout_4x4", "cutout_1x16"]),
+        ("export run --format o", ["onnx"]),
+        ("eval runs/my", []),
+        ("train --data-dir d", []),
+        ("train --lr r", []),
+        ("nonsense ", []),
+    ],
+)
+def test_completion(capsys, words, expected):
+    assert cli.main(["completion", "bash", "--", *words.split(" ")]) == 0
+    assert capsys.readouterr().out.split() == expected
+
+
+LINE = "fastcifar train --arch resnet1"
+ASK = {
+    "bash": f'source <(fastcifar completion bash); COMP_WORDS=({LINE}); COMP_CWORD=3; _fastcifar; echo "${{COMPREPLY[@]}}"',
+    "zsh": f"""compdef() {{ }}; compadd() {{ echo $candidates }}
+        source <(fastcifar completion zsh); words=({LINE}); CURRENT=4; _fastcifar""",
+    "fish": f"fastcifar completion fish | source; complete -C '{LINE}'",
+}
+
+
+@pytest.mark.parametrize("shell", ASK)
+def test_the_script_of_a_shell_completes_there(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    program = tmp_path / "fastcifar"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fastcifar "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([shell, "-c", ASK[shell]], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["resnet18"], done.stderr
+
+
+def test_resume_takes_more_epochs():
+    assert cli.parse(["train", "--resume", "run"]) == Resume(Path("run"), None)
+    assert cli.parse(["train", "--resume=run", "--epochs", "20"]) == Resume(Path("run"), 20)
+
+
+def test_choices_and_places_are_read():
+    command = cli.parse(["predict", "a", "b", "--images", "x.npz", "--tta", "mirror", "--probabilities"])
+    assert (command.runs, command.images, command.tta, command.probabilities) == ((Path("a"), Path("b")), Path("x.npz"), "mirror", True)
+    assert cli.parse(["recipes"]).names == ()
+    run = cli.parse("train --arch resnet --blocks 2 2 --channels 8 16 --no-decay-norms --ema-decay 0.9 0.99 --max-params 5e6".split()).run
+    assert (run.model.blocks, run.model.max_params, run.optim.decay_norms, run.average.ema_decay) == ((2, 2), 5e6, False, (0.9, 0.99))
 
 
 def test_count(capsys):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.distill import Committee, distillation, load_teacher
+from fastcifar.distill import Teacher, distillation, load_teacher
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
@@ -49,9 +49,10 @@ def test_the_loss_is_shared_between_labels_and_teacher(tmp_path):
     expected = 0.75 * F.cross_entropy(logits, labels, label_smoothing=0.1)
     expected += 0.25 * distillation(logits, teacher.model((floats - mean) / std), 3.0)
     torch.testing.assert_close(trainer.objective(images, labels).loss, expected, rtol=1e-4, atol=1e-5)
-    before = [tensor.clone() for tensor in trainer.objective.teacher.network.state_dict().values()]
+    ((taught_by, _),) = trainer.objective.teacher.members
+    before = [tensor.clone() for tensor in taught_by.state_dict().values()]
     trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
-    after = trainer.objective.teacher.network.state_dict().values()
+    after = taught_by.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -81,11 +82,11 @@ def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
     assert trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
 
 
-def test_an_ensemble_of_one_teaches_as_its_member(tmp_path):
+def test_an_ensemble_of_equals_teaches_as_its_member(tmp_path):
     run = make_run(tmp_path / "seed0")
     alone = load_teacher(run.path, CPU, ("ant", "bee"))
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    logits = [teacher(images, torch.float32) for teacher in (alone, Committee((alone,)))]
+    logits = [teacher(images, torch.float32) for teacher in (alone, Teacher(alone.members * 2))]
     student = torch.randn(5, 2)
     torch.testing.assert_close(distillation(student, logits[1], 4.0), distillation(student, logits[0], 4.0))
 

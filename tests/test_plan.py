@@ -8,12 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastcifar import cli
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.data.sources import load_dataset
+from fastcifar.diagnostics import doctor
 from fastcifar.diagnostics.plan import SIZES, DataSize, cost, data_size, outline, warnings
+from fastcifar.engine.memory import size
+from fastcifar.engine.resolve import resolve
+from fastcifar.engine.run import build_trainer
 from fastcifar.errors import ConfigError
 from fastcifar.optim.schedules import lr_table
 
@@ -86,6 +91,23 @@ def test_remarks_say_what_the_reports_did_not_see():
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "warned"),
+    [
+        (ModelConfig("resnet_prop"), False),
+        (ModelConfig("resnet_prop", weight_init="he"), True),
+        (ModelConfig("resnet_prop", weight_init="he", final_norm=True), False),
+        (ModelConfig("resnet", pre_activation=True), True),
+        (ModelConfig("resnet"), False),
+        (ModelConfig("wrn28_2"), False),
+    ],
+    ids=lambda value: f"{value.arch} {value.options}" if isinstance(value, ModelConfig) else None,
+)
+def test_a_network_that_begins_too_large_is_remarked_on(model, warned):
+    config = replace(SMALL, model=model)
+    assert any("has no norm before its classifier" in text for text in warnings(config, outline(config))) == warned
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "warm-restarts", "one-cycle", "step"])
 def test_the_course_is_that_of_the_run(schedule):
     config = replace(SMALL, schedule=ScheduleConfig(schedule), data=DataConfig("synthetic", val_split=500))
@@ -126,17 +148,41 @@ def test_the_cost_is_that_of_closed_forms(precision):
     inputs = 2 * pixels * 27 * 4  # no gradient of the images is taken
     assert plain.flops == steps * 64 * (3 * forward - inputs)
     assert spent.flops == 2 * plain.flops
-    held = spent.memory
+    held = spent.memory.parts
     assert held["data set"] == 12_000 * (3 * pixels + 8)
     assert held["weights"] - weights <= 3 * 8  # the norms may count their batches
     assert held["gradients"] == 4 * parameters
     assert held["averages"] == 3 * held["weights"]
     assert held["weights that SAM returns to"] == held["weights"]
     assert 2 * 4 * parameters <= held["optimiser"] <= 2 * 4 * parameters + 4 * 20
-    assert plain.memory["optimiser"] == 4 * parameters
-    assert held["activations of a batch"] * (2 if precision == "bf16" else 1) == plain.memory["activations of a batch"]
-    assert plain.memory["activations of a batch"] >= 64 * 4 * pixels * 4 * 3
+    assert plain.memory.parts["optimiser"] == 4 * parameters
+    assert held["activations"] * (2 if precision == "bf16" else 1) == plain.memory.parts["activations"]
+    assert plain.memory.parts["activations"] >= 64 * 4 * pixels * 4 * 3
+    assert (spent.memory.passes, spent.memory.needed) == (1, sum(held.values()))
     assert plain.seconds > 0
+
+
+@pytest.mark.parametrize("limit", [None, "1000MB"], ids=["whole", "split"])
+def test_plan_doctor_and_run_agree_on_the_memory(limit, monkeypatch):
+    engine = replace(SMALL.engine, memory_limit=limit, compile="off")
+    config = replace(SMALL, model=replace(SMALL.model, channels=(64,)), batch_size=500, engine=engine)
+    planned = cost(config, outline(config)).memory
+    assert planned.passes == (1 if limit is None else 5)
+    run = build_trainer(resolve(config)[0]).memory
+    assert (run.needed, run.micro_batch) == (planned.needed, planned.micro_batch)
+    monkeypatch.setattr(doctor, "MAIN_JOB", config)
+    assert f"resnet takes about {size(planned.needed)}, {planned.manner}" in doctor.memory_of(torch.device("cpu")).text
+
+
+def test_what_does_not_fit_is_refused_as_a_run_is(capsys, tmp_path):
+    flags = "--dataset synthetic --arch resnet --channels 100000 --device cpu --memory-limit 900GB --out".split()
+    sentences = []
+    for command in ("plan", "train"):
+        assert cli.main([command, *flags, str(tmp_path / "out")]) == 2
+        sentences.append(capsys.readouterr().err.split(": ", 1)[1])
+    assert sentences[0] == sentences[1]
+    assert "resnet with 1 images a pass needs about" in sentences[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_device_everything_but_the_time_is_there():
@@ -173,6 +219,7 @@ def test_the_command_prints_and_draws(tmp_path, capsys):
         "resnet, 470 parameters",
         "Warning: cosine is laid out for 10 epochs",
         "Warning: lr 5 is 50 times above the 0.1 that suits sgd-nesterov",
+        "GiB, batches of 128 whole: data set 176.2 MiB,",
         "uncompiled, on",
         str(out),
     ):
@@ -195,10 +242,11 @@ def line(picture) -> np.ndarray:
 
 
 def test_the_picture_shows_the_curve(tmp_path):
+    from fastcifar.analysis.picture import draw
     from fastcifar.analysis.plots import plot_lr
 
     path = tmp_path / "lr.png"
-    plot_lr(lr_table(ScheduleConfig("linear", warmup="0%"), 0.1, 10, 20), 10, [], path)
+    assert draw(path, plot_lr, lr_table(ScheduleConfig("linear", warmup="0%"), 0.1, 10, 20), 10, []) is None
     assert path.read_bytes().startswith(b"\x89PNG")
     height = line(path)
     assert len(height) > 500

@@ -16,7 +16,7 @@ from fastcifar.augment.sampling import Mixing, Params, Slot, sample
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
 from fastcifar.diagnostics.preview import GAP, PAIR_SIDE, SHEET_SIDE, describe, describe_warp, pairs, preview, sheet, view
-from fastcifar.errors import ConfigError
+from fastcifar.errors import ConfigError, FastcifarError
 
 COUNT = 40
 
@@ -217,5 +217,5 @@ def test_refuses(dataset: ImageSet, tmp_path: Path, arguments: dict, message: st
 
 def test_a_place_that_cannot_be_written(dataset: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"page\.png cannot be written \(.*\); give another file or folder\.$"):
+    with pytest.raises(FastcifarError, match=r"page\.png cannot be written \(.*\); make room there, .* choose another folder\.$"):
         preview(["standard"], dataset, tmp_path / "file" / "page.png")

@@ -10,6 +10,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from fastcifar.data.arrays import SPLITS, read_arrays
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import cache_folder
 from fastcifar.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -108,15 +112,33 @@ def decode_all(pictures: dict[str, Pictures], size: int) -> dict[str, np.ndarray
 
 
 def decode(path: Path, size: int) -> np.ndarray:
-    """uint8 (size, size, 3), RGB, the right way up; the pixels as they are where the picture has that size already."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    """The picture at `path` as `fit` has it. Raises DataError where it is none."""
+    return fit(read_picture(path), size)
+
+
+def fit(picture: Picture, size: int) -> np.ndarray:
+    """The largest centred square of a picture in RGB, resized: uint8 (size, size, 3); its pixels as they are where it has that size."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+
+def upright(picture: Picture) -> Picture:
+    """`picture` in RGB, the right way up. Raises ValueError where that would lose bits."""
+    from PIL import ImageOps
+
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError("more than 8 bits a channel")
+    return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def read_picture(path: Path) -> Picture:
+    """The picture at `path`, in RGB, the right way up. Raises DataError where it is none."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits a channel")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS))
+        with Image.open(path, formats=FORMATS) as picture:
+            return upright(picture)
     except UnidentifiedImageError:
         raise DataError(f"{path} is no {', '.join(FORMATS)} picture; replace it or remove it.") from None
     except Exception as error:  # on hostile bytes, Pillow raises nearly anything

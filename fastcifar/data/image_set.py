@@ -66,6 +66,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        height, width = self.images.shape[1:3]
+        return f"ImageSet({len(self):,} images of {width}x{height}, {len(self.classes)} classes, on {self.images.device})"
+
     def subset(self, index: Tensor) -> ImageSet:
         """The samples at `index`, int64 (M,), in that order, with the same classes and statistics."""
         return replace(self, images=self.images[index], labels=self.labels[index])

@@ -48,7 +48,7 @@ class Loader:
         backend: "torch", "dali", "triton", or "auto": DALI on a GPU where it is installed, torch elsewhere (on a CPU it is the fastest).
         batch_size: images a batch.
         seed: from 0 up to 2**32 - 1.
-        device: where the data set is moved and the batches come out.
+        device: where the data set is moved and the batches come out; "auto" is a GPU where there is one, else the CPU.
         dtype: of the images; torch.uint8 leaves them unnormalised, for a network that normalises them itself.
         normalize: preset of mean and deviation: "true" (the data set's own), "kuangliu", "half" or "none".
         shuffle: a new order each epoch, else the data set's.
@@ -73,7 +73,7 @@ class Loader:
         backend: str = "auto",
         batch_size: int = 512,
         seed: int = 0,
-        device: str | torch.device = "cuda",
+        device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
         *,
         normalize: str = "true",
@@ -85,7 +85,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         self.order = Order(len(dataset), seed, shuffle=shuffle, mask=mask, weights=weights, rank=rank, world_size=world_size)
         check(len(self.order), batch_size, drop_last, chunk_size, self.device)
         self.dataset = dataset.to(self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastcifar.errors import DataError, unknown
-from fastcifar.registry import load
+from fastcifar.registry import GIVEN, load
 
 if TYPE_CHECKING:
     from fastcifar.data.cifar import CifarFormat
@@ -72,6 +73,8 @@ def load_dataset(
     """
     if name in DRAWN:
         return load(DRAWN[name])(split)
+    if name == GIVEN:
+        raise DataError("the images were given in Python and are on no disk; give them again in Python, as train_set= and test_set=.")
     if is_path(name):
         return _read_path(name, split)
     from fastcifar.data.cifar import read_cifar
@@ -92,7 +95,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     Raises:
         DataError: an unknown name, or ``$FASTCIFAR_DATA`` is set but names no folder.
     """
-    if name in DRAWN:
+    if name in DRAWN or name == GIVEN:
         return None
     if is_path(name):
         path, _ = _path_and_size(name)
@@ -109,13 +112,13 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
 
 def is_known(name: str) -> bool:
     """Whether `name` is one of `DATASETS`, or a path; the path may yet lead nowhere."""
-    return name in DATASETS or is_path(name)
+    return name in (*DATASETS, GIVEN) or is_path(name)
 
 
 def is_path(name: str) -> bool:
     """Whether `name` is read as a path. The names of `DATASETS` never are: a folder called cifar10 is reached as ./cifar10."""
     looks_so = "/" in name or os.sep in name or "@" in name or name.endswith(".npz")
-    return name not in DATASETS and (looks_so or os.path.exists(name))
+    return name not in (*DATASETS, GIVEN) and (looks_so or os.path.exists(name))
 
 
 def unknown_dataset(name: str) -> str:
@@ -138,6 +141,12 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
         reason = str(error).split("; ")[0]  # what follows is advice to take the drawn set
         return "synthetic", f"drawn shapes in place of CIFAR-10: {reason}"
     return "cifar10", f"CIFAR-10, fetched to {place}"
+
+
+def check_data_dir(data_dir: str | Path | None) -> None:
+    """Raises DataError where `data_dir` is given and is no folder; a download would make one, however misspelt."""
+    if data_dir is not None and not (folder := Path(data_dir).expanduser()).is_dir():
+        raise DataError(f"data_dir {data_dir} is no folder; correct it, or make one with: mkdir -p {shlex.quote(str(folder))}")
 
 
 def search_folders(data_dir: str | Path | None = None) -> list[Path]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fastcifar.config import RunConfig
 from fastcifar.diagnostics import machine
-from fastcifar.engine.memory import plan_memory, size
+from fastcifar.engine.memory import memory_limit, plan_memory, size
 from fastcifar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -239,29 +239,25 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
 
 
 def memory_of(device: torch.device) -> Finding:
-    import torch
-
     from fastcifar.engine.precision import resolve_precision
 
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()
-    value_bytes = resolve_precision("auto", device)[0].dtype.itemsize
-    return check_memory(free, value_bytes, str(device))
+    precision, _ = resolve_precision(MAIN_JOB.engine.precision, device)
+    return check_memory(memory_limit(MAIN_JOB.engine, device), device, precision.dtype.itemsize)
 
 
-def check_memory(free: int | None, value_bytes: int, device: str) -> Finding:
-    """Whether the main job fits into `free` bytes on `device`."""
-    from fastcifar.diagnostics.plan import SIZES
+def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> Finding:
+    """Whether the main job fits into `limit` bytes on `device`."""
+    from fastcifar.diagnostics.plan import data_size
 
-    if free is None:
+    if limit is None:
         return Finding("memory", "note", "this system does not tell how much is free")
+    there = f"{size(limit)} for a run on {device}"
     try:
-        plan = plan_memory(MAIN_JOB, SIZES["cifar10"], free, value_bytes)
+        plan = plan_memory(MAIN_JOB, data_size(MAIN_JOB.data), device, limit, value_bytes)
     except ConfigError as error:
-        where = "close what else uses it" if device == "cpu" else "close what else uses the card (nvidia-smi lists it)"
-        return Finding("memory", "error", f"{size(free)} free on {device}: {str(error).split('; ')[0]}", where)
-    needed = sum(plan.parts.values()) - plan.parts["reserve"]
-    text = f"{size(free)} free on {device}; {MAIN_JOB.model.arch} takes about {size(needed)}"
-    return Finding("memory", "ok", text if plan.passes == 1 else f"{text}, in {plan.passes} passes a batch")
+        where = "close what else uses it" if device.type == "cpu" else "close what else uses the card (nvidia-smi lists it)"
+        return Finding("memory", "error", f"{there}: {str(error).split('; ')[0]}", where)
+    return Finding("memory", "ok", f"{there}; {MAIN_JOB.model.arch} takes about {size(plan.needed)}, {plan.manner}")
 
 
 def check_disk(folder: Path, free: int, writable: bool) -> Finding:

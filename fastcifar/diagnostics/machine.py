@@ -105,18 +105,6 @@ def answers(address: str) -> bool:
         return False
 
 
-def free_memory() -> int | None:
-    """Bytes of main memory that a program can have, within those its control group allows; None where the system does not tell."""
-    known = []
-    try:
-        known.append(1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1]))
-        group = Path("/sys/fs/cgroup")
-        known.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, TypeError, ValueError):
-        pass
-    return max(min(known), 0) if known else None
-
-
 def usable_cpus() -> int:
     """CPUs that this process may use at once: by its affinity, and by the quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

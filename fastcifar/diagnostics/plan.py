@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcifar.config import DataConfig, RunConfig
-from fastcifar.engine.memory import DataSize, held_bytes, size
+from fastcifar.engine.memory import DataSize, MemoryPlan, memory_limit, plan_memory, size
 from fastcifar.errors import ConfigError
+from fastcifar.models import find_architecture
 from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.schedules import cycle_ends, horizon_steps, kinks, lr_table
 
@@ -73,8 +75,8 @@ class Cost:
     parameters: int
     flops: int
     """Of the forward and backward passes of all steps; a multiplication and an addition are two."""
-    memory: dict[str, int]
-    """Bytes, by what they hold; the working space of libraries comes on top."""
+    memory: MemoryPlan
+    """As the run lays itself out; without bound where the device is not here, or the system does not tell how much is free."""
     seconds: float | None
     """Of the forward and backward passes, before compiling; None where the device is not here."""
     measured: str
@@ -134,11 +136,21 @@ def warnings(config: RunConfig, course: Outline) -> list[str]:
         found.append(
             f"lr {optim.lr:g} is {ratio:,.0f} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr out to take that."
         )
+    built = {"weight_init": "he", **find_architecture(config.model.arch).preset, **config.model.options}
+    if built.get("pre_activation") and not built.get("final_norm") and built["weight_init"] == "he":
+        found.append(
+            f"{config.model.arch} has no norm before its classifier, and begun by He's rule such a network mostly diverges unless its rate "
+            "rises over thousands of steps; choose --weight-init pytorch or --final-norm."
+        )
     return found
 
 
 def cost(config: RunConfig, course: Outline) -> Cost:
-    """Counts, and measures where the device is here. Raises ConfigError as `build_model` does, or because the network is too large."""
+    """Counts, and measures where the device is here.
+
+    Raises:
+        ConfigError: as `build_model` and `plan_memory`; or because the network has more parameters than allowed.
+    """
     import torch
 
     from fastcifar.engine.host import device_name, resolve_device
@@ -149,26 +161,28 @@ def cost(config: RunConfig, course: Outline) -> Cost:
     options = {"classes": course.data.classes, "image_size": course.data.image_size, **config.model.options}
     count = count_network(config.model.arch, **options)
     check_parameters(count.parameters, config.model.max_params)
-    model = build_model(config.model.arch, **options)
     passes = 1 if config.optim.sharpness == "none" else 2
     images = course.steps * config.batch_size
-    seconds, precision = None, Precision("bf16" if config.engine.precision == "auto" else config.engine.precision)
+    seconds, measured = None, ""
     try:
         device = resolve_device(config.engine.device)
     except ConfigError as absent:
         measured = f"not measured: {absent}"
+        device, limit = torch.device(config.engine.device), config.engine.memory_limit_bytes
+        precision = Precision("bf16" if config.engine.precision == "auto" else config.engine.precision)
     else:
+        limit = memory_limit(config.engine, device)
         precision, _ = resolve_precision(config.engine.precision, device)
+    memory = plan_memory(config, course.data, device, limit or sys.maxsize, precision.dtype.itemsize, count)
+    if not measured:
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
-        batch = min(config.batch_size, REHEARSED[device.type])
+        batch, model = min(memory.micro_batch, REHEARSED[device.type]), build_model(config.model.arch, **options)
         speed = rehearse(model, torch.randn(batch, 3, *2 * [course.data.image_size], device=device), precision)
         seconds = images * passes / speed
         way = f"forward and backward passes of {batch} images, uncompiled, on {device_name(device)} in {precision.name}"
         measured = f"{speed:,.0f} img/s in {way}"
-    held = held_bytes(config, course.data, model.cpu())
-    held["activations of a batch"] = config.batch_size * count.activation_bytes * precision.dtype.itemsize // 2
-    return Cost(count.parameters, images * passes * count.training_flops, held, seconds, measured)
+    return Cost(count.parameters, images * passes * count.training_flops, memory, seconds, measured)
 
 
 def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
@@ -201,21 +215,22 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
 
 
 def print_plan(config: RunConfig, picture: Path) -> None:
-    """Prints the plan and draws the learning rate to `picture`, a PNG file. Raises as `outline` and `cost`, and where it cannot write."""
+    """Prints the plan and draws the learning rate to `picture`, a PNG file. Raises as `outline` and `cost`."""
     course = outline(config)
+    from fastcifar.analysis.picture import draw
     from fastcifar.analysis.plots import plot_lr
     from fastcifar.runs.console import clock
-    from fastcifar.runs.files import writing
 
     spent, console = cost(config, course), Console(highlight=False, soft_wrap=True)
     console.print(rates(course, config.optim.peak_lr(config.batch_size)))
-    parts = ", ".join(f"{what} {size(held)}" for what, held in spent.memory.items() if held)
+    parts = ", ".join(f"{what} {size(held)}" for what, held in spent.memory.parts.items() if held)
+    there = "" if spent.memory.limit == sys.maxsize else f" of {size(spent.memory.limit)}"
     facts = {
         "network": f"{config.model.arch}, {spent.parameters:,} parameters",
         "images": f"{course.images:,} from {config.data.dataset}" + (", taken for CIFAR-10" if config.data.dataset == "auto" else ""),
         "steps": f"{course.steps:,}: {config.epochs} epochs of {course.steps_per_epoch:,}, {config.batch_size} images each",
         "arithmetic": f"{spent.flops:.3g} FLOP ({spent.flops / course.steps:.3g} a step)",
-        "memory": f"{size(sum(spent.memory.values()))}: {parts}",
+        "memory": f"{size(spent.memory.needed)}{there}, {spent.memory.manner}: {parts}",
         "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
     }
     if course.snapshots:
@@ -226,10 +241,8 @@ def print_plan(config: RunConfig, picture: Path) -> None:
         console.print(f"{name:12}{text}", markup=False)
     for text in warnings(config, course):
         console.print(f"Warning: {text}", markup=False, style="bold")
-    with writing(picture):
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        plot_lr(course.lr, course.steps_per_epoch, course.kinks, picture)
-    console.print(str(picture), markup=False)
+    failure = draw(picture, plot_lr, course.lr, course.steps_per_epoch, course.kinks)
+    console.print(failure or str(picture), markup=False)
 
 
 def rates(course: Outline, peak: float) -> Table:

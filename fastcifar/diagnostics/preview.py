@@ -8,11 +8,13 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastcifar.analysis.picture import save
 from fastcifar.augment.automatic import Operation
 from fastcifar.augment.geometry import ONE
 from fastcifar.augment.mixing import mix_images
@@ -23,6 +25,9 @@ from fastcifar.augment.torch_apply import augmented
 from fastcifar.checks import check_range
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 64
 """A power of two, so that a page of whole pixels has exact inches."""
@@ -66,6 +71,7 @@ def preview(
 
     Raises:
         ConfigError: a policy that cannot be read, none at all, a number out of range, or a `path` that is neither.
+        FastcifarError: a page cannot be drawn or written.
     """
     if not policies:
         raise ConfigError("there is no policy to preview; name one, such as standard.")
@@ -82,7 +88,10 @@ def preview(
     pages = {"all.png": sheet(views)} if len(views) > 1 else {}
     if not is_file or not pages:
         pages |= {f"{re.sub(r'[^A-Za-z0-9.]+', '_', one.name)}.png": pairs(one) for one in views}
-    return [page.save(path if is_file else path / name) for name, page in pages.items()]
+    files = {path if is_file else path / name: page for name, page in pages.items()}
+    for file, page in files.items():
+        save(file, page.figure)
+    return list(files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,20 +216,15 @@ class Page:
         """Sets text, whose upper edge is at `y`, in letters of so many pixels."""
         self.texts.append((x, y, text, {"fontsize": pixels * 72 / DOTS_PER_INCH, "va": "top", "parse_math": False, **style}))
 
-    def save(self, path: Path) -> Path:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    def figure(self) -> Figure:
+        """The page as it is printed."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(self.width / DOTS_PER_INCH, self.height / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
         figure.figimage(self.pixels, origin="upper")
         for x, y, text, style in self.texts:
             figure.text(x / self.width, 1 - y / self.height, text, **style)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            FigureCanvasAgg(figure).print_png(str(path))
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written ({error.strerror}); give another file or folder.") from None
-        return path
+        return figure
 
 
 def wrapped(text: str, letters: int, lines: int | None = None) -> str:

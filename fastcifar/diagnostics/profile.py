@@ -41,7 +41,6 @@ from fastcifar.engine.step import Average, Backward, Clip, Forward, Part, Step, 
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
-from fastcifar.models.count import count_network
 from fastcifar.optim.sharpness import Ascend, Return
 from fastcifar.runs.console import Console
 from fastcifar.runs.files import writing
@@ -234,11 +233,11 @@ def rates(trainer: Trainer) -> dict[str, float]:
     """What a step has to compute and to move, and how fast the device does either."""
     config, dtype, options = trainer.config, trainer.precision.dtype, trainer.network["options"]
     images = config.batch_size * (1 if config.optim.sharpness == "none" else 2)
-    held = held_bytes(config, DataSize(0, 0), trainer.model)
+    held = held_bytes(config, DataSize(0, 0), trainer.count)
     # Weights are read by the pass, read and written by the update, and read by the averages; gradients are written and read.
     weights = 3 * held["weights"] + 2 * held["gradients"] + 2 * held["optimiser"] + 3 * held["averages"]
     return {
-        "flops_per_step": images * count_network(config.model.arch, **options).training_flops,
+        "flops_per_step": images * trainer.count.training_flops,
         "bytes_per_step": images * moved_values(config.model.arch, **options) * dtype.itemsize + weights,
         "matmul_flops_per_second": matmul_flops_per_second(trainer.device, dtype),
         "copy_bytes_per_second": copy_bytes_per_second(trainer.device),

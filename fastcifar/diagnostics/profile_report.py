@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fastcifar.analysis.picture import draw
 from fastcifar.analysis.plots import plot_split
 from fastcifar.engine.memory import size
-from fastcifar.runs.files import write_text, writing
+from fastcifar.runs.files import write_text
 
 PARTS = ("data", "forward", "backward", "optimiser", "averages", "other", "idle")
 """Of the time of a step. `other` is what counts and measures; idle is the device's, and on a CPU that of the loop itself."""
@@ -194,12 +195,11 @@ def write_report(figures: Figures, folder: Path) -> list[str]:
     """Writes profile.json and split.png beside the trace in `folder`, and returns the lines to print. Raises FastcifarError."""
     write_text(folder / "profile.json", figures.to_json())
     picture = folder / "split.png"
-    with writing(picture):
-        plot_split(figures.split, figures.floors, f"a step of {figures.arch}, batch {figures.batch_size}", picture)
-    return [
-        *lines(figures),
-        f"{'files':16}{folder / 'profile.json'}, {picture}, {folder / 'trace.json.gz'} (for Perfetto or chrome://tracing)",
-    ]
+    title = f"a step of {figures.arch}, batch {figures.batch_size}"
+    failure = draw(picture, plot_split, figures.split, figures.floors, title)
+    files = [folder / "profile.json", *([] if failure else [picture]), folder / "trace.json.gz"]
+    told = [*lines(figures), f"{'files':16}{', '.join(map(str, files))} (for Perfetto or chrome://tracing)"]
+    return [*told, failure] if failure else told
 
 
 def lines(figures: Figures) -> list[str]:

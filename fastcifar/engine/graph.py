@@ -60,6 +60,7 @@ def compile_where_it_pays(
     steps: int,
     mark: Path | None = None,
     options: dict[str, int | bool] | None = None,
+    announce: Callable[[], None] = lambda: None,
 ) -> Compiled:
     """`function`, compiled if `requested` is "on", or "auto" and the time saved over `steps` exceeds the time of compiling.
 
@@ -70,6 +71,7 @@ def compile_where_it_pays(
         steps: steps still to run.
         mark: file that tells whether the same was compiled before, and is made where it was not.
         options: of the compiler.
+        announce: called before the compiler starts.
     """
     if not steps:
         return Compiled(function, requested == "on", "Not compiled: no step is left to run.")
@@ -81,6 +83,7 @@ def compile_where_it_pays(
         cost = WARM_SECONDS if mark and mark.exists() else COLD_SECONDS
         if eager * (1 - 1 / SPEEDUP) < cost:
             return Compiled(function, False, f"Not compiled: {eager:.0f} s of training would not win back the {cost:.0f} s.")
+    announce()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(function, dynamic=False, options=options)
     try:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -50,6 +53,56 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def own_memory(root: Path = Path("/")) -> int:
+    """Bytes of main memory that this process has to itself, which it can use again; 0 where the system does not tell."""
+    try:
+        found = re.search(r"RssAnon:\s*(\d+)", (root / "proc/self/status").read_text())
+    except OSError:
+        return 0
+    return 1024 * int(found[1]) if found else 0
+
+
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes on `device` that are free besides what this process has taken; None where the system does not tell.
+
+    Of main memory, what Linux calls available, for files that are kept in it give way, within what the control groups allow.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        available = re.search(r"MemAvailable:\s*(\d+)", (root / "proc/meminfo").read_text())
+    except OSError:
+        return None
+    return max(0, min(1024 * int(available[1]), *group_rooms(root))) if available else None
+
+
+GROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Where Linux tells the limit of a control group, its use, and what of that is files not lately read: versions 2 and 1, by controller."""
+
+
+def group_rooms(root: Path) -> Iterator[int]:
+    """Bytes left under each limit on this process's control groups and those above them; a container may not see its own name."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for _, controllers, name in (line.split(":", 2) for line in lines):
+        if not (found := GROUPS.keys() & set(controllers.split(","))):
+            continue
+        place, limit, usage, files = GROUPS[found.pop()]
+        group = root / place / name.lstrip("/")
+        for folder in (group, *group.parents[: len(Path(name).parts) - 1]):
+            try:
+                left = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                kept = re.search(rf"^{files} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+            except (OSError, ValueError):
+                continue
+            yield left + (int(kept[1]) if kept else 0)
 
 
 def device_name(device: torch.device) -> str:

@@ -1,29 +1,34 @@
-"""What a run holds in memory, and how it is laid out to stay within a card's; torch is imported once something is counted."""
+"""What a run holds in memory, and how it is laid out to stay within what there is; torch is imported once something is counted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fastcifar.config import RunConfig
+from fastcifar.config import EngineConfig, OptimConfig, RunConfig
 from fastcifar.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+
+    from fastcifar.models.count import NetworkCount
 
 CONTEXT_BYTES = 600 * 2**20
 """Taken for what CUDA, cuBLAS and cuDNN keep on a card besides tensors; it differs by some hundred MiB between cards and versions."""
+PROCESS_BYTES, COMPILER_BYTES = 800 * 2**20, 200 * 2**20
+"""Taken for Python and its libraries in main memory, and for the compiler within the process. PROCESS_MEASURED"""
+HEAP = 1.5
+"""Main memory over what the tensors of a step hold. HEAP_MEASURED"""
+WEIGHT_BYTES = 4
+"""float32"""
 RESERVE = 10
 """One part in so many stays free, for workspaces of convolutions and what the allocator cannot use."""
 CHUNK_VALUE_BYTES = 16
 """Of each value of a chunk under augmentation: bytes of this chunk and the next, and float32 copies and indices in between."""
 CHUNK_SHARE, EVALUATION_SHARE = 16, 8
-"""A chunk, and a slice of an evaluation, each take at most one part in so many."""
-FIRST_CHUNK, FIRST_EVALUATION = 8192, 2000
-"""Images in them, to be halved until they fit."""
+"""A chunk, and on a GPU a slice of an evaluation, each take at most one part in so many."""
 MAPS_IN_FLIGHT = 4
 """Largest maps that exist at once besides what is kept for the backward pass: inputs, outputs, and the gradients of both."""
 
@@ -58,20 +63,30 @@ class MemoryPlan:
     evaluation_batch: int
     """Images evaluated at once."""
     parts: dict[str, int]
-    """Bytes at the peak, by what they hold; their sum is at most `limit`."""
+    """Bytes at the peak, by what they hold."""
+
+    @property
+    def needed(self) -> int:
+        """Bytes at the peak, on a CPU of the whole process; with the reserve they are at most `limit`."""
+        return sum(self.parts.values())
 
     @property
     def passes(self) -> int:
         """Passes a batch."""
         return math.ceil(self.batch_size / self.micro_batch)
 
+    @property
+    def manner(self) -> str:
+        """How a batch goes through the network."""
+        if self.passes == 1:
+            return f"batches of {self.batch_size} whole"
+        return f"batches of {self.batch_size} in {self.passes} passes of {self.micro_batch}, with batch norm statistics of each pass"
+
     def __str__(self) -> str:
         """One line on the choices."""
-        whole = f"batches of {self.batch_size} whole"
-        split = f"batches of {self.batch_size} in {self.passes} passes of {self.micro_batch}, with batch norm statistics of each pass"
         return (
-            f"Within {size(self.limit)}: {whole if self.passes == 1 else split}; {self.chunk_size:,} images augmented and "
-            f"{self.evaluation_batch:,} evaluated at once; an estimated {size(sum(self.parts.values()))} in use."
+            f"Within {size(self.limit)}: {self.manner}; {self.chunk_size:,} images augmented and "
+            f"{self.evaluation_batch:,} evaluated at once; an estimated {size(self.needed)} in use."
         )
 
 
@@ -79,6 +94,8 @@ class MemoryPlan:
 class Footprint:
     """What a network's training takes, whatever the memory and the size of a batch."""
 
+    device: str
+    """cpu or cuda."""
     held: dict[str, int]
     """Bytes from the first step to the last, by what they hold."""
     augmented: int
@@ -89,30 +106,48 @@ class Footprint:
     """Bytes of an image in a step."""
 
 
-def footprint(config: RunConfig, data: DataSize, value_bytes: int = 2) -> Footprint:
-    """Counts what `config` takes, activations having `value_bytes` bytes a value: 2 in bfloat16 and float16, 4 in float32.
+def footprint(
+    config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2, count: NetworkCount | None = None
+) -> Footprint:
+    """Counts what `config` takes on `device`, activations having `value_bytes` bytes a value: 2 in bfloat16 and float16, 4 in float32.
 
-    What a network keeps is PyTorch's own count without a compiler (`models.count`), which compiling should not raise. Raises as
-    `build_model`.
+    `count` is the network's, where that is known. Nothing is allocated but for networks from elsewhere. What a network keeps is PyTorch's
+    own count without a compiler (`models.count`), which compiling should not raise. Raises as `build_model`.
     """
-    import torch
-
-    from fastcifar.models import build_model
     from fastcifar.models.count import count_network
 
     options = {"classes": data.classes, "image_size": data.image_size, **config.model.options}
-    count = count_network(config.model.arch, **options)
-    with torch.random.fork_rng(devices=[]):
-        held = held_bytes(config, data, build_model(config.model.arch, **options))
+    count = count or count_network(config.model.arch, **options)
+    held, heap = held_bytes(config, data, count), 1.0
     held["weights in low precision"] = value_bytes * count.parameters if value_bytes < 4 else 0
+    if device.type == "cpu":
+        held["images before the split"] = data.train * 3 * data.image_size**2 if config.data.val_split else 0
+        held["snapshots"] = snapshots(config, data) * held["weights"]
+        held["Python and its libraries"] = PROCESS_BYTES + (0 if config.engine.compile == "off" else COMPILER_BYTES)
+        # All weights are copied, then those of one file into its order and its bytes; larger tensors do not fit where these were.
+        held["copies for a checkpoint"] = 3 * held["weights"] + held["averages"] + held["best weights"]
+        heap = HEAP
+    else:
+        held["CUDA and its libraries"] = CONTEXT_BYTES
     in_flight = MAPS_IN_FLIGHT * value_bytes * max(math.prod(layer.output) for layer in count.layers)
     kept = count.activation_bytes * value_bytes // 2
-    return Footprint(held, 3 * data.image_size**2 * CHUNK_VALUE_BYTES, in_flight, kept + in_flight)
+    augmented = 3 * data.image_size**2 * CHUNK_VALUE_BYTES
+    return Footprint(device.type, held, augmented, int(heap * in_flight), int(heap * (kept + in_flight)))
 
 
-def plan_memory(config: RunConfig, data: DataSize, limit: int, value_bytes: int = 2) -> MemoryPlan:
+def snapshots(config: RunConfig, data: DataSize) -> int:
+    """How many sets of weights are kept at the ends of cycles. Raises ConfigError where there are none or too many."""
+    from fastcifar.optim.schedules import cycle_ends
+
+    steps_per_epoch = max(1, (data.train - config.data.val_split) // config.batch_size)
+    return len(cycle_ends(config.schedule, steps_per_epoch, config.epochs)) if config.schedule.snapshots else 0
+
+
+def plan_memory(
+    config: RunConfig, data: DataSize, device: torch.device, limit: int, value_bytes: int = 2, count: NetworkCount | None = None
+) -> MemoryPlan:
     """Lays out a run within `limit` bytes. Raises as `footprint` and `lay_out`."""
-    return lay_out(config, footprint(config, data, value_bytes), limit)
+    return lay_out(config, footprint(config, data, device, value_bytes, count), limit)
 
 
 def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
@@ -123,48 +158,63 @@ def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
     Raises:
         ConfigError: it does not fit with one image a pass, or with the micro batch asked for.
     """
-    batch_size = config.batch_size
-    chunk_size = config.data.chunk_size or halved(FIRST_CHUNK, limit // CHUNK_SHARE // taken.augmented)
-    evaluation_batch = halved(FIRST_EVALUATION, limit // EVALUATION_SHARE // taken.evaluated)
-    parts = {
-        **taken.held,
-        "images under augmentation": max(chunk_size, batch_size) * taken.augmented,
-        "evaluation": evaluation_batch * taken.evaluated,
-        "CUDA and its libraries": CONTEXT_BYTES,
-        "reserve": limit // RESERVE,
-    }
+    from fastcifar.data.loader import CHUNK_SIZE
+    from fastcifar.engine.evaluate import BATCH_SIZE
+
+    batch_size, most = config.batch_size, BATCH_SIZE[taken.device]
+    chunk_size = config.data.chunk_size or halved(CHUNK_SIZE[taken.device], limit // CHUNK_SHARE // taken.augmented)
+    parts = {**taken.held, "images under augmentation": max(chunk_size, batch_size) * taken.augmented}
+    room = limit - limit // RESERVE - sum(parts.values())
+    if taken.device == "cpu":  # where an evaluation takes what the passes have left
+        evaluation_batch = halved(most, room // taken.evaluated)
+        least = evaluation_batch * taken.evaluated
+    else:
+        evaluation_batch, least = halved(most, limit // EVALUATION_SHARE // taken.evaluated), 0
+        parts["evaluation"] = evaluation_batch * taken.evaluated
+        room -= parts["evaluation"]
     asked = config.engine.micro_batch
     candidates = [min(asked, batch_size)] if asked else divisors(batch_size)
-    room = limit - sum(parts.values())
-    micro_batch = next((images for images in candidates if images * taken.trained <= room), None)
+    takes = {images: max(images * taken.trained, least) for images in candidates}
+    micro_batch = next((images for images in candidates if takes[images] <= room), None)
     if micro_batch is None:
-        needed = sum(parts.values()) + candidates[-1] * taken.trained
+        needed = limit - room + takes[candidates[-1]]
         raise ConfigError(
             f"{config.model.arch} with {candidates[-1]} images a pass needs about {size(needed)}, and there are {size(limit)}; "
             "choose a smaller network, --micro-batch or --chunk-size, keep fewer averages, or give more memory."
         )
-    return MemoryPlan(limit, batch_size, chunk_size, micro_batch, evaluation_batch, parts | {"activations": micro_batch * taken.trained})
+    return MemoryPlan(limit, batch_size, chunk_size, micro_batch, evaluation_batch, parts | {"activations": takes[micro_batch]})
 
 
-def fit_to_memory(config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2) -> tuple[RunConfig, MemoryPlan | None]:
-    """`config` with the chunk size and the micro batch that suit the memory limit, or else what is free on the card, and the plan.
+def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
+    """Bytes that a run in this process may take in all: what it is given, else what is free and what the process has taken already.
 
-    On a CPU without a limit there is no plan, and what is left open is what suits any CPU. Raises as `plan_memory`.
+    None where the system does not tell.
     """
-    import torch
+    from fastcifar.engine.host import free_memory, own_memory
 
+    if engine.memory_limit_bytes:
+        return engine.memory_limit_bytes
+    free = free_memory(device)
+    return None if free is None else free + (CONTEXT_BYTES if device.type == "cuda" else own_memory())
+
+
+def fit_to_memory(
+    config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2, count: NetworkCount | None = None
+) -> tuple[RunConfig, MemoryPlan | None]:
+    """`config` with the chunk size and the micro batch that suit the memory there is, and the plan.
+
+    Where the system does not tell how much there is, there is no plan, and what is left open is what suits any. Raises as `plan_memory`.
+    """
     from fastcifar.data.loader import CHUNK_SIZE
 
-    limit = config.engine.memory_limit_bytes
-    if limit is None and device.type == "cuda":
-        limit = torch.cuda.mem_get_info(device)[0] + CONTEXT_BYTES  # asking has made the context, which is free no more
-    if device.type == "cpu" and config.data.chunk_size is None:
-        config = replace(config, data=replace(config.data, chunk_size=CHUNK_SIZE["cpu"]))
+    limit = memory_limit(config.engine, device)
     if limit is None:
-        return replace(config, engine=replace(config.engine, micro_batch=config.engine.micro_batch or config.batch_size)), None
-    plan = plan_memory(config, data, limit, value_bytes)
-    data_config = replace(config.data, chunk_size=plan.chunk_size)
-    return replace(config, data=data_config, engine=replace(config.engine, micro_batch=plan.micro_batch)), plan
+        chunk_size, micro_batch, plan = CHUNK_SIZE[device.type], config.batch_size, None
+    else:
+        plan = plan_memory(config, data, device, limit, value_bytes, count)
+        chunk_size, micro_batch = plan.chunk_size, plan.micro_batch
+    config = replace(config, data=replace(config.data, chunk_size=config.data.chunk_size or chunk_size))
+    return replace(config, engine=replace(config.engine, micro_batch=config.engine.micro_batch or micro_batch)), plan
 
 
 def limit_memory(limit: int, device: torch.device) -> None:
@@ -201,26 +251,30 @@ def divisors(number: int) -> list[int]:
     return sorted(set(pairs()), reverse=True)
 
 
-def held_bytes(config: RunConfig, data: DataSize, model: nn.Module) -> dict[str, int]:
+def held_bytes(config: RunConfig, data: DataSize, count: NetworkCount) -> dict[str, int]:
     """Bytes that a run holds from its first step to its last, by what they hold."""
-    from fastcifar.optim.optimizers import build_optimizer
-
-    optimizer = build_optimizer(model, config.optim)
-    parameters, buffers = nbytes(model.parameters()), nbytes(model.buffers())
-    averages = len(config.average.decays) + (config.average.swa_start is not None)
+    parameters = WEIGHT_BYTES * count.parameters
+    weights, averages = parameters + count.buffer_bytes, len(config.average.decays) + (config.average.swa_start is not None)
     return {
         "data set": data.bytes,
-        "weights": parameters + buffers,
+        "weights": weights,
         "gradients": parameters,
-        "optimiser": sum(nbytes(state.values()) for state in optimizer.state.values()),
-        "averages": averages * (parameters + buffers),
-        "best weights": (1 + averages) * (parameters + buffers) if config.data.val_split else 0,
-        "weights that SAM returns to": 0 if config.optim.sharpness == "none" else parameters + buffers,
+        "optimiser": parameters * values_per_weight(config.optim),
+        "averages": averages * weights,
+        "best weights": (1 + averages) * weights if config.data.val_split else 0,
+        "weights that SAM returns to": 0 if config.optim.sharpness == "none" else weights,
     }
 
 
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+def values_per_weight(optim: OptimConfig) -> int:
+    """How many values an optimiser keeps for each weight, seen from one that moves a small matrix."""
+    import torch
+
+    from fastcifar.optim.optimizers import build_optimizer
+
+    matrix = torch.nn.Linear(64, 64, bias=False, device="meta").to_empty(device="cpu")
+    states = build_optimizer(matrix, optim).state.values()
+    return sum(tensor.numel() for state in states for tensor in state.values()) // matrix.weight.numel()
 
 
 def size(count: int) -> str:

@@ -8,8 +8,6 @@ measured; the part `packed` of `tools/gpu_suite` measures both.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +18,8 @@ import torch
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.sources import load_dataset, resolve_auto
-from fastcifar.engine.host import resolve_device
-from fastcifar.engine.memory import DataSize, plan_memory
+from fastcifar.engine.host import free_memory, resolve_device
+from fastcifar.engine.memory import DataSize, Footprint, footprint, lay_out
 from fastcifar.engine.precision import resolve_precision
 from fastcifar.engine.reproduce import Task, check_same_reading
 from fastcifar.engine.workers import Pool, has_ended, log_of
@@ -78,7 +76,7 @@ def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Con
 
     Args:
         tasks: the runs, of one configuration but for the seed.
-        at_once: how many at a time; by default as `how_many` has it. Threads and a GPU's memory are divided where they are not given.
+        at_once: how many at a time; by default as `how_many` has it. Threads and memory are divided where they are not given.
         console: where to show progress; nowhere by default.
 
     Raises:
@@ -120,32 +118,26 @@ def how_many(config: RunConfig, data: DataSize) -> int:
     """
     device = resolve_device(config.engine.device)
     most = torch.get_num_threads() // (config.engine.threads or 1) if device.type == "cpu" else MOST_AT_ONCE
-    free, value_bytes = free_bytes(device), resolve_precision(config.engine.precision, device)[0].dtype.itemsize
-    return next((count for count in range(most, 1, -1) if fits(config, data, free // count, value_bytes)), 1)
+    free, value_bytes = free_memory(device), resolve_precision(config.engine.precision, device)[0].dtype.itemsize
+    if free is None:
+        return max(most, 1)
+    taken = footprint(config, data, device, value_bytes)
+    return next((count for count in range(most, 1, -1) if fits(config, taken, free // count)), 1)
 
 
-def fits(config: RunConfig, data: DataSize, limit: int, value_bytes: int) -> bool:
+def fits(config: RunConfig, taken: Footprint, limit: int) -> bool:
     """Whether a run needs at most `limit` bytes with its batches whole, or in the parts that it asks for."""
     try:
-        plan = plan_memory(config, data, limit, value_bytes)
+        plan = lay_out(config, taken, limit)
     except ConfigError:
         return False
     return plan.passes == 1 or config.engine.micro_batch is not None
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on `device`; without bound where the system does not say it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize
-
-
 def divide(engine: EngineConfig, at_once: int) -> EngineConfig:
-    """The share of the CPU's threads, and of a GPU's memory, that one of `at_once` runs has, where none is given."""
+    """The share of the CPU's threads, and of the memory that is free, that one of `at_once` runs has, where none is given."""
     device, limit = resolve_device(engine.device), engine.memory_limit
-    if limit is None and device.type == "cuda" and at_once > 1:
-        limit = f"{free_bytes(device) // at_once // 2**20}MB"
+    free = free_memory(device)
+    if limit is None and free is not None and at_once > 1:
+        limit = f"{free // at_once // 2**20}MB"
     return replace(engine, threads=engine.threads or max(1, torch.get_num_threads() // at_once), memory_limit=limit)

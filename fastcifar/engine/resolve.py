@@ -10,7 +10,7 @@ import torch
 from fastcifar.augment.policy import parse
 from fastcifar.config import RunConfig
 from fastcifar.data.loader import resolve_backend
-from fastcifar.data.sources import is_path, resolve_auto
+from fastcifar.data.sources import check_data_dir, is_path, resolve_auto
 from fastcifar.engine.host import resolve_device
 from fastcifar.engine.precision import resolve_precision
 from fastcifar.errors import ConfigError
@@ -21,10 +21,11 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
     Raises:
         ConfigError: something was asked for that this machine does not have.
-        DataError: the data set `auto` names cannot be reached.
+        DataError: `data_dir` is no folder, or the data set `auto` names cannot be reached.
     """
     notes = []
     engine, data = config.engine, config.data
+    check_data_dir(data.data_dir)
     device = resolve_device(engine.device)
     precision, step_down = resolve_precision(engine.precision, device)
     if data.dataset == "auto":

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
 import time
 from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from fastcifar.analysis.plots import plot_curves
-from fastcifar.config import EngineConfig, RunConfig
+from fastcifar.analysis.picture import draw
+from fastcifar.analysis.plots import plot_run
+from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
@@ -24,11 +30,14 @@ from fastcifar.engine.memory import DataSize, fit_to_memory, limit_memory
 from fastcifar.engine.precision import DTYPES
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
-from fastcifar.models.count import count_network
+from fastcifar.errors import ConfigError
+from fastcifar.models.count import count_model, count_network
+from fastcifar.models.plug_ins import checked, refused
+from fastcifar.optim.schedules import Duration, in_steps, lr_table
+from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import Console, Silence
-from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Result, Run, check_free
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import EpochRecord, JsonLines, Sink, TensorBoard, read_records
@@ -37,12 +46,23 @@ CHECKPOINT_SHARE = 0.02
 """Most of the time that may go into checkpoints; large networks write hundreds of megabytes, and skip epochs for it."""
 
 
-def train(config: RunConfig, out: str | Path | None = None, *, console: Console | None = None) -> Result:
+def train(
+    config: RunConfig,
+    out: str | Path | None = None,
+    *,
+    model: nn.Module | None = None,
+    train_set: ImageSet | None = None,
+    test_set: ImageSet | None = None,
+    console: Console | None = None,
+) -> Result:
     """Trains as `config` says, in a new run folder.
 
     Args:
         config: the whole configuration.
         out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
+        model: a network of one's own in place of the one that `config` names: images (N, 3, H, W), normalised -> logits (N, classes). It
+            is trained itself, not a copy, and holds the last weights at the end.
+        train_set, test_set: images of one's own in place of those that `config` names; both or none.
         console: where to show progress; nowhere by default.
 
     Raises:
@@ -53,44 +73,146 @@ def train(config: RunConfig, out: str | Path | None = None, *, console: Console 
     began = time.perf_counter()
     if out is not None:
         check_free(Path(out))
-    config, notes = resolve(config)
-    trainer, test = build_trainer(config, began)
+    config, notes = resolve(naming_what_is_given(config, model, train_set))
+    images = open_images(config, train_set, test_set)
+    trainer = build_trainer(config, began, images, model)
     run = Run.create(Path(out) if out else None, trainer.config)
-    if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
-        notes.append(str(trainer.memory))
-    for note in notes:
-        console.note(note, prominent=True)
-    return carry_out(run, trainer, test, console)
+    with run.locked():
+        if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
+            notes.append(str(trainer.memory))
+        for note in notes:
+            console.note(note, prominent=True)
+        return carry_out(run, trainer, images.test, console)
 
 
-def resume(path: str | Path, *, console: Console | None = None) -> Result:
-    """Goes on with the run in the folder `path` from its last checkpoint, with the choices stored there. Raises as `train`."""
+def resume(
+    path: str | Path,
+    *,
+    epochs: int | None = None,
+    model: nn.Module | None = None,
+    train_set: ImageSet | None = None,
+    test_set: ImageSet | None = None,
+    console: Console | None = None,
+) -> Result:
+    """Goes on with the run in the folder `path` from its last checkpoint, with the choices stored there.
+
+    Args:
+        path: the run's folder.
+        epochs: train for so many in all, more than the run was made for; it may have ended already.
+        model, train_set, test_set: what was given to `train`, given again.
+        console: where to show progress; nowhere by default.
+
+    Raises:
+        FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` are not more than the run's.
+        Interrupted: the run was stopped by a signal, and saved.
+    """
     console, began = console or Silence(), time.perf_counter()
     run = Run.open(Path(path))
-    finished = run.result()
-    if finished is not None:
-        console.note(f"{run.path} has ended already.")
-        return finished
-    trainer, test = build_trainer(run.config(), began)
-    state = checkpoints.load(run.checkpoints)
-    if state is not None:
-        snapshot.restore(trainer, state)
-    console.note(f"Going on with {run.path} after epoch {trainer.epoch} of {trainer.config.epochs}.")
-    return carry_out(run, trainer, test, console)
+    with run.locked():
+        finished, stored = run.result(), run.config()
+        if finished is not None and epochs is None:
+            console.note(f"{run.path} has ended already; --epochs beyond its {stored.epochs} would make it go on.")
+            return finished
+        images = open_images(stored, train_set, test_set)
+        config = stored if epochs is None else lengthened(stored, epochs, images.steps_per_epoch(stored), run.path)
+        trainer = build_trainer(config, began, images, model)
+        state = checkpoints.load(run.checkpoints)
+        if state is not None:
+            snapshot.restore(trainer, state)
+        console.note(f"Going on with {run.path} after epoch {trainer.epoch} of {config.epochs}.")
+        if epochs is not None:
+            console.note(change_of_rate(stored, trainer), prominent=True)
+            run.set_aside_result(stored.epochs)
+        return carry_out(run, trainer, images.test, console)
 
 
-def build_trainer(config: RunConfig, began: float) -> tuple[Trainer, ImageSet]:
-    """The trainer of a resolved configuration, laid out for the memory there is, and the test images."""
+@dataclass(frozen=True)
+class Images:
+    """The data set of a run, whole."""
+
+    train: ImageSet
+    """Those that are set apart for validation included."""
+    test: ImageSet
+
+    def steps_per_epoch(self, config: RunConfig) -> int:
+        return (len(self.train) - config.data.val_split) // config.batch_size
+
+
+def naming_what_is_given(config: RunConfig, model: nn.Module | None, train_set: ImageSet | None) -> RunConfig:
+    """`config`, in which a network and images that were given in Python are called so."""
+    if model is not None:
+        config = replace(config, model=ModelConfig(GIVEN, max_params=config.model.max_params))
+    return config if train_set is None else replace(config, data=replace(config.data, dataset=GIVEN))
+
+
+def open_images(config: RunConfig, train_set: ImageSet | None, test_set: ImageSet | None) -> Images:
+    """What was given, or else the data set that `config` names. Raises FastcifarError where that is not to be had."""
+    if (train_set is None) != (test_set is None):
+        raise ConfigError("train_set and test_set belong together; give both or none.")
+    if train_set is not None and test_set is not None:
+        if train_set.classes != test_set.classes or train_set.images.shape[1:] != test_set.images.shape[1:]:
+            raise ConfigError("train_set and test_set differ in their classes or in the size of their images; give two of a kind.")
+        return Images(train_set, test_set)
+    return Images(*(load_dataset(config.data.dataset, split, config.data.data_dir) for split in ("train", "test")))
+
+
+def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path) -> RunConfig:
+    """`config` for more epochs, such that what was done stays as it was: lengths that are shares of the run become those in steps.
+
+    Only a schedule that ends with the run still does. Raises ConfigError where there are not more epochs.
+    """
+    if epochs <= config.epochs:
+        raise ConfigError(f"{path} is a run of {config.epochs} epochs; give more with --epochs, or leave it out.")
+    total = steps_per_epoch * config.epochs
+    schedule, start = in_steps(config.schedule, steps_per_epoch, config.epochs), config.average.swa_start
+    swa_start = start and f"{Duration.parse(start).steps(steps_per_epoch, total)}st"
+    return replace(config, epochs=epochs, schedule=schedule, average=replace(config.average, swa_start=swa_start))
+
+
+def change_of_rate(stored: RunConfig, trainer: Trainer) -> str:
+    """What more epochs than `stored` had do to the learning rate."""
+    done, config = trainer.steps_done, trainer.config
+    before = lr_table(stored.schedule, stored.optim.peak_lr(stored.batch_size), trainer.steps_per_epoch, stored.epochs)
+    was = f"would have gone on at {before[done]:.4g}" if done < len(before) else f"had come to {before[-1]:.4g}"
+    return (
+        f"{config.epochs} epochs in place of {stored.epochs}: {config.schedule.schedule} is laid out for all of them, so the learning rate "
+        f"goes on at {trainer.unscaled_lr[done]:.4g}, where it {was}."
+    )
+
+
+def build_trainer(
+    config: RunConfig, began: float | None = None, images: Images | None = None, model: nn.Module | None = None
+) -> Trainer:
+    """The trainer of a resolved configuration, laid out for the memory there is."""
     prepare_machine(config.engine)
-    full = load_dataset(config.data.dataset, "train", config.data.data_dir)
-    test = load_dataset(config.data.dataset, "test", config.data.data_dir)
+    images = images or open_images(config, None, None)
+    full, test = images.train, images.test
+    count = None
+    if model is not None:
+        model = fitting(model, len(full.classes), full.images.shape[1])
+        count = count_model(copy.deepcopy(model), full.images.shape[1])
     size = DataSize(len(full), len(test), len(full.classes), full.images.shape[1])
-    config, plan = fit_to_memory(config, size, torch.device(config.engine.device), DTYPES[config.engine.precision].itemsize)
+    if model is None:
+        options = {"classes": size.classes, "image_size": size.image_size, **config.model.options}
+        count = count_network(config.model.arch, **options)
+    else:
+        count = count_model(deepcopy(model), size.image_size)
+    device = torch.device(config.engine.device)
+    config, plan = fit_to_memory(config, size, device, DTYPES[config.engine.precision].itemsize, count)
     training, validation = full, None
     if config.data.val_split:
         kept, apart = validation_split(full.labels, config.data.val_split, config.data.split_seed, len(full.classes))
         training, validation = full.subset(kept), full.subset(apart)
-    return Trainer(config, training, validation, test if config.watch_test else None, began, plan), test
+    trainer = Trainer(config, training, validation, test if config.watch_test else None, began, plan, model)
+    trainer.count = count
+    return trainer
+
+
+def fitting(model: nn.Module, classes: int, image_size: int) -> nn.Module:
+    """`model` itself, once it has classified two images. Raises ConfigError where it does not."""
+    name = f"model={type(model).__name__}(...)"
+    with refused(name, f"{image_size}x{image_size} images and {classes} classes"):
+        return checked(model.cpu(), classes, image_size)
 
 
 def prepare_machine(engine: EngineConfig) -> None:
@@ -121,31 +243,45 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         f"({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, {trainer.precision.name}, seed {config.seed}"
     )
     with StopRequest() as request:
-        message = trainer.compile()
-        console.note(message, prominent=config.engine.compile == "on" and trainer.config.engine.compile == "off")
-        if captured := trainer.capture():
-            console.note(captured)
+        compile_and_capture(run, trainer, console, request)
         run.write_config(trainer.config)
-        sinks = (console, JsonLines(run.metrics, trainer.epoch), tensorboard := TensorBoard(run.path, trainer.epoch))
+        sinks = (JsonLines(run.metrics, trainer.epoch), tensorboard := TensorBoard(run.path, trainer.epoch), console)
         console.begin(trainer.steps_done, trainer.total_steps, config.batch_size)
-        with ExitStack() as at_the_end:
-            at_the_end.callback(draw_curves, run)
-            for sink in sinks:
-                at_the_end.callback(sink.close)
-            epochs(run, trainer, sinks, console, request)
-            accuracies = {name: evaluation.accuracy for name, evaluation in trainer.evaluate(test, trainer.chosen()).items()}
-            tensorboard.final(config.epochs, accuracies)
-    result = conclude(run, trainer, accuracies)
-    run.write_result(result)
+        try:
+            with ExitStack() as at_the_end:
+                for sink in sinks:
+                    at_the_end.callback(sink.close)
+                epochs(run, trainer, sinks, console, request)
+                accuracies = {name: evaluation.accuracy for name, evaluation in trainer.evaluate(test, trainer.chosen()).items()}
+                tensorboard.final(config.epochs, accuracies)
+            result = conclude(run, trainer, accuracies)
+            run.write_result(result)
+        finally:
+            draw_curves(run, console)
     console.summary(result, run.path)
     return result
 
 
-def draw_curves(run: Run) -> None:
-    """Draws curves.png anew. Raises FastcifarError where that cannot be written."""
-    path = run.path / "curves.png"
-    with writing(path):
-        plot_curves(read_records(run.metrics), path)
+def compile_and_capture(run: Run, trainer: Trainer, console: Console, request: StopRequest) -> None:
+    """Readies the step. Raises Interrupted where `request` was made meanwhile."""
+    asked = trainer.config.engine.compile
+    try:
+        with request.answered_at_once():
+            message = trainer.compile(lambda: console.wait("Compiling, which takes a minute or two the first time."))
+            console.note(message, prominent=asked == "on" and trainer.config.engine.compile == "off")
+            if captured := trainer.capture():
+                console.note(captured)
+    except KeyboardInterrupt:
+        console.stop_waiting()
+        raise Interrupted(request.signal_number or signal.SIGINT, run.path) from None
+
+
+def draw_curves(run: Run, console: Console) -> None:
+    """Draws curves.png anew, once there is an epoch."""
+    if os.path.exists(run.metrics) and run.metrics.stat().st_size:
+        line = draw(run.path / "curves.png", plot_run, run)
+        if line:
+            console.note(line)
 
 
 def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console, request: StopRequest) -> None:
@@ -153,7 +289,8 @@ def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console
     total, saved, cost = trainer.config.epochs, trainer.elapsed, 0.0
 
     def tick(batch: int) -> None:
-        console.tick(trainer.steps_done, trainer.epoch + 1, total, trainer.lr[trainer.steps_done - 1])
+        loss, accuracy = trainer.running or (None, None)
+        console.tick(trainer.steps_done, trainer.epoch + 1, total, trainer.lr[trainer.steps_done - 1], loss, accuracy)
 
     while trainer.epoch < total:
         ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)
@@ -176,7 +313,7 @@ def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console
 def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result:
     """The result of a run that has ended, given the test accuracies of its weights by name."""
     config = trainer.config
-    count = count_network(config.model.arch, **trainer.network["options"])
+    count = trainer.count
     peak_rate = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
     averaged = {name: accuracy for name, accuracy in accuracies.items() if name != WEIGHTS}
     return Result(

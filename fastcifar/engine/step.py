@@ -154,5 +154,56 @@ class Meter:
 
     def read(self) -> Totals:
         """Waits for the device."""
-        loss, correct, bad = self.sums.tolist()
-        return Totals(loss, correct, None if bad == self.NEVER else int(bad))
+        return totals(self.sums)
+
+
+def totals(sums: Tensor) -> Totals:
+    """The sums of a `Meter`, float64 (3,), as numbers."""
+    loss, correct, bad = sums.tolist()
+    return Totals(loss, correct, None if bad == Meter.NEVER else int(bad))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A meter's sums in the midst of an epoch."""
+
+    totals: Totals
+    steps: int
+    """Of the epoch, which they are over."""
+
+
+class LiveMeter:
+    """Reads a meter while steps are still under way, without waiting for the device.
+
+    On a GPU a copy to pinned memory is queued behind the steps that were launched, and read by a later call, once it has arrived; so a
+    reading is some steps old. A CPU has nothing to wait for.
+
+    Args:
+        meter: to be read.
+        every: batches from one copy to the next.
+    """
+
+    def __init__(self, meter: Meter, every: int = 16) -> None:
+        self.sums, self.every = meter.sums, every
+        on_gpu = self.sums.is_cuda
+        self.host = torch.empty(3, dtype=torch.float64, pin_memory=True) if on_gpu else self.sums
+        self.arrival = torch.cuda.Event() if on_gpu else None
+        self.awaited: int | None = None
+        """Steps that the copy under way is over."""
+
+    def __call__(self, batch: int, steps: int) -> Reading | None:
+        """The newest reading that has arrived, if there is one after `batch` batches of an epoch, `steps` of which have been launched."""
+        if self.arrival is None:
+            return Reading(totals(self.sums), steps) if batch % self.every == 0 else None
+        reading = None
+        if self.awaited is not None and self.arrival.query():
+            reading, self.awaited = Reading(totals(self.host), self.awaited), None
+        if self.awaited is None and batch % self.every == 0:
+            self.host.copy_(self.sums, non_blocking=True)
+            self.arrival.record()
+            self.awaited = steps
+        return reading
+
+    def forget(self) -> None:
+        """Lets a copy of an epoch that has ended go unread."""
+        self.awaited = None

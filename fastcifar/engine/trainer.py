@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization
@@ -29,19 +31,20 @@ from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.snapshot import BestWeights
-from fastcifar.engine.step import Average, Backward, Clip, Forward, Meter, Part, Step, Totals, Update, Workspace, count
+from fastcifar.engine.step import Average, Backward, Clip, Forward, LiveMeter, Meter, Part, Step, Totals, Update, Workspace, count
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.models import build_model, check_parameters
-from fastcifar.models.count import count_network
+from fastcifar.models.count import NetworkCount, count_model, count_network
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
 from fastcifar.optim.sharpness import Ascend, Return
+from fastcifar.registry import GIVEN
 from fastcifar.runs.checkpoint import WEIGHTS, Best
 from fastcifar.runs.files import reason
 from fastcifar.runs.records import EpochRecord
 
 SMALL_STEP_FLOPS = 1e11
-"""A large GPU takes a fraction of a millisecond for fewer."""
+"""A large GPU takes a fraction of a millisecond for fewer, so that several steps are one launch."""
 
 
 class Trainer:
@@ -54,6 +57,7 @@ class Trainer:
         watched: the test images, where they are to be evaluated every epoch, or None.
         began: `time.perf_counter()` when the run, or its resumption, began.
         memory: how the run is laid out for the memory there is, where that was looked at.
+        model: the network, in place of one built by the name in `config`; it is trained itself, not a copy.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Trainer:
         watched: ImageSet | None = None,
         began: float | None = None,
         memory: MemoryPlan | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         now = time.perf_counter()
         self.began = now if began is None else began
@@ -78,7 +83,7 @@ class Trainer:
         self.validation, self.watched = (part and part.to(self.device) for part in (validation, watched))
         torch.manual_seed(config.seed)
         options = {"classes": len(train.classes), "image_size": train.images.shape[1], **config.model.options}
-        model = build_model(config.model.arch, **options)
+        model = build_model(config.model.arch, **options) if model is None else model
         check_parameters(sum(parameter.numel() for parameter in model.parameters()), config.model.max_params)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.buckets = Buckets(self.model)
@@ -101,6 +106,9 @@ class Trainer:
         self.unscaled_lr = tuple(self.lr)
         self.plateau = build_plateau(config.schedule)
         self.meter = Meter(self.device)
+        self.live_meter = LiveMeter(self.meter)
+        self.running: tuple[float, float] | None = None
+        """Loss and accuracy of this epoch, as of some steps ago."""
         self.epoch, self.batch = 0, 0
         self.seconds: Counter[str] = Counter(read=now - self.began, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
         """By phase; `read` is of the whole data set, `load` the waiting for batches."""
@@ -110,6 +118,13 @@ class Trainer:
         self.objective = Objective(self.model, self.normalization, *context, self.shadow.weights)
         self.evaluator = Evaluator(self.model, self.normalization, self.precision, self.device, memory and memory.evaluation_batch)
         self.step = self.build_step(self.objective)
+
+    @cached_property
+    def count(self) -> NetworkCount:
+        """Parameters and FLOPs of the network."""
+        if self.config.model.arch == GIVEN:
+            return count_model(copy.deepcopy(self.model).cpu(), self.network["options"]["image_size"])
+        return count_network(self.config.model.arch, **self.network["options"])
 
     @property
     def steps_done(self) -> int:
@@ -130,13 +145,16 @@ class Trainer:
         parts += [Average(self.averages)] if self.config.average.decays else []
         return Step((*parts, self.meter, count))
 
-    def compile(self) -> str:
-        """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned."""
+    def compile(self, announce: Callable[[], None] = lambda: None) -> str:
+        """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned.
+
+        What takes long is announced.
+        """
         remaining = self.total_steps - self.steps_done
         with self.clock("compile"):
             options = CPU_OPTIONS if self.device.type == "cpu" else None
             mark = mark_of(self.config, self.device, options)
-            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining, mark, options)
+            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining, mark, options, announce)
         self.step = self.build_step(outcome.function)
         choice = "on" if outcome.compiled else "off"
         self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
@@ -176,7 +194,7 @@ class Trainer:
             images, labels = self.blank_batch(self.config.batch_size)
             self.number.zero_()  # the tables of a run that is resumed may end before the warm-up does
             warm_up(self.step, self.number, images, labels)
-            steps = steps_per_graph(self.config)
+            steps = 8 if self.config.batch_size * self.count.training_flops < SMALL_STEP_FLOPS else 1
             self.captured = CapturedSteps(self.step, self.number, images, labels, steps, record_cuda_graph)
             self.evaluator.capture(images.shape[2:], record_cuda_graph)
             return None
@@ -207,7 +225,8 @@ class Trainer:
             self.meter.reset()
             torch.manual_seed(epoch_seed(Key(self.config.seed, self.epoch), Stream.DROPOUT))
         self.model.train()
-        batches = self.loader.batches(self.epoch, self.batch)
+        self.live_meter.forget()
+        batches, self.running = self.loader.batches(self.epoch, self.batch), None
         while True:
             with self.clock("load"):
                 batch = next(batches, None)
@@ -218,6 +237,7 @@ class Trainer:
             self.batch += 1
             if self.steps_done in self.cycle_ends:
                 self.keep_snapshot()
+            self.read_live()
             tick(self.batch)
             if stop() and self.batch < self.steps_per_epoch:
                 self.finish_steps()
@@ -227,6 +247,15 @@ class Trainer:
             synchronize(self.device)
         self.epoch, self.batch = self.epoch + 1, 0
         return True
+
+    def read_live(self) -> None:
+        """Takes in how the epoch goes, where that is known without waiting. Raises FastcifarError where a loss was not finite."""
+        launched = self.batch - (self.captured.filled if self.captured else 0)
+        reading = self.live_meter(self.batch, launched)
+        if reading is not None:
+            self.check_finite(reading.totals)
+            images = reading.steps * self.config.batch_size
+            self.running = reading.totals.loss / images, reading.totals.correct / images
 
     def launch(self, images: Tensor, labels: Tensor) -> None:
         """A step, at once or with those after it."""
@@ -357,13 +386,6 @@ class Trainer:
     def images_per_second(self) -> float:
         """Training images over the time of training and loading, so far."""
         return self.steps_done * self.config.batch_size / max(self.seconds["train"] + self.seconds["load"], 1e-9)
-
-
-def steps_per_graph(config: RunConfig) -> int:
-    """So many that a launch has a few milliseconds of work to do."""
-    options = {"image_size": 32, **config.model.options}
-    flops = config.batch_size * count_network(config.model.arch, **options).training_flops
-    return 8 if flops < SMALL_STEP_FLOPS else 1
 
 
 def build_plateau(schedule: ScheduleConfig) -> Plateau | None:

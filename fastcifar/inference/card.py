@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ import torch
 
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import is_path
-from fastcifar.inference.evaluate import FOLDER
-from fastcifar.inference.formats import Format, Metadata, module_beside
+from fastcifar.inference.evaluate import ENSEMBLE, FOLDER, names_of
+from fastcifar.inference.formats import Format, module_beside
+from fastcifar.registry import GIVEN
+from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS
+from fastcifar.runs.ensembles import is_ensemble, read_report
 from fastcifar.runs.folder import Run
+from fastcifar.runs.network import TrainedNetwork
 
 CARD = """# {title}
 
-{arch}, {parameters:,} parameters, the {weights} of a run of fastcifar, exported with torch {torch}.
+{what}, exported with torch {torch}.
 
 - Input `images`: uint8 (N, {size}, {size}, 3), RGB, any N; the normalisation is part of the network.
 - Output: probabilities, float32 (N, {count}), of the classes in this order: {classes}.
-- Checked after writing on {checked}: the largest difference to the trained network in float32 was {difference:.1e}.
+- Checked after writing on {checked}: the largest difference to {original} in float32 was {difference:.1e}.
 - It knows these classes alone, and gives any other image to one of them.
 
 ## How to load it
@@ -30,7 +35,7 @@ CARD = """# {title}
 ```
 
 It needs no fastcifar.{note}
-
+{members}
 ## Data and recipe
 
 {recipe}
@@ -40,32 +45,88 @@ It needs no fastcifar.{note}
 {numbers}
 """
 
+MEMBERS = """
+## Members
 
-def card(run: Run, exported: Format, metadata: Metadata, file: Path, parameters: int, checked: str, difference: float) -> str:
-    """The card of `file`, an export of `run`; `checked` says on what it was compared, and with what `difference` of probabilities."""
-    config = run.config()
+The probabilities are the mean of those of these networks, each with its own normalisation:
+
+| run | weights | architecture | parameters |
+|-|-|-|-|
+{rows}
+"""
+
+
+def card(
+    path: Path,
+    networks: Sequence[TrainedNetwork],
+    configs: Sequence[RunConfig],
+    exported: Format,
+    file: Path,
+    checked: str,
+    difference: float,
+) -> str:
+    """The card of an export.
+
+    Args:
+        path: folder of the run or the ensemble.
+        networks: what was exported of it.
+        configs: of the run of each network.
+        exported: the format.
+        file: what was written.
+        checked: on which images it was compared.
+        difference: the largest of any probability.
+    """
+    first, several = networks[0], len(networks) > 1
+    dataset, archs = dataset_name(configs[0]), ", ".join(dict.fromkeys(map(arch_name, networks)))
+    total = sum(map(parameters_of, networks))
     plain = f" The network is {module_beside(file).name}, plain PyTorch." if exported.suffix == ".safetensors" else ""
     return CARD.format(
-        title=f"{config.recipe or metadata['arch']} on {metadata['dataset']}",
-        arch=metadata["arch"],
-        parameters=parameters,
-        weights="last weights" if metadata["weights"] == "weights" else f"average {metadata['weights']} of the weights",
+        title=f"{f'Ensemble of {len(networks)}' if several else configs[0].recipe or archs} on {dataset}",
+        what=(
+            f"{len(networks)} networks ({archs}) in one, {total:,} parameters together, of runs of fastcifar"
+            if several
+            else f"{archs}, {total:,} parameters, the {weights_name(first.weights)} of a run of fastcifar"
+        ),
         torch=torch.__version__,
-        size=metadata["image_size"],
-        count=len(metadata["classes"]),
-        classes=", ".join(metadata["classes"]),
+        size=first.image_size,
+        count=len(first.classes),
+        classes=", ".join(first.classes),
         checked=checked,
+        original="the mean of the trained networks" if several else "the trained network",
         difference=difference,
         usage=exported.usage.format(file=file.name, module=module_beside(file).stem),
         note=plain,
-        recipe=table(recipe_of(config)),
-        numbers=table(numbers_of(run, metadata["weights"])) or "The run has not ended, and was not evaluated.",
+        members=MEMBERS.format(rows="\n".join(map(row_of, networks))) if several else "",
+        recipe=table(together([recipe_of(config) for config in configs])),
+        numbers=table(numbers_of(path, networks)) or "The run has not ended, and was not evaluated.",
     )
+
+
+def row_of(network: TrainedNetwork) -> str:
+    """Of the table of members."""
+    return f"| {network.path.name} | {network.weights} | {arch_name(network)} | {parameters_of(network):,} |"
+
+
+def parameters_of(network: TrainedNetwork) -> int:
+    return sum(parameter.numel() for parameter in network.model.parameters())
+
+
+def arch_name(network: TrainedNetwork) -> str:
+    return "a network given in Python" if network.arch == GIVEN else network.arch
+
+
+def weights_name(name: str) -> str:
+    """What the weights of a run that are called `name` are."""
+    if SNAPSHOT.fullmatch(name):
+        return f"weights {name}"
+    return "last weights" if name == WEIGHTS else f"average {name} of the weights"
 
 
 def dataset_name(config: RunConfig) -> str:
     """The name of the data set; of a path, its last part."""
     name = config.data.dataset
+    if name == GIVEN:
+        return "images given in Python"
     return Path(name).name if is_path(name) else name
 
 
@@ -92,24 +153,52 @@ def recipe_of(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def numbers_of(run: Run, weights: str) -> dict[str, Any]:
-    """What was measured of the exported weights: at the end of the run, and by `fastcifar eval` where that was asked."""
-    result, evaluation = run.result(), run.path / FOLDER / "evaluation.json"
-    numbers: dict[str, Any] = {}
-    if result:
-        own = result.test_accuracy if weights == "weights" else result.averaged_test_accuracies.get(weights)
-        numbers = {"test accuracy": share(own), "seconds of training": round(result.seconds), "trained on": result.device}
+def together(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The recipes of several runs in one; where they differ in a value, all that there are."""
+    values = {name: list(dict.fromkeys(recipe[name] for recipe in recipes)) for name in recipes[0]}
+    return {name: found[0] if len(found) == 1 else ", ".join(map(str, found)) for name, found in values.items()}
+
+
+def numbers_of(path: Path, networks: Sequence[TrainedNetwork]) -> dict[str, Any]:
+    """What was measured of the exported weights: by the run or the vote that they are of, and by `fastcifar eval` where that was asked."""
+    ensemble, evaluation = is_ensemble(path), path / FOLDER / "evaluation.json"
+    numbers = votes_of(path) if ensemble else result_of(path, networks[0].weights)
     if evaluation.is_file():
         try:
             found = json.loads(evaluation.read_text("utf-8"))
-            score = found["weights"][weights]
+            if ensemble and found["weights"].keys() != {*names_of(path, networks), ENSEMBLE}:
+                return numbers  # of other members
+            name = ENSEMBLE if ensemble else networks[0].weights
+            score = found["weights"][name]
             numbers["test accuracy"] = share(score["accuracy"])
             numbers["95% interval"] = " to ".join(share(bound) for bound in score["interval"])
-            if found["chosen"] == weights:
+            if found["chosen"] == name:
                 numbers["expected calibration error"] = share(found["calibration"]["error"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return numbers  # a card goes without an evaluation that is damaged or older than the run
     return numbers
+
+
+def result_of(path: Path, weights: str) -> dict[str, Any]:
+    """What the run at `path` ended with; nothing where it has not."""
+    result = Run.open(path).result()
+    if result is None:
+        return {}
+    own = result.test_accuracy if weights == WEIGHTS else result.averaged_test_accuracies.get(weights)
+    return {"test accuracy": share(own), "seconds of training": round(result.seconds), "trained on": result.device}
+
+
+def votes_of(path: Path) -> dict[str, Any]:
+    """What the ensemble at `path` came to; nothing where it was augmented, as the export is not."""
+    report = read_report(path)
+    if report.tta != "none":
+        return {}
+    best = report.best
+    return {
+        "test accuracy": share(best.soft_accuracy),
+        "95% interval": " to ".join(map(share, best.soft_interval)),
+        "mean test accuracy of its members": share(best.mean_member),
+    }
 
 
 def share(fraction: float | None) -> str | None:

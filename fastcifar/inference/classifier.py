@@ -1,41 +1,56 @@
-"""A run's network with all it needs to classify: its preprocessing, a device and a precision."""
+"""Trained networks with all they need to classify: their preprocessing, a device and a precision."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcifar.augment.normalize import Normalizer
 from fastcifar.engine.evaluate import BATCH_SIZE
 from fastcifar.engine.host import resolve_device
 from fastcifar.engine.precision import Precision, resolve_precision
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import TTA
+from fastcifar.inference.ensemble import joint_logits
 from fastcifar.inference.tta import logits_of_views
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import TrainedNetwork, load_network
+from fastcifar.runs.network import TrainedNetwork, check_agreement, load_networks
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """From bytes to logits."""
+    """From bytes to logits, by one network or by the mean probabilities of several, each of which counts the same."""
 
-    path: Path
-    """Of the run."""
-    network: TrainedNetwork
+    networks: tuple[TrainedNetwork, ...]
+    """Of the same classes and image size."""
     device: torch.device
     precision: Precision
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, by label."""
+        return self.networks[0].classes
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return self.networks[0].image_size
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, tta: TTA = "none") -> Tensor:
         """Images uint8 (N, H, W, 3), on any device, all at once -> logits, float32 (N, classes), on the classifier's."""
-        normalize = Normalizer(self.network.normalization, self.device)
-        normalised = normalize(images.to(self.device).permute(0, 3, 1, 2), self.precision.dtype)
+        images = images.to(self.device).permute(0, 3, 1, 2)
+        return joint_logits([self.ask(network, images, tta) for network in self.networks])
+
+    def ask(self, network: TrainedNetwork, images: Tensor, tta: TTA) -> Tensor:
+        """Images uint8 (N, 3, H, W), on the device -> the logits of one of the networks, float32 (N, classes)."""
+        normalised = Normalizer(network.normalization, self.device)(images, self.precision.dtype)
         with self.precision.autocast(self.device):
-            return logits_of_views(self.network.model, normalised, tta)
+            return logits_of_views(network.model, normalised, tta)
 
     def logits(self, images: Tensor, tta: TTA = "none") -> Tensor:
         """The same in batches, with the result on the CPU.
@@ -43,25 +58,50 @@ class Classifier:
         Raises:
             FastcifarError: infinite or NaN logits, as of a run that diverged.
         """
-        logits = torch.cat([self(batch, tta) for batch in images.split(self.batch_size)]).cpu()
-        if not logits.isfinite().all():
-            raise FastcifarError(f"{self.path}'s network gives infinite or NaN outputs, so it cannot classify; choose another run.")
-        return logits
+        each = []
+        for network in self.networks:
+            alone = Classifier((network,), self.device, self.precision)
+            logits = torch.cat([alone(batch, tta) for batch in images.split(self.batch_size)]).cpu()
+            if not logits.isfinite().all():
+                raise FastcifarError(f"{network.path}'s network gives infinite or NaN outputs, so it cannot classify; choose another run.")
+            each.append(logits)
+        return joint_logits(each)
+
+    def probabilities(self, images: Tensor, tta: TTA = "none") -> Tensor:
+        """The softmax of `logits`, float64 (N, classes)."""
+        return self.logits(images, tta).double().softmax(dim=1)
 
     @property
     def batch_size(self) -> int:
         """Images at once, so that memory stays bounded."""
-        return max(1, BATCH_SIZE[self.device.type] * 32**2 // self.network.image_size**2)
+        return max(1, BATCH_SIZE[self.device.type] * 32**2 // self.image_size**2)
 
 
-def open_classifier(path: Path, which: str | None = None, *, trust: bool = False) -> Classifier:
-    """The classifier of the run at `path`, on a GPU where there is one; arguments and errors as in `runs.network.load_network`."""
+def open_classifier(
+    runs: str | Path | Sequence[str | Path], which: str | None = None, *, trust: bool = False, model: nn.Module | None = None
+) -> Classifier:
+    """The classifier of one run, or of several together, on a GPU where there is one.
+
+    Args:
+        runs: a folder, or several; that of an ensemble stands for its members that vote.
+        which: of each run's weights; this and what follows as in `runs.network.load_networks`.
+        trust: whether code that comes with a run may be executed.
+        model: a network to use in place of those that are built by name.
+
+    Raises:
+        FastcifarError: a folder cannot be used, or the runs differ in classes or image size.
+    """
+    paths = [Path(path) for path in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not paths:
+        raise ConfigError("there is no run to predict with; name the folder of one or more.")
     device = resolve_device("auto")
-    return Classifier(path, load_network(path, device, which, trust=trust), device, precision_of(path, device))
+    networks = tuple(network for path in paths for network in load_networks(path, device, which, trust=trust, model=model))
+    check_agreement(networks)
+    return Classifier(networks, device, precision_of(networks, device))
 
 
-def precision_of(path: Path, device: torch.device) -> Precision:
-    """The precision that the run at `path` was trained in, or on another device the best that `device` has."""
-    engine = Run.open(path).config().engine
-    requested = engine.precision if engine.device == str(device) else "auto"
-    return resolve_precision(requested, device)[0]
+def precision_of(networks: Sequence[TrainedNetwork], device: torch.device) -> Precision:
+    """The precision that the runs were trained in, or on another device the best that `device` has; float32 where they differ in it."""
+    engines = [Run.open(network.path).config().engine for network in networks]
+    requested = {engine.precision if engine.device == str(device) else "auto" for engine in engines}
+    return resolve_precision(requested.pop() if len(requested) == 1 else "fp32", device)[0]

@@ -1,8 +1,9 @@
-"""Several networks as one: how they vote, which of them to keep, and how much they differ. All in float64, on the CPU."""
+"""Several networks as one: how they vote, which of them to keep, and how much they differ. Probabilities are float64, on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,14 @@ MOST_EXHAUSTIVE = 12
 """Members of which all subsets are tried; there are 4,095."""
 LEAST_PROBABILITY = 1e-300
 """What a probability of 0 counts as in the loss."""
+
+
+def joint_logits(each: Sequence[Tensor]) -> Tensor:
+    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of a single member as they are."""
+    if len(each) == 1:
+        return each[0]
+    shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])
+    return shares.logsumexp(dim=0) - math.log(len(each))
 
 
 def soft_vote(probabilities: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +13,16 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from fastcifar.config import RunConfig
+from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.engine.precision import Precision
 from fastcifar.errors import ConfigError, DataError, FastcifarError
 from fastcifar.inference.card import card, dataset_name
 from fastcifar.inference.classifier import Classifier
-from fastcifar.inference.formats import FORMATS, Classify, check_packages
+from fastcifar.inference.formats import FORMATS, Classify, Metadata, check_packages
 from fastcifar.runs.files import publish, reason, write_text, writing
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import TrainedNetwork, load_network
+from fastcifar.runs.network import TrainedNetwork, load_networks
 
 TOLERANCE = 1e-5
 """Of a probability, in float32."""
@@ -46,73 +49,100 @@ class Deployed(nn.Module):
         return self.network(normalised).softmax(dim=1)
 
 
+class Mean(nn.Module):
+    """Several deployed networks as one."""
+
+    def __init__(self, members: Sequence[Deployed]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) -> the mean of the members' probabilities, float32 (N, classes)."""
+        return torch.stack([member(images) for member in self.members]).mean(dim=0)
+
+
 @dataclass(frozen=True)
 class Export:
     """What was written, and how it was checked."""
 
     files: tuple[Path, ...]
     weights: str
+    """Which of a run's; or how many networks of an ensemble."""
     checked: str
     """On what images."""
     difference: float
-    """The largest of any probability to the trained network's."""
+    """The largest of any probability to the trained network's, or the mean of the networks'."""
 
 
 def export_run(
-    path: Path, name: str, out: Path | None = None, *, which: str | None = None, data_dir: Path | None = None, trust: bool = False
+    path: str | Path,
+    name: str,
+    out: str | Path | None = None,
+    *,
+    which: str | None = None,
+    data_dir: Path | None = None,
+    trust: bool = False,
+    model: nn.Module | None = None,
+    test_set: ImageSet | None = None,
 ) -> Export:
-    """Writes the network of the run at `path`, with a model card beside it, once the written file gives the same probabilities.
+    """Writes the network of a run, with a model card beside it, once the written file gives the same probabilities.
+
+    An ensemble becomes one file that gives the mean probabilities of its members that vote.
 
     Args:
-        path: the run's folder.
+        path: folder of the run or the ensemble.
         name: of a format; see `inference.formats`.
-        out: the file; `model` with the format's suffix in the run's folder by default.
-        which: the weights; see `runs.network.load_network`.
+        out: the file; `model` with the format's suffix in that folder by default.
+        which: the weights of a run; see `runs.network.load_network`.
         data_dir: where to look for the run's data set, whose test images the file is checked on; random ones where it is not at hand.
-        trust: whether code that comes with the run may be executed.
+        trust: whether code that comes with a run may be executed.
+        model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
+        test_set: the images to check the file on, in place of those of the run's data set.
 
     Raises:
         FastcifarError: the run cannot be read or exported, packages are missing, `out` cannot be written, or the probabilities differ.
     """
-    made = FORMATS[name]
-    out = out or path / f"model{made.suffix}"
+    made, path = FORMATS[name], Path(path)
+    out = Path(out) if out else path / f"model{made.suffix}"
     if out.suffix != made.suffix:
         raise ConfigError(f"--out {out} does not end in {made.suffix}, as files of the format {name} do; rename it.")
     check_packages(name)
-    run, cpu = Run.open(path), torch.device("cpu")
-    config, network = run.config(), load_network(path, cpu, which, trust=trust)
-    images, checked = sample_images(config, data_dir, network.image_size)
-    expected = Classifier(path, network, cpu, Precision("fp32"))(images).softmax(dim=1)
-    program = trace(network, path)
-    metadata = {
-        "arch": network.arch,
-        "weights": network.weights,
-        "dataset": dataset_name(config),
-        "classes": list(network.classes),
-        "image_size": network.image_size,
-        **vars(network.normalization),
-    }
-    parameters = sum(parameter.numel() for parameter in network.model.parameters())
+    cpu = torch.device("cpu")
+    networks = load_networks(path, cpu, which, trust=trust, model=model)
+    configs = [Run.open(network.path).config() for network in networks]
+    images, checked = sample_images(configs[0], data_dir, networks[0].image_size, test_set)
+    expected = Classifier(networks, cpu, Precision("fp32"))(images).softmax(dim=1)
+    program, metadata = trace(networks, path), describe(networks, configs[0])
     with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         partial = Path(folder) / out.name
         made.write(program, metadata, partial)
         difference = largest_difference(made.open(partial), images, expected, out)
-        text = card(run, made, metadata, out, parameters, checked, difference)
+        text = card(path, networks, configs, made, out, checked, difference)
         write_text(partial.with_name(f"{out.name}.md"), text)
         written = sorted(Path(folder).iterdir())
         for file in written:
             publish(file, out.parent / file.name)
-    return Export(tuple(out.parent / file.name for file in written), network.weights, checked, difference)
+    weights = networks[0].weights if len(networks) == 1 else f"{len(networks)} networks"
+    return Export(tuple(out.parent / file.name for file in written), weights, checked, difference)
 
 
-def trace(network: TrainedNetwork, path: Path) -> ExportedProgram:
-    """The deployed network as a graph of PyTorch's own operations, for any batch size. Raises FastcifarError where it is none."""
-    size = network.image_size
+def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
+    """What goes with the exported networks of runs of which `config` is the first's."""
+    each = [{"arch": one.arch, "weights": one.weights, **vars(one.normalization)} for one in networks]
+    classes, size = list(networks[0].classes), networks[0].image_size
+    shared = {"dataset": dataset_name(config), "classes": classes, "image_size": size}
+    return shared | (each[0] if len(each) == 1 else {"members": each})
+
+
+def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
+    """The deployed networks as a graph of PyTorch's own operations, for any batch size. Raises FastcifarError where they are none."""
+    size, members = networks[0].image_size, [Deployed(network) for network in networks]
+    module = members[0] if len(members) == 1 else Mean(members)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():
             shapes = {"images": {0: Dim("batch", min=1)}}
-            program = torch.export.export(Deployed(network).eval(), (example,), dynamic_shapes=shapes)
+            program = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
     except Exception as error:  # on code it cannot follow, torch.export raises nearly anything
         raise FastcifarError(f"{path}'s network cannot be exported ({reason(error)}); write it without branches on tensors.") from error
     for node in program.graph.nodes:
@@ -126,16 +156,17 @@ def trace(network: TrainedNetwork, path: Path) -> ExportedProgram:
     return program
 
 
-def sample_images(config: RunConfig, data_dir: Path | None, size: int) -> tuple[Tensor, str]:
+def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> tuple[Tensor, str]:
     """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones where it is not at hand."""
-    try:
-        images = load_dataset(config.data.dataset, "test", data_dir or config.data.data_dir, download=False).images[:CHECKED]
+    source = dataset_name(config) if test_set is None else "the set given"
+    with suppress(DataError):
+        if test_set is None:
+            test_set = load_dataset(config.data.dataset, "test", data_dir or config.data.data_dir, download=False)
+        images = test_set.images[:CHECKED]
         if images.shape == (CHECKED, size, size, 3):
-            return images, f"the first {CHECKED} test images of {dataset_name(config)}"
-    except DataError:
-        pass
+            return images, f"the first {CHECKED} test images of {source}"
     noise = torch.randint(0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return noise, f"{CHECKED} random images, since {dataset_name(config)} was not at hand"
+    return noise, f"{CHECKED} random images, since {source} was not at hand"
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:

@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind
 from fastcifar.errors import ConfigError
 
 Metadata = dict[str, Any]
-"""What goes with a network, as JSON: classes, image_size, mean, std, arch, weights, dataset."""
+"""What goes with a network, as JSON: classes, image_size, dataset, arch, weights, mean, std; the last four by member of an ensemble."""
 
 Classify = Callable[[Tensor], Tensor]
 """Images uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""

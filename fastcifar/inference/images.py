@@ -4,52 +4,119 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fastcifar.data.arrays import load_array
-from fastcifar.data.image_folder import SUFFIXES, decode, is_picture
+from fastcifar.data.image_folder import SUFFIXES, fit, is_picture, read_picture, upright
 from fastcifar.data.unpickle import unpickle
 from fastcifar.errors import DataError
 
-FORMS = "give a .npy or .npz file, a folder of pictures, or a pickled CIFAR batch"
+FORMS = "give a picture, a folder of pictures, a .npy or .npz file, or a pickled CIFAR batch"
+
+Source = str | Path | np.ndarray | Tensor | Image.Image | Sequence["Source"]
+"""What `open_images` takes."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in their order."""
+    """Images in their order; those of another size are cut to their largest centred square and resized as they are read."""
 
-    count: int
-    read: Callable[[int, int], np.ndarray]
-    """From a start and a stop to uint8 (stop - start, H, W, 3)."""
+    items: Sequence[np.ndarray | Path | Image.Image]
+    """Arrays are uint8 (H, W, 3), RGB; one array of all of them is a sequence too."""
+    size: int
+    """Pixels a side, once read."""
+    names: Sequence[str] | None = None
+    """Of the files, where each image has one of its own."""
+    resized: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """How many of those read so far had another size, by width and height."""
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 (n, H, W, 3), n at most `size`."""
-        for start in range(0, self.count, size):
-            yield torch.from_numpy(np.array(self.read(start, min(start + size, self.count)), order="C"))
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batches(self, count: int) -> Iterator[Tensor]:
+        """uint8 (n, size, size, 3), n at most `count`. Raises DataError where a picture cannot be decoded."""
+        for start in range(0, len(self), count):
+            yield torch.from_numpy(self.read(self.items[start : start + count]))
+
+    def read(self, items: Sequence[np.ndarray | Path | Image.Image]) -> np.ndarray:
+        if isinstance(items, np.ndarray) and items.shape[1:3] == (self.size, self.size):
+            return np.array(items, order="C")
+        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            arrays, sizes = zip(*pool.map(self.read_one, items), strict=True)
+        self.resized.update(size for size in sizes if size != (self.size, self.size))
+        return np.stack(arrays)
+
+    def read_one(self, item: np.ndarray | Path | Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+        """uint8 (size, size, 3), and what width and height were before."""
+        match item:
+            case Path():
+                picture = read_picture(item)
+            case np.ndarray():
+                picture = Image.fromarray(item)
+            case _:
+                picture = item
+        return fit(picture, self.size), picture.size
+
+    @property
+    def note(self) -> str | None:
+        """A sentence about those that were resized; None where there were none."""
+        count = self.resized.total()
+        if not count:
+            return None
+        of = "{}x{}".format(*next(iter(self.resized))) if len(self.resized) == 1 else "several sizes"
+        what = f"{count:,} images of {of} were cut to their" if count > 1 else f"1 image of {of} was cut to its"
+        return f"{what} largest centred square and resized to {self.size}x{self.size}."
 
 
-def open_images(path: Path, image_size: int) -> Images:
-    """The images at `path`, for a network that takes `image_size` pixels a side.
+def open_images(source: Source, image_size: int) -> Images:
+    """The images that `source` stands for, for a network that takes `image_size` pixels a side.
 
     Args:
-        path: a .npy file; a .npz file with `images`, or with one array alone; a folder of pictures, flat or with folders in it, in order
-            of their paths, each cut to its largest centred square and resized, as in training; or a pickled CIFAR batch, labelled or not.
-        image_size: pixels a side; arrays must have it, pictures get it.
+        source: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; the path of a .npy file, of a .npz file with `images` or
+            with one array alone, of a picture, of a folder of pictures, flat or with folders in it, in the order of their paths, or of a
+            pickled CIFAR batch, labelled or not; or a list of these.
+        image_size: pixels a side; images of another size get it when they are read.
 
     Raises:
         DataError: nothing there, damaged, empty, or of another type or shape; the sentence names it.
     """
+    if isinstance(source, list | tuple):
+        items = [item for part in source for item in open_images(part, image_size).items]
+        if not items:
+            raise DataError("the list of images is empty; give at least one.")
+        return Images(items, image_size)
+    if isinstance(source, str | Path):
+        return open_path(Path(source), image_size)
+    if isinstance(source, Image.Image):
+        try:
+            return Images([upright(source)], image_size)
+        except ValueError as error:
+            raise DataError(f"the picture has {error}; convert it to RGB.") from None
+    if not isinstance(source, np.ndarray | Tensor):
+        raise DataError(f"images are {type(source).__name__}; give a path, a uint8 (N, H, W, 3) array, a Pillow image, or a list of these.")
+    check_images(source, "the array")
+    return Images(source.cpu().numpy() if isinstance(source, Tensor) else source, image_size)
+
+
+def open_path(path: Path, image_size: int) -> Images:
+    """The images in a file or a folder; see `open_images`."""
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist; {FORMS}.")
     if os.path.isdir(path):
-        return open_pictures(path, image_size)
+        paths = list_pictures(path)
+        return Images(paths, image_size, [picture.relative_to(path).as_posix() for picture in paths])
+    if path.suffix.lower() in SUFFIXES:
+        return Images([path], image_size, [path.name])
     if path.suffix == ".npy":
         array, name = map_array(path), str(path)
     elif path.suffix == ".npz":
@@ -57,18 +124,35 @@ def open_images(path: Path, image_size: int) -> Images:
         array, name = load_array(path, key), f"{key} of {path}"
     else:
         array, name = read_batch(path), str(path)
-    check_images(array, name, image_size)
-    return Images(len(array), lambda start, stop: array[start:stop])
+    check_images(array, name)
+    return Images(array, image_size)
 
 
-def check_images(array: np.ndarray, name: str, image_size: int) -> None:
-    """Raises DataError where `array`, which `name` stands for, is not uint8 (N, image_size, image_size, 3), with N at least 1."""
-    found, expected = f"{name}: images are {array.dtype} {array.shape}", f"uint8 (N, {image_size}, {image_size}, 3), RGB"
-    if array.dtype == np.uint8 and array.ndim == 4 and array.shape[1:] == (3, image_size, image_size):
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures anywhere below `folder`, hidden ones left out, in the order of their paths. Raises DataError where there are none."""
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if is_picture(path) and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); {FORMS}.")
+    return paths
+
+
+def check_images(array: np.ndarray | Tensor, name: str, size: int | None = None) -> None:
+    """Raises DataError where `array`, which `name` stands for, is not uint8 (N, H, W, 3), or holds no pixel, or H or W is not `size`."""
+    dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
+    found = f"{name}: images are {dtype} {shape}"
+    expected = f"uint8 (N, {'H, W' if size is None else f'{size}, {size}'}, 3), RGB"
+    whole = dtype == "uint8" and len(shape) == 4
+    if whole and shape[1] == 3 != shape[3]:
         raise DataError(f"{found}; expected {expected}: save images.transpose(0, 2, 3, 1).")
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (image_size, image_size, 3):
+    if not whole or shape[3] != 3:
+        raise DataError(f"{found}; expected {expected}.")
+    if size is not None and shape[1:3] != (size, size):
         raise DataError(f"{found}; expected {expected}, as the run was trained on.")
-    if not len(array):
+    if 0 in shape:
         raise DataError(f"{name} holds no images; save at least one.")
 
 
@@ -107,26 +191,6 @@ def read_batch(path: Path) -> np.ndarray:
         ):
             return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     raise DataError(f"{path} is no CIFAR batch: expected a dict with uint8 data of (N, 3072); {FORMS}.")
-
-
-def open_pictures(folder: Path, size: int) -> Images:
-    """The pictures anywhere below `folder`, hidden ones left out, in the order of their paths; decoded when they are read."""
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if is_picture(path) and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not paths:
-        raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); {FORMS}.")
-
-    def read(start: int, stop: int) -> np.ndarray:
-        from PIL import Image
-
-        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return np.stack(list(pool.map(lambda path: decode(path, size), paths[start:stop])))
-
-    return Images(len(paths), read)
 
 
 def read_pair(text: str, image_size: int, classes: int) -> tuple[Tensor, Tensor]:

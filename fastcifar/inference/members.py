@@ -12,21 +12,19 @@ from torch import Tensor
 
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import load_dataset
-from fastcifar.data.splits import validation_split
 from fastcifar.engine.host import resolve_device
 from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA
 from fastcifar.inference.classifier import Classifier, precision_of
 from fastcifar.inference.ensemble import best_of_each_size, disagreement, hard_vote, q_statistic, select, soft_vote
-from fastcifar.inference.evaluate import check_dataset
+from fastcifar.inference.evaluate import check_dataset, split_obstacle, validation_set
 from fastcifar.inference.metrics import wilson_interval
-from fastcifar.inference.predict import check_agreement
 from fastcifar.recipes.listing import aligned
 from fastcifar.runs.console import percent
 from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
 from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import StoredNetwork, read_network
+from fastcifar.runs.network import StoredNetwork, TrainedNetwork, check_agreement, read_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,23 +87,23 @@ def evaluate_ensemble(
     members = [member for path in runs for member in classifiers(read_network(path, trust=trust), which)]
     if len(members) < 2:
         raise ConfigError("an ensemble takes two members or more; name the folders of more runs, or one that was trained with --snapshots.")
-    check_agreement(members)
-    first = read_network(runs[0], trust=trust)
+    networks = [network for member in members for network in member.networks]
+    check_agreement(networks)
     obstacle, validation = split_obstacle(configs), None
     if obstacle is None:
         train = load_dataset(name, "train", data_dir)
-        check_dataset(first, train, name)
-        validation = ask(members, *apart(configs[0], train.images, train.labels, len(train.classes)), tta)
+        check_dataset(networks[0], train, name)
+        validation = ask(members, *validation_set(configs[0], train), tta)
     chosen = select(validation.probabilities, validation.labels).members if validation else None
     sizes = [choice.members for choice in best_of_each_size(validation.probabilities, validation.labels)] if validation else []
     test_set = load_dataset(name, "test", data_dir)
-    check_dataset(first, test_set, name)
+    check_dataset(networks[0], test_set, name)
     test = ask(members, test_set.images, test_set.labels, tta)
     report = EnsembleReport(
         dataset=name,
         images=len(test.labels),
         tta=tta,
-        members=describe(members, out, test, validation),
+        members=describe(networks, out, test, validation),
         whole=standing(range(len(members)), test, validation),
         chosen=standing(chosen, test, validation) if chosen else None,
         not_chosen=obstacle,
@@ -130,7 +128,8 @@ def classifiers(run: StoredNetwork, which: str | None) -> list[Classifier]:
     """The members that a run makes, on a GPU where there is one. Raises FastcifarError as `StoredNetwork.load`."""
     device = resolve_device("auto")
     names = [which] if which else run.snapshots or [None]
-    return [Classifier(run.path, run.load(device, name), device, precision_of(run.path, device)) for name in names]
+    networks = [run.load(device, name) for name in names]
+    return [Classifier((network,), device, precision_of([network], device)) for network in networks]
 
 
 def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
@@ -142,35 +141,16 @@ def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
     return first
 
 
-def split_of(config: RunConfig) -> tuple[int, int]:
-    """Size and seed of the validation split."""
-    return config.data.val_split, config.data.split_seed
-
-
-def split_obstacle(configs: Sequence[RunConfig]) -> str | None:
-    """Why no members can be chosen on the images that all of the runs set apart."""
-    splits = {split_of(config) for config in configs}
-    if 0 in {count for count, _ in splits}:
-        return "not all runs set images apart for validation"
-    return "the runs set different images apart for validation" if len(splits) > 1 else None
-
-
-def apart(config: RunConfig, images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Those of the training images (N, H, W, 3), and their labels, that the run set apart."""
-    _, index = validation_split(labels, *split_of(config), classes)
-    return images[index], labels[index]
-
-
 def ask(members: Sequence[Classifier], images: Tensor, labels: Tensor, tta: TTA) -> Answers:
     """Images uint8 (N, H, W, 3) and labels int64 (N,)."""
-    return Answers(torch.stack([member.logits(images, tta).double().softmax(dim=1) for member in members]), labels)
+    return Answers(torch.stack([member.probabilities(images, tta) for member in members]), labels)
 
 
-def describe(members: Sequence[Classifier], out: Path, test: Answers, validation: Answers | None) -> tuple[Member, ...]:
+def describe(networks: Sequence[TrainedNetwork], out: Path, test: Answers, validation: Answers | None) -> tuple[Member, ...]:
     """Each member by itself."""
-    validated = validation.accuracies if validation else [None] * len(members)
-    rows = zip(members, validated, test.accuracies, strict=True)
-    return tuple(Member(place_of(one.path, out), one.network.weights, known, tested) for one, known, tested in rows)
+    validated = validation.accuracies if validation else [None] * len(networks)
+    rows = zip(networks, validated, test.accuracies, strict=True)
+    return tuple(Member(place_of(one.path, out), one.weights, known, tested) for one, known, tested in rows)
 
 
 def place_of(run: Path, out: Path) -> Path:

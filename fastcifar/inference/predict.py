@@ -1,4 +1,4 @@
-"""`fastcifar predict`: the classes of unlabelled images, as a table."""
+"""Prediction: the classes of unlabelled images, in memory or as a table in a file."""
 
 from __future__ import annotations
 
@@ -6,20 +6,68 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA
-from fastcifar.inference.classifier import Classifier, open_classifier
-from fastcifar.inference.images import open_images
+from fastcifar.inference.classifier import open_classifier
+from fastcifar.inference.images import Images, Source, open_images
 from fastcifar.runs.files import publish, writing
 
 
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What runs make of N images, on the CPU."""
+
+    labels: Tensor
+    """int64 (N,): the likeliest class; of equal ones, that of the lowest label."""
+    probabilities: Tensor
+    """float64 (N, classes), each row of which sums to 1."""
+    classes: tuple[str, ...]
+    """Names, by label."""
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each image's class."""
+        return [self.classes[label] for label in self.labels.tolist()]
+
+
 def predict(
+    runs: str | Path | Sequence[str | Path],
+    images: Source,
+    *,
+    which: str | None = None,
+    tta: TTA = "none",
+    trust: bool = False,
+    model: nn.Module | None = None,
+) -> Predictions:
+    """The classes of `images`; several runs decide by the mean of their probabilities.
+
+    Args:
+        runs: a run's folder or an ensemble's, which stands for its members that vote; or several. Each network counts the same, and
+            preprocesses the images as it was trained to.
+        images: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; a path, as `inference.images.open_images` has it; or a
+            list of these. Those of another size than the runs' are cut to their largest centred square and resized.
+        which: weights of each run, such as "weights" or "ema-0.999"; the best on the validation split, or else an average, by default.
+        tta: test-time augmentation: "none", "mirror" or "mirror-shift".
+        trust: whether code that comes with a run may be executed.
+        model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
+
+    Raises:
+        FastcifarError: a run or the images cannot be used, or the runs differ in classes or image size.
+    """
+    classifier = open_classifier(runs, which, trust=trust, model=model)
+    batches = open_images(images, classifier.image_size).batches(classifier.batch_size)
+    probabilities = torch.cat([classifier.probabilities(batch, tta) for batch in batches])
+    return Predictions(probabilities.argmax(dim=1), probabilities, classifier.classes)
+
+
+def write_predictions(
     runs: Sequence[Path],
     images: Path,
     out: Path,
@@ -28,64 +76,42 @@ def predict(
     tta: TTA = "none",
     probabilities: bool = False,
     trust: bool = False,
-) -> int:
-    """Writes a header, then `index,prediction` for every image, in order and counted from 0; returns how many.
+) -> Images:
+    """Writes a header, then a row for every image, in order, however many there are; returns the images, all of them read.
 
-    Several runs decide by the mean of their probabilities; of equal ones, the class with the lower label wins.
+    A row is `file,prediction` for pictures, by their paths below the folder that was given, else `index,prediction`, counted from 0.
 
     Args:
-        runs: their folders; each preprocesses the images as it was trained to.
-        images: as `inference.images.open_images` has them.
         out: the .csv file; it appears whole, or what was there before stays.
-        which: of each run's weights; see `runs.network.load_network`.
-        tta: test-time augmentation.
         probabilities: whether a column for each class follows.
-        trust: whether code that comes with a run may be executed.
+        runs, images, which, tta, trust: as `predict` has them.
 
     Raises:
-        FastcifarError: a run or the images cannot be used, the runs differ in classes or image size, or `out` cannot be written.
+        FastcifarError: as `predict`; or `out` cannot be written.
     """
-    if not runs:
-        raise ConfigError("there is no run to predict with; name the folder of one or more.")
     if os.path.isdir(out):
         raise ConfigError(f"--out {out} is a folder; give a file, such as predictions.csv.")
     if os.path.exists(out) and os.path.exists(images) and os.path.samefile(out, images):
         raise ConfigError(f"--out {out} is where the images are; choose another file.")
-    members = [open_classifier(path, which, trust=trust) for path in runs]
-    check_agreement(members)
-    classes = members[0].network.classes
-    source = open_images(images, members[0].network.image_size)
+    classifier = open_classifier(runs, which, trust=trust)
+    source, classes = open_images(images, classifier.image_size), classifier.classes
     with appearing(out) as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("index", "prediction", *(classes if probabilities else ())))
-        index = 0
-        for batch in source.batches(members[0].batch_size):
-            means = mean_probabilities(members, batch, tta)
-            for row, winner in zip(means.tolist(), means.argmax(dim=1).tolist(), strict=True):
-                table.writerow((index, classes[winner], *(f"{value:.7g}" for value in row if probabilities)))
-                index += 1
-    return index
-
-
-def check_agreement(members: Sequence[Classifier]) -> None:
-    """Raises ConfigError where the runs were trained on other classes, another order of them, or another size of images than the first."""
-    first = members[0]
-    for other in members[1:]:
-        if other.network.classes != first.network.classes:
-            raise ConfigError(f"{other.path} knows other classes than {first.path}; predict with runs of the same data set.")
-        if other.network.image_size != first.network.image_size:
-            sizes = f"{other.network.image_size} pixels a side and {first.path} {first.network.image_size}"
-            raise ConfigError(f"{other.path} takes images of {sizes}; predict with runs of the same data set.")
-
-
-def mean_probabilities(members: Sequence[Classifier], images: Tensor, tta: TTA = "none") -> Tensor:
-    """Images uint8 (N, H, W, 3) -> float64 (N, classes), each row of which sums to 1."""
-    return torch.stack([member.logits(images, tta).double().softmax(dim=1) for member in members]).mean(dim=0)
+        table.writerow(("file" if source.names else "index", "prediction", *(classes if probabilities else ())))
+        names = iter(source.names or range(len(source)))
+        for batch in source.batches(classifier.batch_size):
+            shares = classifier.probabilities(batch, tta)
+            for row, winner in zip(shares.tolist(), shares.argmax(dim=1).tolist(), strict=True):
+                name = str(next(names)).replace("\r", "\\r")  # which csv would not quote
+                table.writerow((name, classes[winner], *(f"{value:.7g}" for value in row if probabilities)))
+    return source
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[TextIO]:
     """A text file to write, which takes the place of `path` at the end of the block; where the block fails, nothing of it is left.
+
+    What UTF-8 lacks, such as the bytes of a file's name that are none, is written as an escape.
 
     Raises:
         FastcifarError: it cannot be written.
@@ -93,7 +119,7 @@ def appearing(path: Path) -> Iterator[TextIO]:
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
-            with open(partial, "w", encoding="utf-8", newline="") as file:
+            with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -51,9 +51,10 @@ class Report:
     device: str
     precision: str
     weights: dict[str, Score]
-    """Test scores of every set of weights that the run keeps, without augmentation."""
+    """Test scores, without augmentation, of every set of weights that the run keeps; or of every member of the ensemble that votes, by its
+    folder and weights, and of all of them as "ensemble"."""
     chosen: str
-    """The weights that all below is about."""
+    """Which of these all below is about."""
     tta: TTA
     augmented: Score | None
     """With test-time augmentation, where it was asked for; then so is all below."""
@@ -73,18 +74,20 @@ class Report:
 
 def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
     """What the person at the keyboard reads."""
+    wide = max(10, *map(len, report.weights))
     for name, score in report.weights.items():
-        yield f"{name:10}  test accuracy {described(score)}"
+        yield f"{name:{wide}}  test accuracy {described(score)}"
     if report.augmented:
         plain, augmented = report.weights[report.chosen], report.augmented
         gain, cost = 100 * (augmented.accuracy - plain.accuracy), augmented.seconds / plain.seconds
-        yield f"{report.tta:10}  test accuracy {described(augmented)}"
-        yield f"{'':10}  {gain:+.2f} points over {report.chosen}, in {augmented.seconds:.2f} s for {plain.seconds:.2f} s ({cost:.1f} times)"
+        yield f"{report.tta:{wide}}  test accuracy {described(augmented)}"
+        times = f"in {augmented.seconds:.2f} s for {plain.seconds:.2f} s ({cost:.1f} times)"
+        yield f"{'':{wide}}  {gain:+.2f} points over {report.chosen}, {times}"
     for path, score in report.sets.items():
         yield f"{path}  accuracy {described(score)}, {score.images:,} images"
     calibration = report.calibration
     yield (
-        f"{'calibrated':10}  error {percent(calibration.error)}; {percent(calibration.scaled_error)} at temperature "
+        f"{'calibrated':{wide}}  error {percent(calibration.error)}; {percent(calibration.scaled_error)} at temperature "
         f"{calibration.temperature:.3f}, fitted on the {calibration.fitted_on} set"
     )
     if per_class:

@@ -35,7 +35,7 @@ def measure_speed(classifier: Classifier, tta: TTA = "none") -> tuple[Speed, ...
 
 
 def measure(classifier: Classifier, batch_size: int, tta: TTA) -> Speed:
-    side, device = classifier.network.image_size, classifier.device
+    side, device = classifier.image_size, classifier.device
     images = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8).to(device)
     for _ in range(WARM_UP):
         classifier(images, tta)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastcifar.errors import ConfigError, unknown
-from fastcifar.registry import load
+from fastcifar.registry import GIVEN, load
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,9 @@ class Architecture:
 
 
 RESNET, WRN, RESNET_RS = "fastcifar.models.resnet:resnet", "fastcifar.models.wide:wrn", "fastcifar.models.resnet_rs:resnetrs50"
-LAST = ("dropout", "stochastic_depth")
+PYTORCH = {"weight_init": "pytorch"}
+"""Of what reports 1 and 4 took from github.com/kuangliu/pytorch-cifar, which leaves the weights as PyTorch makes them."""
+LAST = ("dropout", "stochastic_depth", "weight_init")
 SE = ("se_ratio", *LAST)
 V2 = ("final_norm", *SE)
 POOLED = ("pool", "pool_stride", *SE)
@@ -40,7 +42,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet": Architecture(
         "the generic residual network, ResNet-18 where nothing is given", RESNET, (*SHAPE, "pre_activation", *V2, *POOLED[:2])
     ),
-    "resnet18": Architecture("ResNet-18 for small images, the baseline of reports 4 and 5", RESNET, SE),
+    "resnet18": Architecture("ResNet-18 for small images, the baseline of reports 4 and 5", RESNET, SE, PYTORCH),
     "resnet20": Architecture(
         "the ResNet-20 of report 5's table 1 (the ASAM authors': a convolution with norm where the shortcut changes shape)",
         RESNET,
@@ -49,24 +51,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "resnet56": Architecture("the ResNet-56 of report 5's table 1", RESNET, SE, {"blocks": (9, 9, 9), "channels": (16, 32, 64)}),
     "resnet20_v2": Architecture(
-        "report 1's ResNetV2-20, pre-activation", RESNET, V2, {"blocks": (3, 3, 3), "channels": (16, 32, 64), "pre_activation": True}
+        "report 1's ResNetV2-20, pre-activation",
+        RESNET,
+        V2,
+        {"blocks": (3, 3, 3), "channels": (16, 32, 64), "pre_activation": True, **PYTORCH},
     ),
-    "resnet_prop": Architecture("report 1's ResNetV2-Prop, a pre-activation ResNet-18", RESNET, V2, {"pre_activation": True}),
+    "resnet_prop": Architecture("report 1's ResNetV2-Prop, a pre-activation ResNet-18", RESNET, V2, {"pre_activation": True, **PYTORCH}),
     "resnet_s3": Architecture("report 3's network", RESNET, POOLED, {"blocks": (3, 3, 2, 3), "channels": (64, 128, 128, 256), "pool": 4}),
     "resnet_s4": Architecture(
         "report 4's final network; its baseline has dropout 0 and pool 5, which reads the top left 5x5 of the 8x8 map",
         RESNET,
         POOLED,
-        {"blocks": (4, 4, 3), "channels": (64, 128, 256), "dropout": 0.4},
+        {"blocks": (4, 4, 3), "channels": (64, 128, 256), "dropout": 0.4, **PYTORCH},
     ),
     "resnet_s4_deep": Architecture(
-        "report 4, table 8: three stages of 13 blocks", RESNET, POOLED, {"blocks": (13, 13, 13), "channels": (32, 64, 128)}
+        "report 4, table 8: three stages of 13 blocks", RESNET, POOLED, {"blocks": (13, 13, 13), "channels": (32, 64, 128), **PYTORCH}
     ),
     "resnet_s4_4stages": Architecture(
-        "report 4, table 8: four stages", RESNET, POOLED, {"blocks": (4, 4, 3, 3), "channels": (32, 64, 128, 256)}
+        "report 4, table 8: four stages", RESNET, POOLED, {"blocks": (4, 4, 3, 3), "channels": (32, 64, 128, 256), **PYTORCH}
     ),
     "resnet_s4_5stages": Architecture(
-        "report 4, table 8: five stages", RESNET, POOLED, {"blocks": (4, 4, 4, 4, 3), "channels": (16, 32, 64, 128, 256)}
+        "report 4, table 8: five stages", RESNET, POOLED, {"blocks": (4, 4, 4, 4, 3), "channels": (16, 32, 64, 128, 256), **PYTORCH}
     ),
     "resnetrs50": Architecture(
         "report 2's ResNet-RS-50, which takes 32x32 images to a 1x1 map; resnetrs50_cifar does not", RESNET_RS, ("stem_stride", *RS)
@@ -101,6 +106,8 @@ def find_architecture(name: str) -> Architecture:
     if name.startswith(f"{TIMM}:") and name != f"{TIMM}:":
         summary = "one of timm's networks, most of which have ImageNet stems: they shrink a 32x32 image before the first stage"
         return Architecture(summary, "fastcifar.models.plug_ins:from_timm", (), {"name": name.removeprefix(f"{TIMM}:")})
+    if name == GIVEN:
+        return Architecture("a network that was given in Python", "fastcifar.models.plug_ins:from_nowhere", ())
     if PLUG_IN.fullmatch(name):
         return Architecture("a plug-in", "fastcifar.models.plug_ins:from_function", (), {"target": name})
     if ":" in name:

@@ -34,6 +34,8 @@ class NetworkCount:
 
     layers: tuple[LayerCount, ...]
     parameters: int
+    buffer_bytes: int
+    """Running statistics and the like, which are weights too, though no gradient moves them."""
     forward_flops: int
     """For one image."""
     training_flops: int
@@ -43,12 +45,21 @@ class NetworkCount:
 
 
 def count_network(arch: str, *, classes: int = 10, image_size: int = 32, **options: Any) -> NetworkCount:
-    """The counts of an architecture; convolutions and linear layers carry all FLOPs that are counted. Raises as `build_model`."""
+    """The counts of an architecture, as `count_model` has them. Raises as `build_model`."""
     device = torch.device("meta" if arch in ARCHITECTURES else "cpu")
+    with torch.random.fork_rng(devices=[]), device:
+        return count_model(build_model(arch, classes=classes, image_size=image_size, **options), image_size)
+
+
+def count_model(model: nn.Module, image_size: int = 32) -> NetworkCount:
+    """The counts of a network for images (3, image_size, image_size); convolutions and linear layers carry all FLOPs that are counted.
+
+    Two or three images go through it on the device of its parameters, which may be meta. They leave gradients, moved running statistics
+    and evaluation mode behind, so give a copy of a network that is still needed.
+    """
+    parameters = list(model.parameters())
     with torch.random.fork_rng(devices=[]):
-        with device:
-            model = build_model(arch, classes=classes, image_size=image_size, **options)
-            images = torch.zeros(3, 3, image_size, image_size)
+        images = torch.zeros(3, 3, image_size, image_size, device=parameters[0].device)
         activation_bytes = saved_bytes(model, images) - saved_bytes(model, images[1:].clone())
         outputs: dict[str, tuple[int, ...]] = {}
         hooks = [module.register_forward_hook(remember(name, outputs)) for name, module in model.named_modules()]
@@ -70,9 +81,15 @@ def count_network(arch: str, *, classes: int = 10, image_size: int = 32, **optio
         for name, module in model.named_modules()
         if list(module.parameters(recurse=False))
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     total = forward.get_total_flops()
-    return NetworkCount(layers, parameters, total, total + backward.get_total_flops(), activation_bytes)
+    return NetworkCount(
+        layers,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        forward_flops=total,
+        training_flops=total + backward.get_total_flops(),
+        activation_bytes=activation_bytes,
+    )
 
 
 def remember(name: str, outputs: dict[str, tuple[int, ...]]) -> Callable[..., None]:

@@ -57,6 +57,11 @@ def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn
             return checked(function(**arguments), classes, image_size)
 
 
+def from_nowhere(*, classes: int = 10, image_size: int = 32) -> nn.Module:
+    """Raises ConfigError, since a network that was given in Python is known there alone."""
+    raise ConfigError("the network was given in Python and has no name to be built by; give it again in Python, as model=.")
+
+
 @contextmanager
 def current_folder_importable() -> Iterator[None]:
     """Within the block modules are looked for in the current folder first, as `python -m` does."""

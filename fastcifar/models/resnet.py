@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from fastcifar.checks import check_name
 from fastcifar.errors import ConfigError
 from fastcifar.models.blocks import BlockShape, Pool, PostActivation, PreActivation, convolution, deep_stem
 from fastcifar.models.layers import BatchNorm2d
@@ -69,6 +70,8 @@ class ResNet:
     """Probability of dropping a feature before the linear layer."""
     stochastic_depth: float = 0.0
     """Probability of skipping the last block's branch; the l-th of L is skipped with l / L of it (arXiv:1603.09382)."""
+    weight_init: str = "he"
+    """How the convolutions begin: a name of `WEIGHT_INITS`."""
     classes: int = 10
     image_size: int = 32
     """Height and width, in pixels."""
@@ -88,6 +91,7 @@ class ResNet:
                 raise ConfigError(f"{name} {getattr(self, name)} is not from 0 to below 1; give a value such as 0.25.")
         for name in ("kernels", "skip_kernels"):
             self.per_stage(name)
+        check_name("weight_init", self.weight_init, WEIGHT_INITS)
         self.check_options()
 
     def check_options(self) -> None:
@@ -158,7 +162,9 @@ class ResNet:
             layers["dropout"] = nn.Dropout(self.dropout)
         windows = 1 if self.pool is None else (self.last_size - self.pool) // (self.pool_stride or self.pool) + 1
         layers["classifier"] = nn.Linear(features * windows**2, self.classes)
-        return initialise(nn.Sequential(OrderedDict(layers)))
+        network = nn.Sequential(OrderedDict(layers))
+        WEIGHT_INITS[self.weight_init](network)
+        return network
 
     def stem(self) -> dict[str, nn.Module]:
         """The layers before the stages, by name."""
@@ -197,9 +203,21 @@ class ResNet:
             yield shapes
 
 
-def initialise(network: nn.Sequential) -> nn.Sequential:
-    """He initialisation of the convolutions by fan-out (arXiv:1502.01852); norms and linear layers keep PyTorch's."""
+def he(network: nn.Module) -> None:
+    """Normal, with a variance of 2 over the fan-out (He et al. 2015, arXiv:1502.01852), in the convolutions."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network
+
+
+def pytorch(network: nn.Module) -> None:
+    """As PyTorch made them: uniform, with a variance of 1/3 over the fan-in, a sixth of He's, in the convolutions.
+
+    A pre-activation network adds up its branches without a norm, so that its last map is as large as its branches are many. Where no norm
+    stands before the classifier either, He's rule makes the first logits so large that a learning rate of 0.1 diverges unless it is
+    reached very slowly; PyTorch's does not.
+    """
+
+
+WEIGHT_INITS = {"he": he, "pytorch": pytorch}
+"""By name, what turns a network's convolutions, as PyTorch makes them, into what training begins with. Norms and linear layers stay."""

@@ -16,6 +16,7 @@ def resnetrs50(
     se_ratio: float = 1 / 16,
     dropout: float = 0.25,
     stochastic_depth: float = 0.0,
+    weight_init: str = "he",
     classes: int = 10,
     image_size: int = 32,
 ) -> nn.Sequential:
@@ -36,7 +37,7 @@ def resnetrs50(
         entry_stride: of the convolution in place of max-pooling.
         se_ratio: width within squeeze-and-excitation, in features of the block; the paper has 0.25, report 2 1/16.
         dropout: probability of dropping a feature before the linear layer.
-        stochastic_depth: as in `ResNet`.
+        stochastic_depth, weight_init: as in `ResNet`.
         classes: number of classes.
         image_size: height and width of the images, in pixels.
 
@@ -54,6 +55,7 @@ def resnetrs50(
         se_ratio=se_ratio,
         dropout=dropout,
         stochastic_depth=stochastic_depth,
+        weight_init=weight_init,
         classes=classes,
         image_size=image_size,
     ).build()

@@ -14,6 +14,7 @@ def wrn(
     widen: int = 10,
     dropout: float = 0.0,
     stochastic_depth: float = 0.0,
+    weight_init: str = "he",
     classes: int = 10,
     image_size: int = 32,
 ) -> nn.Sequential:
@@ -25,7 +26,7 @@ def wrn(
         depth: convolutions on the longest path, 6 n + 4 for n blocks a stage.
         widen: factor of the stages' width.
         dropout: probability of dropping a value between the two convolutions of each block.
-        stochastic_depth: as in `ResNet`.
+        stochastic_depth, weight_init: as in `ResNet`.
         classes: number of classes.
         image_size: height and width of the images, in pixels.
 
@@ -44,6 +45,7 @@ def wrn(
         final_norm=True,
         block_dropout=dropout,
         stochastic_depth=stochastic_depth,
+        weight_init=weight_init,
         classes=classes,
         image_size=image_size,
     ).build()

@@ -15,7 +15,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,20 @@ class Duration:
     def steps(self, steps_per_epoch: int, total_steps: int) -> int:
         """The nearest number of whole steps."""
         return round(self.exact(steps_per_epoch, total_steps))
+
+
+AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
+"""The warm-up where none is asked for: a share of the run, but not below so many steps, of which a short run gives up to the larger share.
+
+A share alone makes a short run reach its peak within a few steps, from which networks without a norm before their classifier do not recover.
+"""
+
+
+def warmup_steps(text: str, steps_per_epoch: int, total_steps: int) -> int:
+    """The length of a warm-up, a `Duration` or `auto`. Raises ConfigError where `text` is neither."""
+    if text == AUTO:
+        return round(min(max(WARMUP_SHARE * total_steps, SHORTEST_WARMUP), LONGEST_WARMUP_SHARE * total_steps))
+    return Duration.parse(text).steps(steps_per_epoch, total_steps)
 
 
 @dataclass(frozen=True)
@@ -235,6 +249,32 @@ def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> l
     return ends
 
 
+def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> ScheduleConfig:
+    """`schedule` as it is in a run of that length, with its lengths written in steps; a horizon at the end of the run stays there."""
+    given, total = schedule.resolved, steps_per_epoch * epochs
+    warmup = warmup_steps(given.warmup, steps_per_epoch, total)
+
+    def place(text: str | None) -> str | None:
+        return text and f"{Duration.parse(text).steps(steps_per_epoch, total)}st"
+
+    def period(text: str | None) -> str | None:
+        return text and f"{whole_period(text, steps_per_epoch, total - warmup)}st"
+
+    return replace(
+        given,
+        warmup=f"{warmup}st",
+        horizon=given.horizon if given.horizon == "100%" else place(given.horizon),
+        milestones=given.milestones and tuple(map(place, given.milestones)),
+        step_size=period(given.step_size),
+        restart_period=period(given.restart_period),
+    )
+
+
+def whole_period(text: str, steps_per_epoch: int, steps: int, tick: int = 1) -> int:
+    """A length in ticks, `steps` being what its share is of; rounded up: a run of four quarters must not end with the peak of a fifth."""
+    return math.ceil(Duration.parse(text).exact(steps_per_epoch, steps) / tick - 1e-6)
+
+
 def horizon_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> int:
     """The step at which the schedule has come to its end, or would after the run's."""
     total = steps_per_epoch * epochs
@@ -245,7 +285,7 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Cour
     """The settings of a schedule in a run of that length. Raises as `lr_table`."""
     given, total = schedule.resolved, steps_per_epoch * epochs
     tick = steps_per_epoch if given.per == "epoch" else 1
-    warmup = Duration.parse(given.warmup).steps(steps_per_epoch, total)
+    warmup = warmup_steps(given.warmup, steps_per_epoch, total)
     horizon = horizon_steps(schedule, steps_per_epoch, epochs)
     if warmup >= total:
         raise ConfigError(f"a warm-up of {warmup} steps fills the whole run of {total}; shorten --warmup or train longer.")
@@ -255,8 +295,7 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Cour
         raise ConfigError(f"the horizon {given.horizon} is not beyond the warm-up of {warmup} steps; move --horizon or shorten --warmup.")
 
     def period(name: str) -> int:
-        # Rounded up: a run of four quarters must not end with the peak of a fifth.
-        ticks = math.ceil(Duration.parse(getattr(given, name)).exact(steps_per_epoch, total - warmup) / tick - 1e-6)
+        ticks = whole_period(getattr(given, name), steps_per_epoch, total - warmup, tick)
         if ticks < 1:
             raise ConfigError(f"{name} is {getattr(given, name)}; expected some length, such as 30ep or 25%.")
         return ticks

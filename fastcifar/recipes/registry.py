@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from typing import Any, Literal
 
-from fastcifar.config import RunConfig
+from fastcifar.checks import check_name
+from fastcifar.config import ModelConfig, RunConfig, ScheduleConfig
 
 Measure = Literal["weights", "average", "ensemble"]
 """What a claim is of: a run's weights, the one average that it keeps, or several runs together."""
@@ -62,14 +63,32 @@ def derive(parent: RunConfig, **changes: Any) -> RunConfig:
     """`parent` with settings changed, each by the name of its flag.
 
     Raises:
-        TypeError: no setting has such a name.
-        ConfigError: a value out of range, or a setting that what was chosen does not read.
+        ConfigError: no setting has such a name, a value is out of range, or what was chosen does not read a setting.
     """
+    for name in changes:
+        check_name("setting", name, settings(parent))
     parts = {}
     for field in fields(parent):
         if is_dataclass(part := getattr(parent, field.name)):
             parts[field.name] = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
     return replace(parent, **{name: replace(getattr(parent, name), **own) for name, own in parts.items() if own}, **changes)
+
+
+def without_replaced(start: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """`start` without the options of an architecture, an optimiser, a schedule or a loss that `changes` replace by another."""
+
+    def replaced(setting: str, current: str) -> bool:
+        return changes.get(setting) not in (None, current)
+
+    if replaced("arch", start.model.arch):
+        start = replace(start, model=ModelConfig())
+    if replaced("optimizer", start.optim.optimizer):
+        start = replace(start, optim=replace(start.optim, lr=None, momentum=None, weight_decay=None))
+    if replaced("schedule", start.schedule.schedule):
+        start = replace(start, schedule=ScheduleConfig(warmup=start.schedule.warmup))
+    if replaced("loss", start.loss.loss):
+        start = replace(start, loss=replace(start.loss, label_smoothing=None, gamma_pos=None, gamma_neg=None))
+    return start
 
 
 def difference(config: RunConfig, base: RunConfig) -> dict[str, Any]:

@@ -1,57 +1,90 @@
-"""What the person at the keyboard sees: a live line in a terminal, plain lines where the output is piped."""
+"""What the person at the keyboard sees: a live line in a terminal or a notebook, plain lines where the output is piped."""
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from textwrap import TextWrapper
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.status import Status
+from rich.table import Column
 
 from fastcifar.runs.folder import Result
 from fastcifar.runs.records import EpochRecord
 
 REFRESH_SECONDS = 0.25
+NO_BREAK = "\u00a0"
+"""Stands for a space at which a line may not be broken."""
 
 
 class Console:
-    """Shows a run as it goes, on `rich`, by default the standard output."""
+    """Shows a run as it goes, on `rich`, by default the standard output.
+
+    In a terminal lines are broken between words at its width, and a bar moves below them; a notebook has the bar too. Elsewhere every
+    line stays whole.
+    """
 
     def __init__(self, rich: RichConsole | None = None) -> None:
         self.rich = rich or RichConsole(highlight=False, soft_wrap=True)
+        self.live = self.rich.is_terminal or self.rich.is_jupyter
         self.progress: Progress | None = None
+        self.status: Status | None = None
         self.batch_size, self.first, self.started, self.shown = 0, 0, 0.0, 0.0
-        self.last = ""
         self.epoch_seconds: list[float] = []
 
     def note(self, text: str, *, prominent: bool = False) -> None:
         """One line that stays."""
-        self.rich.print(text, markup=False, style="bold reverse" if prominent else None)
+        self.stop_waiting()
+        lines = text.split("\n")
+        if self.rich.is_terminal:
+            # Paths and commands stay whole, so that they can be copied.
+            wrapped = TextWrapper(self.rich.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            lines = [part for line in lines for part in wrapped.wrap(line) or [""]]
+        self.rich.print("\n".join(lines).replace(NO_BREAK, " "), markup=False, style="bold reverse" if prominent else None)
+
+    def wait(self, text: str) -> None:
+        """Something takes a while, until the next line."""
+        if self.live:
+            self.status = self.rich.status(text)
+            self.status.start()
+        else:
+            self.note(text)
+
+    def stop_waiting(self) -> None:
+        if self.status:
+            self.status.stop()
+            self.status = None
 
     def begin(self, step: int, total_steps: int, batch_size: int) -> None:
         """Training starts, or goes on, after `step` steps."""
         self.batch_size, self.first, self.started = batch_size, step, time.perf_counter()
-        if self.rich.is_terminal:
-            left = TimeRemainingColumn(table_column=Column(no_wrap=True))  # in a narrow terminal only the bar gives way
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), left)
-            self.progress = Progress(*columns, console=self.rich, transient=True, auto_refresh=False)
+        if self.live:
+            told = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+            left = TimeRemainingColumn(table_column=Column(no_wrap=True))
+            rate = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True))
+            # In a narrow terminal only the bar gives way.
+            columns = (told, BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)), rate, left)
+            self.progress = Progress(*columns, console=self.rich, transient=True, auto_refresh=False, expand=True)
             self.progress.start()
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
 
-    def tick(self, step: int, epoch: int, epochs: int, lr: float) -> None:
-        """A step has been launched; loss and accuracy stay those of the last epoch, since newer ones would wait for the device."""
+    def tick(self, step: int, epoch: int, epochs: int, lr: float, loss: float | None, accuracy: float | None) -> None:
+        """A step has been launched; `loss` and `accuracy` are this epoch's so far, as of some steps ago, None before they are known."""
         now = time.perf_counter()
         if self.progress and now - self.shown > REFRESH_SECONDS:
             self.shown = now
             rate = (step - self.first) * self.batch_size / (now - self.started)
-            description = f"epoch {epoch}/{epochs}  {self.last}lr {lr:.4f}"
+            running = {"loss": "" if loss is None else f"{loss:.4f}", "train": percent(accuracy), "lr": f"{lr:.4f}"}
+            description = joined(f"epoch {epoch}/{epochs}", running).replace(NO_BREAK, " ")
             self.progress.update(self.task, completed=step, description=description, rate=f"{rate:,.0f} img/s", refresh=True)
 
     def write(self, record: EpochRecord) -> None:
         """An epoch has ended."""
         self.epoch_seconds.append(time.perf_counter() - self.started - sum(self.epoch_seconds))
-        self.last = f"loss {record.train_loss:.4f}  train {percent(record.train_accuracy)}  "
         per_step = (time.perf_counter() - self.started) / (record.step - self.first)
         left = per_step * record.step / record.epoch * (record.epochs - record.epoch)
         shown = {
@@ -65,16 +98,16 @@ class Console:
             "img/s": f"{record.images_per_second:,.0f}",
             "left": clock(left),
         }
-        fields = "  ".join(f"{name} {value}" for name, value in shown.items() if value)
-        self.note(f"epoch {record.epoch:>{len(str(record.epochs))}}/{record.epochs}  {fields}")
+        self.note(joined(f"epoch {record.epoch:>{len(str(record.epochs))}}/{record.epochs}", shown))
 
     def close(self) -> None:
+        self.stop_waiting()
         if self.progress:
             self.progress.stop()
             self.progress = None
 
     def summary(self, result: Result, folder: Path) -> None:
-        """How the run ended."""
+        """How the run ended, and what to type next."""
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_phase.items())
         rows = {
             "test accuracy": percent(result.test_accuracy),
@@ -87,12 +120,12 @@ class Console:
             "throughput": f"{result.images_per_second:,.0f} img/s",
             "peak memory": f"{result.peak_memory_bytes / 2**30:.2f} GiB" if result.peak_memory_bytes else "",
             "folder": str(folder),
+            "next": f"fastcifar eval {shlex.quote(str(folder))}",
         }
-        table = Table(show_header=False, box=None)
+        width = max(len(name) for name, value in rows.items() if value)
         for name, value in rows.items():
             if value:
-                table.add_row(name, value)
-        self.rich.print(table)
+                self.note(f"{name:{width}}  {value}")
 
     def epoch_times(self) -> str:
         """How long the epochs of this session took; the first one, in which libraries still choose their algorithms, apart."""
@@ -105,6 +138,16 @@ class Silence(Console):
 
     def __init__(self) -> None:
         super().__init__(RichConsole(quiet=True))
+
+
+def notebook_console() -> Console:
+    """A console that shows a notebook what goes on, and nobody else."""
+    return Console() if RichConsole().is_jupyter else Silence()
+
+
+def joined(first: str, fields: Mapping[str, str]) -> str:
+    """One line of what there is, in which a number stays with its name."""
+    return "  ".join([first.replace(" ", NO_BREAK), *(f"{name} {value}".replace(" ", NO_BREAK) for name, value in fields.items() if value)])
 
 
 def percent(fraction: float | None) -> str:

@@ -98,12 +98,20 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def voters(folder: Path) -> list[tuple[Path, str]]:
-    """Folder and weights of each run that votes in the ensemble at `folder`. Raises FastcifarError as `read_report`."""
+    """Folder and weights of each run that votes in the ensemble at `folder`.
+
+    Raises:
+        FastcifarError: as `read_report`; or one of them is gone.
+    """
     report = read_report(folder)
     if bad := [place for place in report.best.members if not 0 <= place < len(report.members)]:
         raise ConfigError(f"{folder / FILE} names member {bad[0]} of {len(report.members)}; let `fastcifar ensemble` write it again.")
-    chosen = [report.members[place] for place in report.best.members]
-    return [(folder / member.run, member.weights) for member in chosen]
+    if not report.best.members:
+        raise ConfigError(f"{folder / FILE} names no member that votes; let `fastcifar ensemble` write it again.")
+    chosen = [(folder / report.members[place].run, report.members[place].weights) for place in report.best.members]
+    if gone := [run for run, _ in chosen if not os.path.isfile(run / "config.json")]:
+        raise ConfigError(f"{folder}'s member {gone[0]} is no longer there; put it back, or let `fastcifar ensemble` vote without it.")
+    return chosen
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

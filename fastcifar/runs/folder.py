@@ -4,6 +4,7 @@ config.json        the complete configuration, choices resolved
 metrics.jsonl      one record an epoch
 events.*           the same for TensorBoard
 curves.png         the same as a picture
+.lock              held by the process that trains; a dead process holds it no more
 checkpoints/       the state to go on from, and the weights (see `runs.checkpoint`)
 result.json        what came out
 """
@@ -14,13 +15,18 @@ import dataclasses
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fastcifar.config import RunConfig
-from fastcifar.errors import ConfigError
+from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.runs.files import read_json, write_text, writing
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,13 @@ class Run:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 run = Run(path)
-                run.write_config(config)
+                with run.locked():
+                    check_free(path)
+                    run.write_config(config)
                 return run
             except BaseException:
+                with suppress(OSError):
+                    (path / LOCK).unlink()
                 for place in made:
                     with suppress(OSError):
                         place.rmdir()
@@ -93,6 +103,21 @@ class Run:
         if not os.path.isfile(path / "config.json"):
             raise ConfigError(f"{path} is no run: it has no config.json; give the folder that `fastcifar train` named.")
         return Run(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block no other process trains into the folder. Raises FastcifarError where one does, or the folder is not writable."""
+        lock = FileLock(self.path / LOCK, blocking=False)
+        with writing(self.path):
+            try:
+                lock.acquire()
+            except Timeout:
+                message = f"another process trains into {self.path}; wait for it or stop it, or choose another --out."
+                raise FastcifarError(message) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def metrics(self) -> Path:
@@ -112,6 +137,13 @@ class Run:
     def write_result(self, result: Result) -> None:
         write_text(self.path / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
 
+    def set_aside_result(self, epochs: int) -> None:
+        """Keeps the result of a run of so many epochs under another name, since the run goes on."""
+        file = self.path / "result.json"
+        with writing(file):
+            if os.path.isfile(file):
+                os.replace(file, file.with_name(f"result-{epochs}-epochs.json"))
+
     def result(self) -> Result | None:
         """None where the run has not ended. Raises FastcifarError where the file is damaged."""
         file = self.path / "result.json"
@@ -122,5 +154,5 @@ class Run:
 
 def check_free(path: Path) -> None:
     """Raises ConfigError where a run cannot be made at `path`, since it holds something already."""
-    if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
+    if os.path.exists(path) and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
         raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")

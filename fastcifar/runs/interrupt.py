@@ -1,15 +1,18 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Ctrl-C, SIGTERM and a lost terminal as a request that the training loop answers between two steps."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Windows has no SIGHUP."""
 STDERR = 2
 NOTICE = b"stopping after this step; press Ctrl-C again to quit at once\n"
 
@@ -18,26 +21,42 @@ class Interrupted(Exception):
     """The run was asked to stop and has saved its state."""
 
     def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"Stopped by {signal.Signals(signal_number).name} and saved; go on with: fastcifar train --resume {run}")
+        super().__init__(f"Stopped by {signal.Signals(signal_number).name} and saved; go on with: fastcifar train --resume {shlex.quote(str(run))}")
         self.signal_number = signal_number
 
 
 class StopRequest:
-    """While entered, the first signal is noted in `signal_number`, and said so; a second one acts as if it had not been caught."""
+    """While entered, the first signal is noted in `signal_number`, and said so; a second one acts as if it had not been caught.
+
+    A signal that is ignored, as `nohup` has SIGHUP, stays so.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self.previous: dict[int, object] = {}
+        self.at_once = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self.note) for number in SIGNALS}
+            caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self.note) for number in caught}
         return self
+
+    @contextmanager
+    def answered_at_once(self) -> Iterator[None]:
+        """Within the block there is nothing to save and no loop that would see the request, so a signal raises KeyboardInterrupt."""
+        self.at_once = True
+        try:
+            yield
+        finally:
+            self.at_once = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler; it writes past Python's buffers, in the midst of whose work it may stand."""
         self.signal_number = number
         self.restore()
+        if self.at_once:
+            raise KeyboardInterrupt
         with suppress(OSError):
             os.write(STDERR, NOTICE)
 

@@ -1,8 +1,10 @@
-"""The network of a run, built from what its checkpoint says; nothing in the folder is executed unless it is trusted."""
+"""The network of a run, or those of an ensemble, built from what the checkpoints say; nothing in a folder is executed unless trusted."""
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from torch import Tensor, nn
 
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
-from fastcifar.errors import FastcifarError, unknown
+from fastcifar.errors import ConfigError, FastcifarError, unknown
 from fastcifar.models import build_model
+from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
+from fastcifar.runs.ensembles import is_ensemble, voters
 from fastcifar.runs.files import reason
 from fastcifar.runs.folder import Run
 
@@ -26,6 +30,8 @@ OWN_CODE = re.compile(r"(timm:)?\w[\w.-]*")
 class TrainedNetwork:
     """A network ready to classify, and how to feed it."""
 
+    path: Path
+    """Of its run."""
     model: nn.Module
     """In eval mode, channels_last; (N, 3, image_size, image_size), normalised -> logits (N, classes)."""
     normalization: Normalization
@@ -49,6 +55,8 @@ class StoredNetwork:
     """By name: "weights" first, then each average that the run keeps, and each snapshot."""
     validated: dict[str, float]
     """Accuracy of each on the validation split; empty without one."""
+    model: nn.Module | None = None
+    """What a copy of takes the weights, in place of a network built by its name."""
 
     @property
     def snapshots(self) -> list[str]:
@@ -81,14 +89,46 @@ class StoredNetwork:
     def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
         """The network on `device`, with the weights that `choose` names. Raises FastcifarError where they do not fit."""
         name, network, size = self.choose(which), self.network, self.image_size
-        model = build_network(network, f"{self.path}'s network", size)
+        model = build_network(network, f"{self.path}'s network", size) if self.model is None else copy.deepcopy(self.model)
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
         model = model.to(device, memory_format=torch.channels_last).eval()
         normalization = Normalization(network["mean"], network["std"])
-        return TrainedNetwork(model, normalization, tuple(network["classes"]), size, name, network["arch"])
+        return TrainedNetwork(self.path, model, normalization, tuple(network["classes"]), size, name, network["arch"])
 
 
-def load_network(path: Path, device: torch.device, which: str | None = None, *, trust: bool = False) -> TrainedNetwork:
+def load_networks(
+    path: Path, device: torch.device, which: str | None = None, *, trust: bool = False, model: nn.Module | None = None
+) -> tuple[TrainedNetwork, ...]:
+    """The network of the run at `path`; or of an ensemble's folder those that vote: chosen on the validation split, or else all.
+
+    Arguments and errors are those of `load_network`, besides:
+
+    Raises:
+        ConfigError: an ensemble is given with `which`, lacks a member, or has members that do not agree.
+    """
+    if not is_ensemble(path):
+        return (load_network(path, device, which, trust=trust, model=model),)
+    if which is not None:
+        raise ConfigError(f"{path} is an ensemble, which says itself which weights of its members vote; leave --weights {which} out.")
+    networks = tuple(load_network(run, device, weights, trust=trust, model=model) for run, weights in voters(path))
+    check_agreement(networks)
+    return networks
+
+
+def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
+    """Raises ConfigError where one was trained on other classes, another order of them, or another size of images than the first."""
+    first = networks[0]
+    for other in networks[1:]:
+        if other.classes != first.classes:
+            raise ConfigError(f"{other.path} knows other classes than {first.path}; give runs on the same data set.")
+        if other.image_size != first.image_size:
+            sizes = f"{other.image_size} pixels a side and {first.path} {first.image_size}"
+            raise ConfigError(f"{other.path} takes images of {sizes}; give runs on the same data set.")
+
+
+def load_network(
+    path: Path, device: torch.device, which: str | None = None, *, trust: bool = False, model: nn.Module | None = None
+) -> TrainedNetwork:
     """The network of the run at `path`, on `device`, in eval mode.
 
     Args:
@@ -96,25 +136,29 @@ def load_network(path: Path, device: torch.device, which: str | None = None, *, 
         device: where the weights go.
         which: "weights", or the name of an average or a snapshot; by default as `StoredNetwork.choose` has it.
         trust: whether an architecture of the run's own code (`package.module:function`) may be imported, which executes it.
+        model: the network that was given to `fastcifar.train`, of which a copy takes the run's weights; by default it is built by its name.
 
     Raises:
-        FastcifarError: no run, no checkpoint, a damaged one, no such weights, or code that is not trusted.
+        FastcifarError: no run, no checkpoint, a damaged one, no such weights, weights of another network than `model`, or code that is
+            not trusted.
     """
-    return read_network(path, trust=trust).load(device, which)
+    return read_network(path, trust=trust, model=model).load(device, which)
 
 
-def read_network(path: Path, *, trust: bool = False) -> StoredNetwork:
+def read_network(path: Path, *, trust: bool = False, model: nn.Module | None = None) -> StoredNetwork:
     """What the last checkpoint of the run at `path` holds; arguments and errors as in `load_network`."""
     state = checkpoints.load(Run.open(path).checkpoints)
     if state is None:
         raise FastcifarError(f"{path} has no checkpoint yet; let it train for an epoch.")
     arch = state.network["arch"]
-    if not trust and not OWN_CODE.fullmatch(arch):
+    if model is None and arch == GIVEN:
+        raise ConfigError(f"{path}'s network was given in Python and has no name to be built by; give it again in Python, as model=.")
+    if model is None and not trust and not OWN_CODE.fullmatch(arch):
         raise FastcifarError(
             f"{path}'s network is built by {arch!r}, code that comes with the run and would be executed; add --trust where you know it."
         )
     validated = {name: best["accuracy"] for name, best in state.progress["best"].items()}
-    return StoredNetwork(Path(path), state.network, state.chosen, validated)
+    return StoredNetwork(Path(path), state.network, state.chosen, validated, model)
 
 
 def build_network(network: Network, source: str, image_size: int) -> nn.Module:

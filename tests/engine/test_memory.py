@@ -1,4 +1,4 @@
-"""Memory plans: on cards of every size the parts are those of closed forms, sum to less than the card, and leave no room for more."""
+"""Memory plans: for every size of memory the parts are those of closed forms, sum to less than it, and leave no room for more."""
 
 import functools
 import math
@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
-from fastcifar.engine import memory
-from fastcifar.engine.memory import CONTEXT_BYTES, DataSize, divisors, fit_to_memory, halved, limit_memory, plan_memory
+from fastcifar.engine import host, memory
+from fastcifar.engine.memory import CONTEXT_BYTES, DataSize, divisors, fit_to_memory, halved, limit_memory, plan_memory, values_per_weight
 from fastcifar.errors import ConfigError
+from fastcifar.models import build_model
+from fastcifar.optim import OPTIMIZERS
+from fastcifar.optim.optimizers import build_optimizer
 
 GB, MB = 2**30, 2**20
 CIFAR = DataSize(50_000, 10_000)
+CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 NETWORKS = {
     "resnet_prop": (11_171_146, 2_202_624, 64 * 32 * 32),
     "resnetrs50": (26_115_738, 1_244_000, 64 * 16 * 16),
@@ -55,7 +59,7 @@ def test_plans_of_the_usual_cards_are_those_of_closed_forms(arch, batch_size):
     parameters, activations, largest = NETWORKS[arch]
     for gigabytes, (micro_batch, evaluation_batch) in PLANS[arch, batch_size].items():
         limit = gigabytes * GB
-        plan = plan_memory(run(arch, batch_size), CIFAR, limit)
+        plan = plan_memory(run(arch, batch_size), CIFAR, CARD, limit)
         assert (plan.micro_batch, plan.evaluation_batch, plan.chunk_size) == (micro_batch, evaluation_batch, 8192)
         parts = plan.parts
         assert parts["data set"] == 60_000 * (3072 + 8)
@@ -68,14 +72,14 @@ def test_plans_of_the_usual_cards_are_those_of_closed_forms(arch, batch_size):
         assert evaluation_batch == 2000 or 2 * parts["evaluation"] > limit / 8
         image = parts["activations"] / micro_batch
         assert image == pytest.approx(activations + 4 * 2 * largest, rel=1e-3)
-        assert (parts["CUDA and its libraries"], parts["reserve"]) == (600 * MB, limit // 10)
-        assert sum(parts.values()) <= limit
-        assert micro_batch == batch_size or sum(parts.values()) + micro_batch * image > limit, "twice as many would fit"
+        assert parts["CUDA and its libraries"] == 600 * MB
+        assert plan.needed == sum(parts.values()) <= 0.9 * limit
+        assert micro_batch == batch_size or plan.needed + micro_batch * image > 0.9 * limit, "twice as many would fit"
         assert plan.passes == batch_size // micro_batch
 
 
 def test_batches_are_split_into_equal_parts():
-    plan = plan_memory(run("wrn28_10", 3 * 7 * 31), CIFAR, 6 * GB)
+    plan = plan_memory(run("wrn28_10", 3 * 7 * 31), CIFAR, CARD, 6 * GB)
     assert (plan.micro_batch, plan.passes) == (217, 3)
     assert "in 3 passes of 217, with batch norm statistics of each pass" in str(plan)
     assert divisors(12) == [12, 6, 4, 3, 2, 1]
@@ -84,19 +88,19 @@ def test_batches_are_split_into_equal_parts():
 
 def test_what_is_asked_for_is_kept():
     config = run("resnet_prop", 100, engine=EngineConfig(micro_batch=30), data=DataConfig(chunk_size=500))
-    plan = plan_memory(config, CIFAR, 6 * GB)
+    plan = plan_memory(config, CIFAR, CARD, 6 * GB)
     assert (plan.micro_batch, plan.passes, plan.chunk_size) == (30, 4, 500)
-    assert plan_memory(replace(config, engine=EngineConfig(micro_batch=999)), CIFAR, 6 * GB).micro_batch == 100
+    assert plan_memory(replace(config, engine=EngineConfig(micro_batch=999)), CIFAR, CARD, 6 * GB).micro_batch == 100
 
 
 def test_everything_that_is_kept_counts():
-    plain = plan_memory(run(), CIFAR, 6 * GB).parts
+    plain = plan_memory(run(), CIFAR, CARD, 6 * GB).parts
     config = run(
         optim=OptimConfig("adamw", sharpness="sam"),
         average=AverageConfig((0.9, 0.99), "50%"),
         data=DataConfig(val_split=5000),
     )
-    parts = plan_memory(config, CIFAR, 6 * GB, value_bytes=4).parts
+    parts = plan_memory(config, CIFAR, CARD, 6 * GB, value_bytes=4).parts
     assert parts["averages"] == 3 * plain["weights"]
     assert parts["best weights"] == 4 * plain["weights"]
     assert parts["weights that SAM returns to"] == plain["weights"]
@@ -106,7 +110,7 @@ def test_everything_that_is_kept_counts():
 
 
 def test_larger_images_come_in_smaller_chunks():
-    plan = plan_memory(run(), DataSize(5000, 1000, 10, 96), 6 * GB)
+    plan = plan_memory(run(), DataSize(5000, 1000, 10, 96), CARD, 6 * GB)
     assert plan.chunk_size == 512
     assert plan.parts["images under augmentation"] == 512 * 3 * 96 * 96 * 16
     assert 2 * plan.parts["images under augmentation"] > 6 * GB / 16
@@ -115,34 +119,122 @@ def test_larger_images_come_in_smaller_chunks():
 @pytest.mark.parametrize("engine", [EngineConfig(), EngineConfig(micro_batch=64)], ids=["any", "asked for"])
 def test_what_does_not_fit_is_refused(engine):
     with pytest.raises(ConfigError, match=r"wrn28_10 with \d+ images a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"):
-        plan_memory(run("wrn28_10", engine=engine), CIFAR, GB)
+        plan_memory(run("wrn28_10", engine=engine), CIFAR, CARD, GB)
 
 
-def test_a_cpu_trains_as_on_the_card_that_is_named():
-    cpu = torch.device("cpu")
-    free = run("wrn28_10", 512)
-    config, plan = fit_to_memory(free, CIFAR, cpu)
+@pytest.fixture
+def free(monkeypatch):
+    """Says how much main memory is free."""
+    monkeypatch.setattr(host, "own_memory", lambda: GB)
+    return lambda count: monkeypatch.setattr(host, "free_memory", lambda device: count)
+
+
+def test_a_run_on_a_cpu_is_laid_out_for_what_is_free(free):
+    config = run("wrn28_10", 512)
+    free(23 * GB)
+    whole, plan = fit_to_memory(config, CIFAR, CPU)
+    assert (whole.engine.micro_batch, whole.data.chunk_size, plan.evaluation_batch, plan.limit) == (512, 1024, 250, 24 * GB)
+    parts, (_, activations, largest) = plan.parts, NETWORKS["wrn28_10"]
+    assert parts["activations"] == pytest.approx(512 * 1.5 * (activations + 4 * 2 * largest), rel=1e-3)
+    assert parts["copies for a checkpoint"] == 4 * parts["weights"]
+    assert parts["Python and its libraries"] == 1000 * MB
+    assert "CUDA and its libraries" not in parts
+    free(5 * GB)
+    split, plan = fit_to_memory(config, CIFAR, CPU)
+    assert (split.engine.micro_batch, split.data.chunk_size, plan.passes) == (128, 1024, 4)
+    assert plan.needed <= 0.9 * 6 * GB < plan.needed + 128 * parts["activations"] / 512
+    limited = replace(config, engine=EngineConfig(memory_limit="6GB"))
+    free(0)
+    assert fit_to_memory(limited, CIFAR, CPU)[1] == plan
+    with pytest.raises(ConfigError, match=r"wrn28_10 with 1 images a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"):
+        fit_to_memory(config, CIFAR, CPU)
+    limit_memory(6 * GB, CPU)
+
+
+def test_small_batches_leave_room_for_an_evaluation(free):
+    """Which takes its turn, in fewer images where not even that fits."""
+    config = run("wrn28_10", 8)
+    image = int(1.5 * 4 * 2 * NETWORKS["wrn28_10"][2])
+    free(23 * GB)
+    assert fit_to_memory(config, CIFAR, CPU)[1].parts["activations"] == 250 * image
+    free(2 * GB)
+    plan = fit_to_memory(config, CIFAR, CPU)[1]
+    assert (plan.passes, plan.evaluation_batch, plan.parts["activations"]) == (1, 125, 125 * image)
+    assert plan.needed <= 0.9 * 3 * GB < plan.needed + 125 * image
+
+
+def test_no_network_is_too_large_to_be_refused(free):
+    free(23 * GB)
+    config = replace(run(), model=ModelConfig("resnet", channels=(100_000,), blocks=(1,)))
+    before = host.peak_memory_bytes(CPU)
+    with pytest.raises(ConfigError, match="resnet with 1 images a pass needs about"):
+        fit_to_memory(config, CIFAR, CPU)
+    assert host.peak_memory_bytes(CPU) - before < 2**30, "the weights alone are 600 GiB"
+
+
+def test_where_memory_is_not_told_nothing_is_split(free):
+    free(None)
+    config, plan = fit_to_memory(run("wrn28_10", 512), CIFAR, CPU)
     assert (config.engine.micro_batch, config.data.chunk_size, plan) == (512, 1024, None)
-    limited = replace(free, engine=EngineConfig(memory_limit="6GB"))
-    config, plan = fit_to_memory(limited, CIFAR, cpu)
-    assert (config.engine.micro_batch, config.data.chunk_size, plan.limit) == (256, 1024, 6 * GB)
-    assert fit_to_memory(config, CIFAR, cpu)[0] == config
-    limit_memory(6 * GB, cpu)
+
+
+def test_free_memory_is_that_of_the_control_group_where_it_is_less(tmp_path):
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    assert host.free_memory(CPU, tmp_path) is None
+    write("proc/meminfo", "MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable:    5000 kB\n")
+    assert host.free_memory(CPU, tmp_path) == 5000 * 1024
+    write("proc/self/cgroup", "0::/user.slice/shell.scope\n")
+    write("sys/fs/cgroup/user.slice/memory.max", "4000000\n")
+    write("sys/fs/cgroup/user.slice/memory.current", "1500000\n")
+    write("sys/fs/cgroup/user.slice/shell.scope/memory.max", "max\n")
+    write("sys/fs/cgroup/user.slice/shell.scope/memory.current", "9\n")
+    assert host.free_memory(CPU, tmp_path) == 2_500_000
+    write("sys/fs/cgroup/user.slice/memory.stat", "active_file 7\ninactive_file 500000\n")
+    assert host.free_memory(CPU, tmp_path) == 3_000_000
+    write("proc/self/cgroup", "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n0::/\n")
+    assert host.free_memory(CPU, tmp_path) == 5000 * 1024
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000000\n")  # the container's own, whose name it does not see
+    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "1999999\n")
+    write("sys/fs/cgroup/memory/memory.stat", "inactive_file 3\ntotal_inactive_file 10\n")
+    assert host.free_memory(CPU, tmp_path) == 11
+    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "2999999\n")
+    assert host.free_memory(CPU, tmp_path) == 0
+
+
+def test_own_memory_is_what_linux_says(tmp_path):
+    assert host.own_memory(tmp_path) == 0
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("VmRSS:\t 900 kB\nRssAnon:\t     700 kB\nRssFile:\t 200 kB\n")
+    assert host.own_memory(tmp_path) == 700 * 1024
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("momentum", [None, 0.0])
+def test_what_an_optimiser_keeps_is_what_it_keeps_of_a_network(optimizer, momentum):
+    optim = OptimConfig(optimizer, momentum=momentum if "momentum" in OPTIMIZERS[optimizer].reads else None)
+    network = build_model("resnet", blocks=(1,), channels=(4,))
+    states = build_optimizer(network, optim).state.values()
+    kept = sum(tensor.numel() for state in states for tensor in state.values() if tensor.dim())
+    assert kept == values_per_weight(optim) * sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_a_card_is_made_smaller(monkeypatch):
     """And without a limit, what is free on it is the limit."""
-    calls, card = [], torch.device("cuda", 0)
+    calls = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Card", (), {"total_memory": 24 * GB}))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GB - CONTEXT_BYTES, 24 * GB))
-    limit_memory(6 * GB, card)
+    limit_memory(6 * GB, CARD)
     ((fraction, device),) = calls
     assert math.isclose(fraction * 24 * GB, 6 * GB - CONTEXT_BYTES)
-    assert device == card
+    assert device == CARD
     with pytest.raises(ConfigError, match=r"the memory limit of 32.00 GiB exceeds the card's 24.00 GiB; lower --memory-limit"):
-        limit_memory(32 * GB, card)
-    config, plan = fit_to_memory(run("wrn28_10", 512), CIFAR, card)
+        limit_memory(32 * GB, CARD)
+    config, plan = fit_to_memory(run("wrn28_10", 512), CIFAR, CARD)
     assert (plan.limit, config.engine.micro_batch, config.data.chunk_size) == (6 * GB, 256, 8192)
 
 

@@ -154,16 +154,18 @@ def test_a_folder_of_another_length_or_reading_is_refused(tmp_path):
         plan_members(entry, (0,), tmp_path)
 
 
-@pytest.mark.parametrize(("threads", "free", "expected"), [(None, 64, 8), (2, 64, 4), (3, 64, 2), (16, 64, 1), (None, 3, 3), (None, 1, 1)])
+@pytest.mark.parametrize(("threads", "free", "expected"), [(None, 64, 8), (2, 64, 4), (3, 64, 2), (16, 64, 1), (None, 4, 3), (None, 1, 1), (None, None, 8)])
 def test_how_many_suit_the_threads_and_the_memory(monkeypatch, threads, free, expected):
-    """A run of this size is laid out whole within a GiB; none is begun on less."""
+    """A run of this size takes 0.9 GiB, and a tenth more stays free; where memory is not told, threads alone count."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(packed, "free_bytes", lambda device: free * 2**30)
+    monkeypatch.setattr(packed, "free_memory", lambda device: free and free * 2**30)
     config = replace(CONFIG, engine=replace(CONFIG.engine, threads=threads))
     assert how_many(config, DataSize(100, 10)) == expected
 
 
 def test_what_is_given_is_not_divided(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert divide(EngineConfig("cpu"), 3) == EngineConfig("cpu", threads=2)
+    monkeypatch.setattr(packed, "free_memory", lambda device: 6 * 2**30)
+    assert divide(EngineConfig("cpu"), 3) == EngineConfig("cpu", threads=2, memory_limit="2048MB")
+    assert divide(EngineConfig("cpu"), 1) == EngineConfig("cpu", threads=8)
     assert divide(EngineConfig("cpu", threads=5, memory_limit="2GB"), 3) == EngineConfig("cpu", threads=5, memory_limit="2GB")

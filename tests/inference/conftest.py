@@ -1,11 +1,11 @@
-"""A data set and a run on it."""
+"""A data set, a run on it, and an ensemble of such."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from small_run import make_data, make_run
+from small_run import make_data, make_ensemble, make_run
 
 
 @pytest.fixture
@@ -16,3 +16,8 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, data: Path) -> Path:
     return make_run(tmp_path / "run", data)
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path, data: Path) -> Path:
+    return make_ensemble(tmp_path / "ensemble", data)

@@ -1,4 +1,4 @@
-"""A run folder with a small network that was never trained, and the data set that it belongs to, as arrays on disk."""
+"""A run folder with a small network that was never trained, an ensemble of such, and the data set of both, as arrays on disk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastcifar.config import DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.models import build_model
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import Best, Checkpoint
+from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
 from fastcifar.runs.folder import Run
 
 CLASSES = ("ant", "bee, wild", "cat")
@@ -70,4 +71,19 @@ def make_run(
     progress |= {"averages": list(averages), "snapshots": kept, "best": best or {}}
     chosen = {name: make_weights(seed + 100 + shift) for shift, name in enumerate(best or {})}
     checkpoints.save(run.checkpoints, Checkpoint(weights, chosen, {}, progress, network))
+    return path
+
+
+VOTERS = ((0, "ema-0.999"), (2, "weights"))
+"""Seed and weights of those that vote in `make_ensemble`."""
+
+
+def make_ensemble(path: Path, dataset: Path) -> Path:
+    """An ensemble of three runs in its folder, of which two vote."""
+    for seed in range(3):
+        make_run(path / f"seed{seed}", dataset, seed=10 * seed, run_seed=seed, val_split=20)
+    weights = {seed: name for seed, name in VOTERS} | {1: "weights"}
+    members = tuple(Member(Path(f"seed{seed}"), weights[seed], 0.5, 0.5) for seed in range(3))
+    whole, chosen = (Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.25, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
+    write_report(path, EnsembleReport(str(dataset), 70, "none", members, whole, chosen, None, (whole,)))
     return path

@@ -161,7 +161,7 @@ def four(tmp_path: Path) -> list[Path]:
 
 
 def probabilities_of(runs: list[Path], images: torch.Tensor) -> np.ndarray:
-    return np.stack([open_classifier(run).logits(images).double().softmax(dim=1).numpy() for run in runs])
+    return np.stack([open_classifier(run).probabilities(images).numpy() for run in runs])
 
 
 def test_the_report(four, tmp_path):
@@ -239,7 +239,7 @@ def test_snapshots_are_members(tmp_path):
     assert [(one.run, one.weights) for one in together.members] == [(runs[0], "ema-0.999"), (runs[1], "snapshot-1"), *of_two]
     alone, test = evaluate_ensemble(runs[2:], tmp_path / "alone"), load_dataset(str(data), "test")
     assert voters(tmp_path / "alone") == of_two
-    outputs = torch.stack([open_classifier(*member).logits(test.images).double().softmax(dim=1) for member in of_two])
+    outputs = torch.stack([open_classifier(*member).probabilities(test.images) for member in of_two])
     assert alone.whole.soft_accuracy == (soft_vote(outputs) == test.labels).double().mean()
     assert [one.test_accuracy for one in alone.members] == [(one.argmax(dim=1) == test.labels).double().mean() for one in outputs]
     named = evaluate_ensemble(runs, tmp_path / "named", which="ema-0.999")

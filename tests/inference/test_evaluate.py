@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import CLASSES, SIZE, images_like, make_run
+from small_run import CLASSES, OPTIONS, SIZE, VOTERS, images_like, make_run
 from torch.nn import functional as F
 
 from fastcifar import cli
@@ -18,6 +18,7 @@ from fastcifar.errors import DataError, FastcifarError
 from fastcifar.inference import speed
 from fastcifar.inference.evaluate import Outcome, evaluate_run, worst_mistakes
 from fastcifar.inference.metrics import fit_temperature
+from fastcifar.models import build_model
 from fastcifar.runs.network import load_network
 
 CPU = torch.device("cpu")
@@ -32,9 +33,8 @@ def logits_of(run: Path, images: torch.Tensor, which: str | None = None) -> torc
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time, and have a test of their own."""
-    for name in ("plot_confusion", "plot_reliability", "plot_mistakes"):
-        monkeypatch.setattr(f"fastcifar.inference.evaluate.{name}", lambda *_: None)
+    """They take most of the time, and have tests of their own."""
+    monkeypatch.setattr("fastcifar.inference.evaluate.draw", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -65,6 +65,23 @@ def test_the_files(run: Path) -> None:
     stored = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert stored["weights"]["weights"]["accuracy"] == report.weights["weights"].accuracy
     assert len(stored["calibration"]["bins"]) == 15
+
+
+def test_pictures_that_cannot_be_drawn_cost_nothing_else(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "confusion.png").write_text("of an earlier evaluation")
+
+    def broken(*_: object) -> None:
+        raise ValueError("no fonts")
+
+    monkeypatch.setattr("fastcifar.inference.evaluate.plot_confusion", broken)
+    report = evaluate_run(run, out=out)
+    assert capsys.readouterr().err == "confusion.png was not drawn (no fonts).\n"
+    assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "mistakes.png", "reliability.png"]
+    assert json.loads((out / "evaluation.json").read_text())["chosen"] == report.chosen
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -98,12 +115,71 @@ def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path, monkeypa
     assert not (run / "evaluation").exists()
 
 
+def mean_of_voters(ensemble: Path, images: torch.Tensor) -> torch.Tensor:
+    """The mean of the softmax of those that vote, (N, classes)."""
+    return torch.stack([logits_of(ensemble / f"seed{seed}", images, name).softmax(1) for seed, name in VOTERS]).mean(0)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_ensemble(ensemble: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every member that votes by itself, and all that follows of their mean probabilities."""
+    monkeypatch.setattr(speed, "SECONDS", 0.01)
+    np.savez(tmp_path / "pair.npz", images=images_like(9, seed=4), labels=np.arange(9) % 3)
+    report, test = evaluate_run(ensemble, pairs=[f"{tmp_path}/pair.npz"], speed=True), load_dataset(str(data), "test")
+    assert (report.chosen, list(report.weights)) == ("ensemble", ["seed0 ema-0.999", "seed2 weights", "ensemble"])
+    for (seed, name), score in zip(VOTERS, report.weights.values(), strict=False):
+        alone = logits_of(ensemble / f"seed{seed}", test.images, name)
+        assert score.accuracy == (alone.argmax(1) == test.labels).double().mean().item()
+    mean = mean_of_voters(ensemble, test.images)
+    assert report.score.accuracy == (mean.argmax(1) == test.labels).double().mean().item()
+    assert report.score.loss == pytest.approx(F.nll_loss(mean.log(), test.labels).item(), rel=1e-5)
+    assert report.confusion == [[int(((mean.argmax(1) == k) & (test.labels == i)).sum()) for k in range(3)] for i in range(3)]
+    assert report.calibration.fitted_on == "validation"
+    train = load_dataset(str(data), "train")
+    _, apart = validation_split(train.labels, 20, 0, 3)
+    fitted = fit_temperature(mean_of_voters(ensemble, train.images[apart]).log(), train.labels[apart])
+    assert report.calibration.temperature == pytest.approx(fitted, rel=1e-3)
+    (score,) = report.sets.values()
+    other = mean_of_voters(ensemble, torch.from_numpy(images_like(9, seed=4)))
+    assert score.accuracy == (other.argmax(1) == torch.arange(9) % 3).double().mean().item()
+    assert [one.batch_size for one in report.speed] == list(speed.SIZES["cpu"])
+    assert json.loads((ensemble / "evaluation" / "evaluation.json").read_text())["chosen"] == "ensemble"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_command_on_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(ensemble), "--tta", "mirror", "--per-class"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = ["seed0 ema-0.999  test", "seed2 weights    test", "ensemble         test", "mirror           test"]
+    assert [line[:21] for line in lines[:4]] == starts
+    assert "points over ensemble" in lines[4]
+    assert cli.main(["eval", str(ensemble), "--weights", "weights"]) == 2
+    assert "is an ensemble, which says itself which weights of its members vote" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> None:
+    run = make_run(tmp_path / "run", "given", arch="given", val_split=20)
+    model, test = build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS), load_dataset(str(data), "test")
+    with pytest.raises(FastcifarError, match="network was given in Python"):
+        evaluate_run(run, test_set=test)
+    with pytest.raises(DataError, match="images were given in Python"):
+        evaluate_run(run, model=model)
+    report = evaluate_run(run, model=model, test_set=test, out=tmp_path / "given")
+    known = evaluate_run(make_run(tmp_path / "known", data))
+    assert report.dataset == "test_set"
+    assert [(name, one.accuracy, one.loss) for name, one in report.weights.items()] == [
+        (name, one.accuracy, one.loss) for name, one in known.weights.items()
+    ]
+
+
 def test_mistakes_are_the_worst_first() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.45, 0.55], [0.99, 0.01], [0.5, 0.5]])
     outcome = Outcome(probabilities.log(), torch.tensor([1, 0, 0, 0, 1]), 1.0)
     worst, captions = worst_mistakes(outcome, ("ant", "bee"), count=4)
     assert worst.tolist() == [0, 1, 2, 4]
-    assert captions == ["0: bee\nant 90%", "1: ant\nbee 80%", "2: ant\nbee 55%", "4: bee\nant 50%"]
+    assert captions[0] == "label: bee\npredicted: ant 90%\nimage 0"
+    assert [caption.split("\n")[2] for caption in captions] == ["image 0", "image 1", "image 2", "image 4"]
 
 
 def test_another_data_set_than_the_runs(tmp_path: Path, data: Path) -> None:

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from small_run import CLASSES, images_like, make_run
+from small_run import CLASSES, OPTIONS, SIZE, VOTERS, images_like, make_run
 
 from fastcifar import cli
-from fastcifar.engine.precision import Precision
+from fastcifar.data.sources import load_dataset
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import export, formats
-from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.export import export_run
 from fastcifar.inference.formats import FORMATS, Format
+from fastcifar.models import build_model
 from fastcifar.runs.network import load_network
 
 NEEDED = {name: [package for package in one.packages if not importlib.util.find_spec(package)] for name, one in FORMATS.items()}
@@ -43,9 +43,22 @@ np.savez("found.npz", **found)
 """
 
 
-def expected(run: Path, images: np.ndarray) -> np.ndarray:
-    cpu = torch.device("cpu")
-    return Classifier(run, load_network(run, cpu), cpu, Precision("fp32"))(torch.from_numpy(images)).softmax(1).numpy()
+def expected(run: Path, images: np.ndarray, which: str | None = None) -> np.ndarray:
+    network = load_network(run, torch.device("cpu"), which)
+    scale, offset = network.normalization.affine(torch.device("cpu"))
+    with torch.no_grad():
+        return network.model((torch.from_numpy(images) * scale + offset).permute(0, 3, 1, 2)).softmax(1).numpy()
+
+
+def strangers_probabilities(folder: Path, name: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What the code on the card makes of the first 1, 2 and 13 images, in a process that has no fastcifar."""
+    card = (folder / f"model{FORMATS[name].suffix}.md").read_text()
+    usage = card.split("```python\n")[1].split("```")[0]
+    np.save(folder / "images.npy", images)
+    program = STRANGER.format(usage=usage, onnx=name == "onnx")
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return np.load(folder / "found.npz")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,16 +66,56 @@ def test_a_stranger_gets_the_same_probabilities(run: Path, name: str) -> None:
     made = export_run(run, name)
     assert made.difference <= 1e-5
     assert made.checked == "the first 64 test images of data.npz"
-    card = (run / f"model{FORMATS[name].suffix}.md").read_text()
-    usage = card.split("```python\n")[1].split("```")[0]
-    np.save(run / "images.npy", images := images_like(13, seed=9))
-    program = STRANGER.format(usage=usage, onnx=name == "onnx")
-    done = subprocess.run([sys.executable, "-c", program], cwd=run, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = np.load(run / "found.npz")
+    images = images_like(13, seed=9)
+    found = strangers_probabilities(run, name, images)
     for count in (1, 2, 13):
         np.testing.assert_allclose(found[str(count)], expected(run, images[:count]), atol=1e-5)
-    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert not list(run.glob(".model*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_ensemble_is_one_file(ensemble: Path, name: str) -> None:
+    """It gives the mean probabilities of the members that vote."""
+    made = export_run(ensemble, name)
+    assert (made.weights, made.files[0]) == ("2 networks", ensemble / f"model{FORMATS[name].suffix}")
+    assert made.difference <= 1e-5
+    images = images_like(13, seed=9)
+    found = strangers_probabilities(ensemble, name, images)
+    mean = np.mean([expected(ensemble / f"seed{seed}", images, which) for seed, which in VOTERS], axis=0)
+    for count in (1, 2, 13):
+        np.testing.assert_allclose(found[str(count)], mean[:count], atol=1e-5)
+
+
+def test_the_card_of_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(ensemble), "--format", "safetensors"]) == 0
+    assert capsys.readouterr().out.startswith("2 networks: equal to within ")
+    with safe_open(ensemble / "model.safetensors", "pt") as file:
+        members = json.loads(file.metadata()["members"])
+    assert [one["weights"] for one in members] == [which for _, which in VOTERS]
+    card = (ensemble / "model.safetensors.md").read_text()
+    parameters = sum(tensor.numel() for tensor in load_network(ensemble / "seed0", torch.device("cpu")).model.parameters())
+    for text in (
+        "# Ensemble of 2 on data.npz",
+        f"{2 * parameters:,} parameters together",
+        f"| seed0 | ema-0.999 | resnet | {parameters:,} |",
+        f"| seed2 | weights | resnet | {parameters:,} |",
+        "| seed | 0, 2 |",
+        "| batch size | 128 |",
+        "| test accuracy | 50.00% |",
+        "| mean test accuracy of its members | 25.00% |",
+    ):
+        assert text in card
+    assert str(ensemble.parent) not in card
+    assert cli.main(["export", str(ensemble), "--format", "torch", "--weights", "weights"]) == 2
+    assert "is an ensemble, which says itself which weights of its members vote" in capsys.readouterr().err
+
+
+def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> None:
+    run = make_run(tmp_path / "run", "given", arch="given")
+    model = build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS)
+    made = export_run(run, "torch", model=model, test_set=load_dataset(str(data), "test"))
+    assert made.checked == "the first 64 test images of the set given"
+    assert "# a network given in Python on images given in Python" in (run / "model.pt2.md").read_text()
 
 
 def test_what_goes_with_safetensors(run: Path) -> None:

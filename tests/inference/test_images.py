@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from small_run import images_like
 
 from fastcifar.errors import DataError
@@ -35,7 +35,7 @@ def test_arrays(tmp_path: Path, count: int) -> None:
 
 def test_a_npy_file_stays_on_disk(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", images_like(3))
-    assert isinstance(open_images(tmp_path / "a.npy", 8).read(0, 2), np.memmap)
+    assert isinstance(open_images(tmp_path / "a.npy", 8).items, np.memmap)
 
 
 def test_pictures_in_the_order_of_their_paths(tmp_path: Path) -> None:
@@ -49,6 +49,48 @@ def test_pictures_in_the_order_of_their_paths(tmp_path: Path) -> None:
     expected = [images[name] for name in ("10.png", "2.png", "a/x.png", "a/y.png", "b/x.png")]
     assert np.array_equal(read_all(tmp_path, 8, batch=2), expected)
     assert read_all(tmp_path, 6).shape == (5, 6, 6, 3)
+
+
+def fitted(picture: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+
+def test_images_of_another_size_are_cut_and_resized_whatever_their_form(tmp_path: Path) -> None:
+    """As Pillow's own `fit` does it; those of the size itself come through as they are."""
+    wide = np.random.default_rng(0).integers(0, 256, (3, 12, 20, 3), dtype=np.uint8)
+    own = images_like(2)
+    np.save(tmp_path / "a.npy", wide)
+    (tmp_path / "folder").mkdir()
+    for number, image in enumerate((*wide, *own)):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{number}.png")
+    expected = np.stack([fitted(Image.fromarray(image), 8) for image in wide])
+    for source in (wide, torch.from_numpy(wide), tmp_path / "a.npy", [Image.fromarray(image) for image in wide]):
+        images = open_images(source, 8)
+        assert images.note is None
+        assert np.array_equal(torch.cat(list(images.batches(2))), expected)
+        assert images.note == "3 images of 20x12 were cut to their largest centred square and resized to 8x8."
+    mixed = open_images([tmp_path / "folder", str(tmp_path / "folder" / "1.png"), images_like(1, size=9)], 8)
+    assert np.array_equal(torch.cat(list(mixed.batches(4)))[:6], [*expected, *own, expected[1]])
+    assert mixed.note == "5 images of several sizes were cut to their largest centred square and resized to 8x8."
+    single = open_images(tmp_path / "folder" / "1.png", 8)
+    assert (len(list(single.batches(4))), list(single.names)) == (1, ["1.png"])
+    assert single.note == "1 image of 20x12 was cut to its largest centred square and resized to 8x8."
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ([], "the list of images is empty"),
+        (3, "images are int; give a path"),
+        (Image.new("I;16", (8, 8)), "more than 8 bits a channel; convert it to RGB"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16), r"the array: images are bfloat16 \(2, 8, 8, 3\); expected uint8"),
+        (images_like(1)[0], r"images are uint8 \(8, 8, 3\); expected uint8 \(N, H, W, 3\)"),
+    ],
+    ids=["nothing", "number", "16 bits", "float", "one"],
+)
+def test_things_that_are_no_images(source: object, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        open_images(source, 8)
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -84,13 +126,13 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
-        (images_like(2, size=7), r"images are uint8 \(2, 7, 7, 3\); expected uint8 \(N, 8, 8, 3\), RGB, as the run was trained on"),
         (images_like(2).astype(np.float32), "images are float32"),
         (images_like(2).transpose(0, 3, 1, 2), r"save images.transpose\(0, 2, 3, 1\)"),
+        (images_like(2, size=7).transpose(0, 3, 1, 2), r"expected uint8 \(N, H, W, 3\), RGB: save images.transpose\(0, 2, 3, 1\)"),
         (images_like(2)[..., 0], r"\(2, 8, 8\)"),
         (images_like(2)[:0], "holds no images"),
     ],
-    ids=["size", "dtype", "planes", "grey", "empty"],
+    ids=["dtype", "planes", "larger planes", "grey", "empty"],
 )
 def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, expected: str) -> None:
     np.save(tmp_path / "a.npy", array)
@@ -121,7 +163,7 @@ def test_files_that_are_none(tmp_path: Path, name: str, content: bytes, expected
 
 
 def test_a_place_with_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not exist; give a \.npy"):
+    with pytest.raises(DataError, match="does not exist; give a picture"):
         open_images(tmp_path / "nowhere", 8)
 
 
@@ -134,6 +176,12 @@ def test_pairs(tmp_path: Path) -> None:
         found, targets = read_pair(text, 8, 3)
         assert np.array_equal(found.numpy(), images)
         assert (targets.dtype, targets.tolist()) == (torch.int64, [2, 0, 1])
+
+
+def test_a_pair_of_another_size_is_not_resized(tmp_path: Path) -> None:
+    np.savez(tmp_path / "pair.npz", images=images_like(3, size=7), labels=np.arange(3))
+    with pytest.raises(DataError, match=r"images are uint8 \(3, 7, 7, 3\); expected uint8 \(N, 8, 8, 3\), RGB, as the run was trained on"):
+        read_pair(f"{tmp_path}/pair.npz", 8, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fastcifar.augment.normalize import Normalization
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.export import export_run
-from fastcifar.inference.predict import predict
+from fastcifar.inference.predict import write_predictions
 from fastcifar.runs.network import load_network
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def plug_in(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     [
         lambda run, data: load_network(run, CPU),
         lambda run, data: evaluate_run(run),
-        lambda run, data: predict([run], data, run.parent / "out.csv"),
+        lambda run, data: write_predictions([run], data, run.parent / "out.csv"),
         lambda run, data: export_run(run, "torch"),
     ],
     ids=["load", "eval", "predict", "export"],

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from small_run import CLASSES, MEAN, OPTIONS, SIZE, STD, images_like, make_run, make_weights
 
 from fastcifar import cli
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import classifier
-from fastcifar.inference.predict import predict
+from fastcifar.inference.predict import predict, write_predictions
 from fastcifar.models import build_model
 from fastcifar.runs import checkpoint as checkpoints
 
@@ -24,9 +29,9 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images.npy"
 
 
-def expected_probabilities(images: Path, *seeds: int) -> torch.Tensor:
+def expected_probabilities(images: Path | np.ndarray, *seeds: int) -> torch.Tensor:
     """In float64, from first principles: the mean of the networks' softmax, (N, classes)."""
-    pixels = torch.from_numpy(np.load(images)).permute(0, 3, 1, 2).double() / 255
+    pixels = torch.from_numpy(images if isinstance(images, np.ndarray) else np.load(images)).permute(0, 3, 1, 2).double() / 255
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
     shares = []
     for seed in seeds:
@@ -46,7 +51,7 @@ def rows_of(path: Path) -> list[list[str]]:
 def test_one_run(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
     monkeypatch.setattr(classifier.Classifier, "batch_size", batch_size)
     out = tmp_path / "predictions.csv"
-    assert predict([run], images, out) == 11
+    assert len(write_predictions([run], images, out)) == 11
     winners = expected_probabilities(images, 1).argmax(1).tolist()
     assert len(set(winners)) > 1
     assert rows_of(out) == [["index", "prediction"], *([str(i), CLASSES[winner]] for i, winner in enumerate(winners))]
@@ -55,7 +60,7 @@ def test_one_run(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_several_runs_with_probabilities(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
     other, out = make_run(tmp_path / "other", data, seed=7), tmp_path / "predictions.csv"
-    predict([run, other], images, out, which="weights", probabilities=True)
+    write_predictions([run, other], images, out, which="weights", probabilities=True)
     header, *rows = rows_of(out)
     assert header == ["index", "prediction", *CLASSES]
     expected = expected_probabilities(images, 0, 7)
@@ -67,7 +72,7 @@ def test_several_runs_with_probabilities(run: Path, data: Path, images: Path, tm
 def test_test_time_augmentation_reads_the_mirror_image(run: Path, images: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "mirrored.npy", np.load(images)[:, :, ::-1])
     for name, source in (("a", images), ("b", tmp_path / "mirrored.npy")):
-        predict([run], source, tmp_path / name, tta="mirror", probabilities=True)
+        write_predictions([run], source, tmp_path / name, tta="mirror", probabilities=True)
     values = [[[float(value) for value in row[2:]] for row in rows_of(tmp_path / name)[1:]] for name in "ab"]
     np.testing.assert_allclose(*values, atol=2e-6)
 
@@ -79,7 +84,7 @@ def test_equal_probabilities_go_to_the_lower_label(run: Path, images: Path, tmp_
             weights[f"classifier.{part}"].zero_()
     checkpoint.progress["step"] += 1
     checkpoints.save(run / "checkpoints", checkpoint)
-    predict([run], images, tmp_path / "out.csv")
+    write_predictions([run], images, tmp_path / "out.csv")
     assert {row[1] for row in rows_of(tmp_path / "out.csv")[1:]} == {CLASSES[0]}
 
 
@@ -97,29 +102,29 @@ def test_a_failure_leaves_what_was_there(run: Path, images: Path, tmp_path: Path
 
     monkeypatch.setattr(classifier.Classifier, "logits", failing)
     with pytest.raises(KeyboardInterrupt):
-        predict([run], images, out)
+        write_predictions([run], images, out)
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "images.npy", "predictions.csv", "run"]
 
 
 def test_places_that_cannot_be_written(run: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(FastcifarError, match=r"cannot be written \(No such file or directory\)"):
-        predict([run], images, tmp_path / "nowhere" / "out.csv")
+        write_predictions([run], images, tmp_path / "nowhere" / "out.csv")
     with pytest.raises(ConfigError, match="is a folder; give a file"):
-        predict([run], images, tmp_path)
+        write_predictions([run], images, tmp_path)
     with pytest.raises(ConfigError, match="is where the images are"):
-        predict([run], images, images)
+        write_predictions([run], images, images)
 
 
 def test_runs_that_do_not_agree(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
     reordered = make_run(tmp_path / "reordered", data, classes=list(reversed(CLASSES)))
     with pytest.raises(ConfigError, match=f"{reordered} knows other classes than {run}"):
-        predict([run, reordered], images, tmp_path / "out.csv")
+        write_predictions([run, reordered], images, tmp_path / "out.csv")
     larger = make_run(tmp_path / "larger", data, options=OPTIONS | {"image_size": 16})
     with pytest.raises(ConfigError, match=f"{larger} takes images of 16 pixels a side and {run} 8"):
-        predict([run, larger], images, tmp_path / "out.csv")
+        write_predictions([run, larger], images, tmp_path / "out.csv")
     with pytest.raises(ConfigError, match="no run to predict with"):
-        predict([], images, tmp_path / "out.csv")
+        write_predictions([], images, tmp_path / "out.csv")
 
 
 def test_a_run_that_diverged(run: Path, images: Path, tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_a_run_that_diverged(run: Path, images: Path, tmp_path: Path) -> None:
     checkpoint.progress["step"] += 1
     checkpoints.save(run / "checkpoints", checkpoint)
     with pytest.raises(FastcifarError, match=f"{run}'s network gives infinite or NaN outputs"):
-        predict([run], images, tmp_path / "out.csv", which="weights")
+        write_predictions([run], images, tmp_path / "out.csv", which="weights")
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -140,6 +145,87 @@ def test_the_command(run: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
     assert len(rows_of(out)) == 12
     assert cli.main(["predict", str(run), "--images", str(data_of(run))]) == 2
     assert "name the array to classify images" in capsys.readouterr().err
+
+
+def test_pictures_go_by_their_names(run: Path, tmp_path: Path) -> None:
+    names = ["10.png", "2.png", "a, b.png", "deep/er/c.png", "line\nbreak.png", '"quoted".png', "r\return.png", os.fsdecode(b"\xff.png")]
+    folder, images = tmp_path / "pictures", images_like(len(names), seed=3)
+    for name, image in zip(names, images, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name, "PNG")
+    write_predictions([run], folder, tmp_path / "out.csv")
+    winners = expected_probabilities(images, 1).argmax(1).tolist()
+    given = {name: CLASSES[winner] for name, winner in zip(names, winners, strict=True)}
+    escaped = {"r\return.png": "r\\return.png", names[-1]: "\\udcff.png"}
+    expected = [[escaped.get(name, name), given[name]] for name in sorted(names, key=lambda name: folder / name)]
+    assert rows_of(tmp_path / "out.csv") == [["file", "prediction"], *expected]
+
+
+def test_a_picture_of_another_size(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 30, 3), dtype=np.uint8))
+    picture.save(tmp_path / "cat.png")
+    out = tmp_path / "out.csv"
+    assert cli.main(["predict", str(run), "--images", str(tmp_path / "cat.png"), "--out", str(out), "--probabilities"]) == 0
+    line = "1 image of 30x12 was cut to its largest centred square and resized to 8x8."
+    assert capsys.readouterr().out == f"{line}\n1 prediction in {out}\n"
+    expected = expected_probabilities(np.asarray(ImageOps.fit(picture, (8, 8), Image.Resampling.LANCZOS))[None], 1)[0]
+    header, (name, winner, *shares) = rows_of(out)
+    assert (header, name, winner) == (["file", "prediction", *CLASSES], "cat.png", CLASSES[expected.argmax()])
+    np.testing.assert_allclose(np.array(shares, dtype=float), expected, atol=1e-5)
+
+
+def test_in_memory(run: Path, ensemble: Path, images: Path) -> None:
+    """Every network counts the same: the run's, and the two of the ensemble that vote, one with the run's own weights."""
+    pixels = np.load(images)
+    sources = [pixels[:4], torch.from_numpy(pixels[4:9]), Image.fromarray(pixels[9]), Image.fromarray(pixels[10])]
+    for runs, seeds in (([str(run), ensemble], (1, 1, 20)), (ensemble, (1, 20)), (run, (1,))):
+        expected = expected_probabilities(images, *seeds)
+        for source in (images, sources):
+            found = predict(runs, source)
+            assert (found.probabilities.dtype, found.labels.dtype, found.classes) == (torch.float64, torch.int64, CLASSES)
+            torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=0)
+            assert torch.equal(found.labels, expected.argmax(1))
+            assert found.names == [CLASSES[winner] for winner in expected.argmax(1)]
+
+
+def test_an_ensemble_votes_wherever_it_is(ensemble: Path, images: Path, tmp_path: Path) -> None:
+    moved, out = tmp_path / "elsewhere", tmp_path / "out.csv"
+    ensemble.rename(moved)
+    write_predictions([moved], images, out, probabilities=True)
+    found = [[float(value) for value in row[2:]] for row in rows_of(out)[1:]]
+    np.testing.assert_allclose(found, expected_probabilities(images, 1, 20), atol=1e-5)
+
+
+def test_ensembles_that_cannot_vote(ensemble: Path, data: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    with pytest.raises(ConfigError, match=f"{ensemble} is an ensemble, which says itself which weights .* leave --weights swa out"):
+        write_predictions([ensemble], images, out, which="swa")
+    shutil.rmtree(ensemble / "seed2")
+    with pytest.raises(ConfigError, match=f"{ensemble}'s member {ensemble / 'seed2'} is no longer there; put it back"):
+        write_predictions([ensemble], images, out)
+    make_run(ensemble / "seed2", data, classes=list(reversed(CLASSES)))
+    with pytest.raises(ConfigError, match=f"{ensemble / 'seed2'} knows other classes than {ensemble / 'seed0'}"):
+        write_predictions([ensemble], images, out)
+    report = json.loads((ensemble / "ensemble.json").read_text())
+    report["chosen"]["members"] = []
+    (ensemble / "ensemble.json").write_text(json.dumps(report))
+    with pytest.raises(ConfigError, match="names no member that votes"):
+        write_predictions([ensemble], images, out)
+    assert not out.exists()
+
+
+def test_a_network_that_was_given_is_given_again(tmp_path: Path, images: Path) -> None:
+    """A copy of it takes the weights; it is left as it was."""
+    runs = [make_run(tmp_path / f"run{seed}", "given", seed=seed, arch="given") for seed in (0, 10)]
+    with pytest.raises(ConfigError, match=f"{runs[0]}'s network was given in Python .* as model="):
+        predict(runs, images)
+    model = build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS)
+    before = copy.deepcopy(model.state_dict())
+    found = predict(runs, images, model=model)
+    torch.testing.assert_close(found.probabilities, expected_probabilities(images, 1, 11), atol=1e-5, rtol=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(FastcifarError, match=r"run0's ema-0\.999 (lacks|has)"):
+        predict(runs, images, model=torch.nn.Flatten())
 
 
 def data_of(run: Path) -> Path:

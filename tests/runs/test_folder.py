@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,34 @@ def test_what_was_made_of_a_folder_is_gone_again(tmp_path: Path, monkeypatch: py
     with pytest.raises(FastcifarError, match="No space left on device"):
         Run.create(tmp_path / "outer" / "run", CONFIG)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == list(there)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fastcifar.runs.folder import Run
+with Run(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_trains_into_a_folder_and_a_dead_one_holds_it_no_more(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG)
+    with subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FastcifarError, match="another process trains into"), run.locked():
+            pass
+        other.kill()
+    with run.locked():
+        assert run.config() == CONFIG
+
+
+def test_a_lock_alone_does_not_take_a_folder(tmp_path: Path) -> None:
+    """As of a process that was killed before it wrote anything."""
+    with Run(tmp_path).locked():
+        pass
+    assert Run.create(tmp_path, CONFIG).config() == CONFIG
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

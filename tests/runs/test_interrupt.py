@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from fastcifar.runs.interrupt import StopRequest
+from fastcifar.runs.interrupt import SIGNALS, StopRequest
 
 NOTICE = "stopping after this step; press Ctrl-C again to quit at once\n"
 
@@ -22,6 +22,29 @@ def test_the_first_signal_is_noted_and_said(capfd: pytest.CaptureFixture[str]) -
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_every_signal_is_answered_at_once_where_there_is_nothing_to_save(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest() as request:
+        with pytest.raises(KeyboardInterrupt), request.answered_at_once():
+            os.kill(os.getpid(), number)
+        assert request.signal_number == number
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_lost_terminal_is_a_request_but_not_below_nohup() -> None:
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert request.signal_number == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal_number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_closed_stderr_does_not_matter() -> None:

@@ -1,0 +1,106 @@
+"""The Python interface: what the commands do, for arguments in place of flags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from torch import nn
+
+from fastcifar.config import RunConfig
+from fastcifar.data.image_set import ImageSet
+from fastcifar.engine import run as engine
+from fastcifar.errors import FastcifarError
+from fastcifar.inference import evaluate as evaluation
+from fastcifar.inference import export as exports
+from fastcifar.inference import predict as prediction
+from fastcifar.recipes import recipe
+from fastcifar.recipes.registry import derive, without_replaced
+from fastcifar.runs.console import Console, notebook_console
+from fastcifar.runs.folder import Result
+
+P, R = ParamSpec("P"), TypeVar("R")
+FLAG = re.compile(r"--([a-z][a-z0-9-]*)(?:[ =](?=[0-9])([0-9.e-]*[0-9]))?")
+"""A flag in a sentence for the command line, and the number that may follow it."""
+
+
+def speaks_of_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Has the sentences of errors name `clip_norm=1` where the command line would be told `--clip-norm 1`."""
+
+    def argument(match: re.Match[str]) -> str:
+        return match[1].replace("-", "_") + (f"={match[2]}" if match[2] else "")
+
+    @wraps(function)
+    def translated(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*arguments, **options)
+        except FastcifarError as error:
+            error.args = (FLAG.sub(argument, str(error)),)
+            raise
+
+    return translated
+
+
+@speaks_of_arguments
+def train(
+    config: RunConfig | str | None = None,
+    out: str | Path | None = None,
+    *,
+    model: nn.Module | None = None,
+    train_set: ImageSet | None = None,
+    test_set: ImageSet | None = None,
+    console: Console | None = None,
+    **settings: Any,
+) -> Result:
+    """Trains into a new run folder, as `fastcifar train` does.
+
+    Args:
+        config: the name of a recipe, or a whole configuration; the defaults where there is none.
+        out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
+        model: a network of one's own in place of `arch`: images (N, 3, H, W), normalised -> logits (N, classes). It is trained itself,
+            not a copy, and holds the last weights at the end.
+        train_set, test_set: images of one's own in place of `dataset`; both or none.
+        console: where to show progress; a notebook shows a bar by default, and nothing else shows anything.
+        **settings: changes to `config`, by the names of the flags: `epochs=2`, `lr=0.05`, `augment="standard,cutout:1x16"`.
+
+    Raises:
+        FastcifarError: something asked for is not known, not there, or cannot be done; nothing is left half-written.
+        Interrupted: the run was stopped by a signal, and saved.
+    """
+    start = recipe(config) if isinstance(config, str) else config or RunConfig()
+    start = derive(without_replaced(start, settings), **settings)
+    return engine.train(start, out, model=model, train_set=train_set, test_set=test_set, console=console or notebook_console())
+
+
+@speaks_of_arguments
+def resume(
+    run: str | Path,
+    *,
+    epochs: int | None = None,
+    model: nn.Module | None = None,
+    train_set: ImageSet | None = None,
+    test_set: ImageSet | None = None,
+    console: Console | None = None,
+) -> Result:
+    """Goes on with the run in a folder from its last checkpoint, with the choices stored there, as `fastcifar train --resume` does.
+
+    Args:
+        run: the run's folder.
+        epochs: train for so many in all, more than the run was made for; it may have ended already.
+        model, train_set, test_set: what was given to `train`, given again.
+        console: as in `train`.
+
+    Raises:
+        FastcifarError: the folder is no run, is damaged or in use, or `epochs` are not more than the run's.
+        Interrupted: the run was stopped by a signal, and saved.
+    """
+    given = {"model": model, "train_set": train_set, "test_set": test_set}
+    return engine.resume(run, epochs=epochs, **given, console=console or notebook_console())
+
+
+evaluate = speaks_of_arguments(evaluation.evaluate_run)
+predict = speaks_of_arguments(prediction.predict)
+export = speaks_of_arguments(exports.export_run)

@@ -1,0 +1,226 @@
+"""The command line as typed: refused in one sentence, explained, or turned into a command; free of torch."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from itertools import takewhile
+from typing import Any, NoReturn, get_type_hints
+
+import fastcifar
+from fastcifar.commands import COMMANDS, Command, Resume
+from fastcifar.config import RunConfig
+from fastcifar.data.sources import check_data_dir
+from fastcifar.errors import ConfigError, unknown
+from fastcifar.recipes import recipe
+from fastcifar.recipes.registry import derive, settings, without_replaced
+from fastcifar.settings import Setting, settings_of
+
+SYNONYMS = {
+    "amp": "precision",
+    "architecture": "arch",
+    "augmentation": "augment",
+    "batch": "batch-size",
+    "batchsize": "batch-size",
+    "bf16": "precision bf16",
+    "bs": "batch-size",
+    "checkpoint": "resume",
+    "clip-grad": "clip-norm",
+    "cpu": "device cpu",
+    "cuda": "device cuda",
+    "data": "dataset",
+    "data-path": "data-dir",
+    "data-root": "data-dir",
+    "drop-path": "stochastic-depth",
+    "drop-rate": "dropout",
+    "dtype": "precision",
+    "ema": "ema-decay",
+    "fp16": "precision fp16",
+    "gpu": "device",
+    "grad-clip": "clip-norm",
+    "init": "weight-init",
+    "label-smooth": "label-smoothing",
+    "learning-rate": "lr",
+    "lr-schedule": "schedule",
+    "lr-scheduler": "schedule",
+    "lr-warmup": "warmup",
+    "max-epochs": "epochs",
+    "max-grad-norm": "clip-norm",
+    "mirror": "tta mirror",
+    "mixed-precision": "precision",
+    "model": "arch",
+    "n-epochs": "epochs",
+    "net": "arch",
+    "network": "arch",
+    "normalise": "normalize",
+    "num-epochs": "epochs",
+    "num-workers": "threads",
+    "opt": "optimizer",
+    "optim": "optimizer",
+    "optimiser": "optimizer",
+    "output": "out",
+    "output-dir": "out",
+    "random-seed": "seed",
+    "root": "data-dir",
+    "sam": "sharpness sam",
+    "save-dir": "out",
+    "scheduler": "schedule",
+    "smoothing": "label-smoothing",
+    "swa": "swa-start",
+    "transform": "augment",
+    "validation-split": "val-split",
+    "warmup-epochs": "warmup",
+    "wd": "weight-decay",
+    "workers": "threads",
+}
+"""What other programs call a flag, and what to write here."""
+
+
+class Help(argparse.HelpFormatter):
+    """Writes several values as INT..., and breaks no name at its hyphen."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return f"{action.metavar}..." if action.nargs in ("+", "*") else super()._format_args(action, default_metavar)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; {self.prog} --help says what it takes.")
+
+
+def parser_of(name: str, known: Sequence[Setting]) -> Parser:
+    """The parser of the command `name`, whose settings `known` are; what it returns has only those that are given."""
+    needed = [f"{s.flags[0]} {s.metavar}" for s in known if s.flags and s.default is MISSING]
+    places = [s.metavar if s.default is MISSING else f"[{s.metavar}]" for s in known if s.positional]
+    parser = Parser(
+        prog=f"fastcifar {name}",
+        usage=" ".join(["fastcifar", name, *places, *needed, "[options]"]),
+        description=inspect.getdoc(COMMANDS[name]),
+        formatter_class=Help,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {"": parser}
+    for setting in known:
+        if setting.title not in groups:
+            groups[setting.title] = parser.add_argument_group(setting.title, inspect.getdoc(setting.part).partition("\n")[0])
+        required = setting.default is MISSING
+        options: dict[str, Any] = {"help": setting.help.replace("%", "%%")}
+        if setting.kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            several = "+" if setting.flags or required else "*"
+            options |= {"type": setting.read, "metavar": setting.metavar, "nargs": several if setting.many else None}
+        if setting.positional:
+            parser.add_argument(setting.name, default=argparse.SUPPRESS, **options)
+        else:
+            groups[setting.title].add_argument(setting.flags[0], dest=setting.name, required=required, **options)
+    return parser
+
+
+def overview() -> str:
+    """What bare `fastcifar` shows."""
+    parser = Parser(
+        usage="fastcifar COMMAND [options]",
+        description="Trains CIFAR-class networks at the speed of the hardware.",
+        epilog="`fastcifar COMMAND --help` says what a command takes.",
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = parser.add_argument_group("commands")
+    for name, kind in COMMANDS.items():
+        commands.add_argument(name, help=inspect.getdoc(kind))
+    return parser.format_help()
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that `arguments` ask for; help and the version are printed, and exit. Raises FastcifarError for what cannot be used."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help", "--version"):
+        print(f"fastcifar {fastcifar.__version__}" if name == "--version" else overview().rstrip())
+        sys.exit()
+    if name not in COMMANDS:
+        raise ConfigError(unknown("command", name, COMMANDS))
+    given = given_settings(name, rest)
+    if "resume" in given:
+        if not given.keys() <= {"resume", "epochs"}:
+            raise ConfigError("--resume RUN keeps the settings of that run, but for --epochs N; leave the other flags out.")
+        return Resume(given["resume"], given.get("epochs"))
+    check_data_dir(given.get("data_dir"))
+    return build(COMMANDS[name], given)
+
+
+def given_settings(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What `arguments` give of what the command `name` takes, by field. Raises ConfigError."""
+    known = list(settings_of(COMMANDS[name]))
+    if {"-h", "--help"}.isdisjoint(arguments):
+        check_flags(name, arguments, {flag for setting in known for flag in setting.flags})
+    given, stray = parser_of(name, known).parse_known_args(arguments)
+    if stray:
+        raise ConfigError(stray_value(name, stray[0], known))
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in vars(given).items()}
+
+
+def check_flags(command: str, arguments: Iterable[str], flags: Collection[str]) -> None:
+    """Raises ConfigError, with the flag that was probably meant, where one of `arguments` is a flag but none of `flags`."""
+    for argument in takewhile(lambda argument: argument != "--", arguments):
+        flag = argument.partition("=")[0]
+        if flag in flags or not re.match("--?[a-zA-Z]", flag):
+            continue
+        meant = {name: f"--{own}" for name, own in SYNONYMS.items() if f"--{own.split()[0]}" in flags}
+        meant |= {own.removeprefix("--"): own for own in flags}
+        nearest = get_close_matches(flag.lower().lstrip("-").replace("_", "-"), meant, n=1, cutoff=0.65)
+        hint = f"did you mean {meant[nearest[0]]}?" if nearest else f"`fastcifar {command} --help` lists its flags."
+        raise ConfigError(f"{command} knows no {flag}; {hint}")
+
+
+def stray_value(command: str, value: str, known: Iterable[Setting]) -> str:
+    """A sentence on a `value` that belongs to no flag."""
+    flags = {name: setting.flags[0] for setting in known if setting.flags for name in setting.names}
+    nearest = get_close_matches(value, flags, n=1, cutoff=0.8)
+    hint = f"did you mean {flags[nearest[0]]} {nearest[0]}?" if nearest else f"`fastcifar {command} --help` says what it takes."
+    return f"{command} cannot use {value!r}; {hint}"
+
+
+def build(kind: type, given: Mapping[str, Any]) -> Command:
+    """The command `kind`, and the configuration within it, with what was given in place of the defaults. Raises ConfigError."""
+    hints, values = get_type_hints(kind), {}
+    for field in fields(kind):
+        part = hints[field.name]
+        if is_dataclass(part):
+            start = without_replaced(starting_point(given), given) if part is RunConfig else part()
+            own = settings(start)
+            values[field.name] = derive(start, **{name: value for name, value in given.items() if name in own})
+        elif field.name in given:
+            values[field.name] = given[field.name]
+    return kind(**values)
+
+
+def starting_point(given: Mapping[str, Any]) -> RunConfig:
+    """The configuration that flags override: of --config or --recipe, where one is given. Raises ConfigError where it is not there."""
+    start, path = RunConfig(), given.get("config")
+    if path and "recipe" in given:
+        raise ConfigError("--config and --recipe both name a configuration to start from; give one of them.")
+    if "recipe" in given:
+        start = recipe(given["recipe"])
+    if path:
+        try:
+            text = path.read_text(errors="replace")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); give the config.json of a run.") from error
+        start = RunConfig.from_json(text, str(path))
+    return start

@@ -1,0 +1,64 @@
+"""Completion in a shell: a short script asks, at each press of Tab, what may stand at the end of the line; free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastcifar.commands import COMMANDS
+from fastcifar.settings import Setting, settings_of
+
+SCRIPTS = {
+    "bash": r"""_fastcifar() {
+    local IFS=$'\n'
+    COMPREPLY=($(fastcifar completion bash -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+}
+complete -o default -F _fastcifar fastcifar""",
+    "zsh": r"""_fastcifar() {
+    local -a candidates=("${(@f)$(fastcifar completion zsh -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    if [[ -n $candidates ]]; then compadd -a candidates; else _files; fi
+}
+compdef _fastcifar fastcifar""",
+    "fish": r"""function __fastcifar
+    set -l words (commandline -opc) (commandline -ct)
+    set -l candidates (fastcifar completion fish -- $words[2..] 2>/dev/null)
+    if set -q candidates[1]
+        printf '%s\n' $candidates
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete -c fastcifar -f -a '(__fastcifar)'""",
+}
+"""By shell. Where there are no candidates, each falls back on files."""
+
+
+def candidates(words: Sequence[str]) -> list[str]:
+    """What the last of `words`, which may be empty, can become: a command, a flag or a name; nothing where any value or file will do.
+
+    `words` are those of a line after `fastcifar`. Bash makes a word of its own of the `=` in `--flag=value`.
+    """
+    *before, last = [word for word in words[:-1] if word != "="] + [words[-1].removeprefix("=")]
+    if not before:
+        return [name for name in COMMANDS if name.startswith(last)]
+    known = list(settings_of(COMMANDS[before[0]])) if before[0] in COMMANDS else []
+    flag, equals, _ = last.partition("=")
+    if equals:
+        return [text for name in names_after([flag], known) if (text := f"{flag}={name}").startswith(last)]
+    names = flags_of(known) if last.startswith("-") else names_after(before[1:], known)
+    return [name for name in names if name.startswith(last)]
+
+
+def names_after(words: Sequence[str], known: Sequence[Setting]) -> Sequence[str]:
+    """The names that may follow `words`: of the flag that still takes a value, of what is given by its place, or else the flags."""
+    for count, word in enumerate(reversed(words)):
+        if word.startswith("-"):
+            for setting in known:
+                if word in setting.flags and setting.kind is not bool and (setting.many or count == 0):
+                    return setting.names
+            break
+    places = [setting for setting in known if setting.positional]
+    return places[0].names if places else flags_of(known)
+
+
+def flags_of(known: Sequence[Setting]) -> list[str]:
+    return [flag for setting in known for flag in setting.flags]
