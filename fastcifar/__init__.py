@@ -34,7 +34,22 @@ _HOMES = {
     "resume": "fastcifar.api",
     "train": "fastcifar.api",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "FastcifarError",
+    "ImageSet",
+    "Loader",
+    "Result",
+    "RunConfig",
+    "__version__",
+    "build_model",
+    "evaluate",
+    "export",
+    "load_dataset",
+    "predict",
+    "recipe",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -317,7 +317,7 @@ class EngineConfig:
     micro_batch: int | None = None
     """Images a pass; the gradient of a batch is the sum over its passes. All at once where memory allows, by default."""
     memory_limit: str | None = None
-    """Train as on a card with so much memory, such as 6GB (a GB being 2**30 bytes, as on cards)."""
+    """Stay within so much memory, such as 6GB (a GB being 2**30 bytes, as on cards); within what is free by default."""
     deterministic: bool = False
     """Only deterministic GPU algorithms; the CPU's always are."""
 

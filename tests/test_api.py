@@ -15,6 +15,13 @@ ENGINE = {"device": "cpu", "precision": "fp32", "compile": "off"}
 SMALL = {"batch_size": 20, "loader": "torch", **ENGINE}
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Without what takes most of the time of runs so short, and is tested elsewhere."""
+    monkeypatch.setattr("fastcifar.engine.run.draw_curves", lambda run, console: None)
+    monkeypatch.setattr("fastcifar.engine.run.matmul_flops_per_second", lambda device, dtype: 1e12)
+
+
 class Pooled(nn.Module):
     """A network that no name stands for."""
 

@@ -39,7 +39,7 @@ def images(tmp_path_factory) -> str:
 def small(monkeypatch, images):
     """Recipes of a small network on small images, one a change of the other, and one that diverges at once."""
     # What takes most of the time of runs so short, and is tested elsewhere.
-    monkeypatch.setattr("fastcifar.engine.run.draw_curves", lambda run: None)
+    monkeypatch.setattr("fastcifar.engine.run.draw_curves", lambda run, console: None)
     monkeypatch.setattr("fastcifar.engine.run.matmul_flops_per_second", lambda device, dtype: 1e12)
     for name in ("tiny", "tiny_flip", "tiny_diverging"):
         monkeypatch.setitem(RECIPES, name, None)

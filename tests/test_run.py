@@ -17,6 +17,7 @@ import fastcifar
 from fastcifar import cli
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import load_dataset
+from fastcifar.diagnostics.plan import cost, outline
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import build_trainer
 from fastcifar.engine.trainer import Trainer
@@ -60,6 +61,13 @@ def test_result(finished):
     assert result["images_per_second"] > 0
     assert 0 < result["flop_utilization"] < 1
     assert result["versions"]["fastcifar"]
+
+
+def test_the_memory_planned_is_an_upper_bound(finished, monkeypatch):
+    monkeypatch.setattr("fastcifar.diagnostics.plan.REHEARSAL_SECONDS", 0.0)
+    config = Run.open(finished).config()
+    peak = json.loads((finished / "result.json").read_text())["peak_memory_bytes"]
+    assert peak <= cost(config, outline(config)).memory.needed
 
 
 def test_config_is_complete_and_loads_back(finished):
@@ -168,7 +176,7 @@ def test_the_snapshots_of_a_run_vote_and_teach(finished_with_dropout, tmp_path, 
 def test_the_validation_split_is_drawn_by_its_own_seed(changes):
     """So that the members of an ensemble have one to choose by."""
     config = resolve(cli.parse([*SMALL, "--val-split", "500"]).run)[0]
-    first, second = (build_trainer(one, 0.0)[0].validation.images for one in (config, derive(config, **changes)))
+    first, second = (build_trainer(one, 0.0).validation.images for one in (config, derive(config, **changes)))
     assert torch.equal(first, second) == ("seed" in changes)
 
 

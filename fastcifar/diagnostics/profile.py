@@ -70,7 +70,7 @@ def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Fig
     console, began = Console(), time.perf_counter()
     folder = out or Path(f"profile-{''.join(c if c.isalnum() or c in '._-' else '-' for c in config.model.arch)}")
     config, notes = resolve(on_data_at_hand(config))
-    trainer, _ = build_trainer(config, began)
+    trainer = build_trainer(config, began)
     for note in (*notes, trainer.compile(), trainer.capture()):
         if note:
             console.note(note)

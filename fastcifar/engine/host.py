@@ -75,7 +75,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
         available = re.search(r"MemAvailable:\s*(\d+)", (root / "proc/meminfo").read_text())
     except OSError:
         return None
-    return max(0, min(1024 * int(available[1]), *group_rooms(root))) if available else None
+    return max(0, min([1024 * int(available[1]), *group_rooms(root)])) if available else None
 
 
 GROUPS = {
@@ -99,10 +99,10 @@ def group_rooms(root: Path) -> Iterator[int]:
         for folder in (group, *group.parents[: len(Path(name).parts) - 1]):
             try:
                 left = int((folder / limit).read_text()) - int((folder / usage).read_text())
-                kept = re.search(rf"^{files} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
-            except (OSError, ValueError):
+                given_up = re.search(rf"^{files} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+            except (OSError, ValueError):  # the group has no limit
                 continue
-            yield left + (int(kept[1]) if kept else 0)
+            yield left + (int(given_up[1]) if given_up else 0)
 
 
 def device_name(device: torch.device) -> str:

@@ -139,5 +139,5 @@ def divide(engine: EngineConfig, at_once: int) -> EngineConfig:
     device, limit = resolve_device(engine.device), engine.memory_limit
     free = free_memory(device)
     if limit is None and free is not None and at_once > 1:
-        limit = f"{free // at_once // 2**20}MB"
+        limit = f"{max(free // at_once // 2**20, 1)}MB"
     return replace(engine, threads=engine.threads or max(1, torch.get_num_threads() // at_once), memory_limit=limit)

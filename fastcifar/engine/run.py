@@ -10,7 +10,6 @@ import signal
 import subprocess
 import time
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -180,23 +179,18 @@ def change_of_rate(stored: RunConfig, trainer: Trainer) -> str:
     )
 
 
-def build_trainer(
-    config: RunConfig, began: float | None = None, images: Images | None = None, model: nn.Module | None = None
-) -> Trainer:
+def build_trainer(config: RunConfig, began: float | None = None, images: Images | None = None, model: nn.Module | None = None) -> Trainer:
     """The trainer of a resolved configuration, laid out for the memory there is."""
     prepare_machine(config.engine)
     images = images or open_images(config, None, None)
     full, test = images.train, images.test
-    count = None
-    if model is not None:
-        model = fitting(model, len(full.classes), full.images.shape[1])
-        count = count_model(copy.deepcopy(model), full.images.shape[1])
     size = DataSize(len(full), len(test), len(full.classes), full.images.shape[1])
     if model is None:
         options = {"classes": size.classes, "image_size": size.image_size, **config.model.options}
         count = count_network(config.model.arch, **options)
     else:
-        count = count_model(deepcopy(model), size.image_size)
+        model = fitting(model, size.classes, size.image_size)
+        count = count_model(copy.deepcopy(model), size.image_size)
     device = torch.device(config.engine.device)
     config, plan = fit_to_memory(config, size, device, DTYPES[config.engine.precision].itemsize, count)
     training, validation = full, None

@@ -50,9 +50,9 @@ class Duration:
 
 
 AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
-"""The warm-up where none is asked for: a share of the run, but not below so many steps, of which a short run gives up to the larger share.
+"""The warm-up where none is asked for: a share of the run, but at least so many steps, unless they are more than the larger share of it.
 
-A share alone makes a short run reach its peak within a few steps, from which networks without a norm before their classifier do not recover.
+A share alone takes a short run to its peak within a few steps, which is too soon for networks without a norm before their classifier.
 """
 
 

@@ -21,7 +21,8 @@ class Interrupted(Exception):
     """The run was asked to stop and has saved its state."""
 
     def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"Stopped by {signal.Signals(signal_number).name} and saved; go on with: fastcifar train --resume {shlex.quote(str(run))}")
+        name, folder = signal.Signals(signal_number).name, shlex.quote(str(run))
+        super().__init__(f"Stopped by {name} and saved; go on with: fastcifar train --resume {folder}")
         self.signal_number = signal_number
 
 

@@ -11,6 +11,7 @@ from fastcifar.diagnostics import doctor, machine
 from fastcifar.diagnostics.doctor import Finding
 
 GB = 2**30
+CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(
@@ -43,10 +44,10 @@ GB = 2**30
         (doctor.check_compile(None), "ok", "works", None),
         (doctor.check_compile(None, tried=False), "note", "not tried", None),
         (doctor.check_compile("InvalidCxxCompiler"), "warning", "uncompiled: InvalidCxxCompiler", "install a C++ compiler"),
-        (doctor.check_memory(None, 2, "cpu"), "note", "does not tell", None),
-        (doctor.check_memory(24 * GB, 2, "cuda:0"), "ok", "24.00 GiB free on cuda:0; resnet_prop takes about", None),
-        (doctor.check_memory(GB, 2, "cuda:0"), "error", "1.00 GiB free on cuda:0", "close what else uses the card"),
-        (doctor.check_memory(GB, 4, "cpu"), "error", "1.00 GiB free on cpu", "close what else uses it"),
+        (doctor.check_memory(None, CPU, 2), "note", "does not tell", None),
+        (doctor.check_memory(24 * GB, CARD, 2), "ok", "24.00 GiB for a run on cuda:0; resnet_prop takes about", None),
+        (doctor.check_memory(GB, CARD, 2), "error", "1.00 GiB for a run on cuda:0: resnet_prop with 1", "close what else uses the card"),
+        (doctor.check_memory(GB, CPU, 4), "error", "1.00 GiB for a run on cpu: resnet_prop with 1", "close what else uses it"),
         (doctor.check_disk(Path("a"), 50 * GB, True), "ok", "50.00 GiB free in a", None),
         (doctor.check_disk(Path("a"), GB, True), "warning", "1.00 GiB free in a", "make room for 2.00 GiB"),
         (doctor.check_disk(Path("a"), 50 * GB, False), "error", "a cannot be written", "give one with --out"),
@@ -177,24 +178,6 @@ def test_a_compiler_that_fails_is_seen(monkeypatch):
     assert "Tensor-likes are not close" in machine.compile_obstacle(torch.device("cpu"))
 
 
-def test_free_memory_is_that_of_the_group_where_it_is_less(monkeypatch):
-    files = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n"}
-
-    def read(path):
-        if str(path) not in files:
-            raise FileNotFoundError(path)
-        return files[str(path)]
-
-    monkeypatch.setattr(machine, "Path", lambda *parts: FakePath("/".join(parts), read))
-    assert machine.free_memory() == 5000 * 1024
-    files |= {"/sys/fs/cgroup/memory.max": "4000000\n", "/sys/fs/cgroup/memory.current": "1000000\n"}
-    assert machine.free_memory() == 3_000_000
-    files["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert machine.free_memory() == 5000 * 1024
-    files.clear()
-    assert machine.free_memory() is None
-
-
 def test_usable_cpus_are_those_of_the_quota(monkeypatch):
     files = {"/sys/fs/cgroup/cpu.max": "150000 100000\n"}
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
@@ -209,12 +192,6 @@ def test_usable_cpus_are_those_of_the_quota(monkeypatch):
 class FakePath:
     def __init__(self, path: str, read) -> None:
         self.path, self.read = path, read
-
-    def __str__(self) -> str:
-        return self.path
-
-    def __truediv__(self, name: str) -> "FakePath":
-        return FakePath(f"{self.path}/{name}", self.read)
 
     def read_text(self) -> str:
         return self.read(self.path)

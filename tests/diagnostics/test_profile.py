@@ -157,7 +157,7 @@ def test_the_figures_of_a_run_agree(images, method, tmp_path, capsys):
 
 def test_the_trace_holds_what_was_run(images, tmp_path):
     """Calls a step of the operations of a network whose layers are known."""
-    trainer, _ = build_trainer(config(images), 0.0)
+    trainer = build_trainer(config(images), 0.0)
     trace = tmp_path / "trace.json.gz"
     before = trainer.step
     figures = profile.measure(trainer, 4, trace)
@@ -174,7 +174,7 @@ def test_the_trace_holds_what_was_run(images, tmp_path):
 
 def test_the_course_goes_round(images):
     """Two epochs of ten steps, and the steps that follow them are the first ones again."""
-    trainer, _ = build_trainer(config(images), 0.0)
+    trainer = build_trainer(config(images), 0.0)
     course, seen = Course(trainer), []
     launch = trainer.launch
     trainer.launch = lambda images, labels: (seen.append((trainer.steps_done, labels.clone())), launch(images, labels))
@@ -187,7 +187,7 @@ def test_the_course_goes_round(images):
 
 def test_every_part_of_a_step_has_its_name(images):
     optim = OptimConfig(sharpness="sam", clip_norm=1.0)
-    trainer, _ = build_trainer(config(images, optim=optim), 0.0)
+    trainer = build_trainer(config(images, optim=optim), 0.0)
     names = [part.name for part in profile.Watch(torch.device("cpu")).watched(trainer.step).parts]
     passes = ["forward", "backward"]
     assert names == [*passes, "optimiser", *passes, *["optimiser"] * 3, "averages", "other", "other"]
@@ -202,7 +202,7 @@ def test_convolutions_move_their_inputs_and_outputs():
 
 
 def test_the_bytes_of_an_update_are_those_of_its_tensors(images):
-    trainer, _ = build_trainer(config(images), 0.0)
+    trainer = build_trainer(config(images), 0.0)
     rates = profile.rates(trainer)
     parameters = sum(parameter.nbytes for parameter in trainer.model.parameters())
     weights = parameters + sum(buffer.nbytes for buffer in trainer.model.buffers())

@@ -154,9 +154,12 @@ def test_a_folder_of_another_length_or_reading_is_refused(tmp_path):
         plan_members(entry, (0,), tmp_path)
 
 
-@pytest.mark.parametrize(("threads", "free", "expected"), [(None, 64, 8), (2, 64, 4), (3, 64, 2), (16, 64, 1), (None, 4, 3), (None, 1, 1), (None, None, 8)])
+@pytest.mark.parametrize(
+    ("threads", "free", "expected"),
+    [(None, 64, 8), (2, 64, 4), (3, 64, 2), (16, 64, 1), (None, 4, 3), (None, 1, 1), (None, None, 8), (16, None, 1)],
+)
 def test_how_many_suit_the_threads_and_the_memory(monkeypatch, threads, free, expected):
-    """A run of this size takes 0.9 GiB, and a tenth more stays free; where memory is not told, threads alone count."""
+    """A run of this size takes a GiB, and a tenth stays free; none is begun on less. Where memory is not told, the threads alone count."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(packed, "free_memory", lambda device: free and free * 2**30)
     config = replace(CONFIG, engine=replace(CONFIG.engine, threads=threads))

@@ -31,7 +31,7 @@ def images(tmp_path: Path) -> Path:
 
 def expected_probabilities(images: Path | np.ndarray, *seeds: int) -> torch.Tensor:
     """In float64, from first principles: the mean of the networks' softmax, (N, classes)."""
-    pixels = torch.from_numpy(images if isinstance(images, np.ndarray) else np.load(images)).permute(0, 3, 1, 2).double() / 255
+    pixels = torch.from_numpy(np.array(images if isinstance(images, np.ndarray) else np.load(images))).permute(0, 3, 1, 2).double() / 255
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
     shares = []
     for seed in seeds:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from small_training import CONFIG, image_set
 
 from fastcifar.config import AverageConfig, RunConfig, ScheduleConfig
@@ -20,6 +21,14 @@ from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted
 from fastcifar.runs.network import load_network
 from fastcifar.runs.records import read_records
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Without what takes most of the time of runs so short, and is tested elsewhere."""
+    monkeypatch.setattr(module, "plot_run", lambda run: Figure())
+    monkeypatch.setattr(module, "matmul_flops_per_second", lambda device, dtype: 1e12)
+
 
 IMAGES = {"train_set": image_set(100), "test_set": image_set(40, seed=1)}
 CONSTANT = replace(CONFIG, schedule=ScheduleConfig("constant", warmup="10%"), average=AverageConfig((0.9,), swa_start="50%"))
@@ -100,9 +109,10 @@ def test_a_signal_while_compiling_stops_at_once_and_the_run_can_go_on(tmp_path, 
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the signal came too late")
 
-    with monkeypatch.context() as patched, pytest.raises(Interrupted) as stopped:
+    with monkeypatch.context() as patched:
         patched.setattr("fastcifar.engine.trainer.compile_where_it_pays", endless)
-        train(CONFIG, tmp_path / "run", **IMAGES)
+        with pytest.raises(Interrupted) as stopped:
+            train(CONFIG, tmp_path / "run", **IMAGES)
     assert stopped.value.signal_number == signal.SIGTERM
     assert f"go on with: fastcifar train --resume {tmp_path / 'run'}" in str(stopped.value)
     assert resume(tmp_path / "run", **IMAGES).test_accuracy > 0
