@@ -9,6 +9,7 @@ from torch import nn
 import fastcifar
 from fastcifar.api import speaks_of_arguments
 from fastcifar.errors import ConfigError
+from fastcifar.runs import console
 
 IMAGES = {"train_set": image_set(100), "test_set": image_set(40, seed=1)}
 ENGINE = {"device": "cpu", "precision": "fp32", "compile": "off"}
@@ -122,14 +123,23 @@ def test_a_set_is_shown_in_one_line_and_a_loader_takes_the_device_there_is():
     assert loader.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_a_notebook_sees_progress(tmp_path, monkeypatch):
-    from fastcifar.runs import console
-
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_sees_progress(tmp_path, monkeypatch, widgets):
     class Notebook(console.RichConsole):
-        is_jupyter = property(lambda self: True)
+        def __init__(self, **options) -> None:
+            super().__init__(**options, force_jupyter=True)
+
+    class Bar:
+        """In place of one that draws itself into a notebook, of which there is none."""
+
+        def __init__(self, *columns, **options) -> None:
+            self.add_task, self.update, self.start, self.stop = ((lambda *given, **named: None) for _ in range(4))
 
     shown = []
     monkeypatch.setattr(console, "RichConsole", Notebook)
+    monkeypatch.setattr(console, "Progress", Bar)
+    monkeypatch.setattr(console, "find_spec", lambda name: object() if widgets else None)
+    monkeypatch.setattr(console.Console, "note", lambda self, text, prominent=False: None)
     monkeypatch.setattr(console.Console, "write", lambda self, record: shown.append((record.epoch, self.progress is not None)))
     fastcifar.train(CONFIG, tmp_path / "run", **IMAGES)
-    assert shown == [(1, True), (2, True)]
+    assert shown == [(1, widgets), (2, widgets)]

@@ -219,7 +219,7 @@ def test_derive_finds_each_setting_by_its_flag():
     changed = derive(RunConfig(), augment="none", lr=0.5, epochs=3, schedule="constant", loss="asymmetric")
     assert difference(changed, RunConfig()) == {"augment": "none", "lr": 0.5, "schedule": "constant", "loss": "asymmetric", "epochs": 3}
     assert difference(derive(changed, **{name: settings(RunConfig())[name] for name in settings(changed)}), RunConfig()) == {}
-    with pytest.raises(TypeError, match="momentom"):
+    with pytest.raises(ConfigError, match="unknown setting 'momentom'; did you mean momentum"):
         derive(RunConfig(), momentom=0.9)
     with pytest.raises(ConfigError, match="adam does not read momentum"):
         derive(RunConfig(), optimizer="adam", momentum=0.9)

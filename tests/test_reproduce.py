@@ -190,7 +190,7 @@ def test_refusals(small, tmp_path, capsys):
         (["tiny", "--seeds", "0"], "seeds is 0; expected 1 or more"),
         (["tiny", "--epochs", "0"], "epochs is 0; expected 1 or more"),
         (["tinny"], "did you mean tiny"),
-        ([], "no recipe was named"),
+        ([], "required: RECIPES"),
     ]:
         assert cli.main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
         assert expected in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import TextWrapper
 
@@ -24,13 +25,13 @@ NO_BREAK = "\u00a0"
 class Console:
     """Shows a run as it goes, on `rich`, by default the standard output.
 
-    In a terminal lines are broken between words at its width, and a bar moves below them; a notebook has the bar too. Elsewhere every
-    line stays whole.
+    In a terminal lines are broken between words at its width, and a bar moves below them; a notebook that has ipywidgets shows the bar
+    too. Elsewhere every line stays whole.
     """
 
     def __init__(self, rich: RichConsole | None = None) -> None:
         self.rich = rich or RichConsole(highlight=False, soft_wrap=True)
-        self.live = self.rich.is_terminal or self.rich.is_jupyter
+        self.live = self.rich.is_terminal or (self.rich.is_jupyter and find_spec("ipywidgets") is not None)
         self.progress: Progress | None = None
         self.status: Status | None = None
         self.batch_size, self.first, self.started, self.shown = 0, 0, 0.0, 0.0

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import SWALR
 
 from fastcifar.config import RunConfig, ScheduleConfig
 from fastcifar.errors import ConfigError
-from fastcifar.optim.schedules import SCHEDULES, Duration, Plateau, cycle_ends, kinks, lr_table
+from fastcifar.optim.schedules import SCHEDULES, Duration, Plateau, cycle_ends, in_steps, kinks, lr_table
 
 PEAK = 0.4
 
@@ -202,11 +202,11 @@ def test_restarts_of_a_quarter_do_not_begin_a_fifth_cycle(steps_per_epoch):
     ("settings", "expected"),
     [
         ({"schedule": "constant", "warmup": "0%"}, []),
-        ({"schedule": "cosine"}, [10]),
-        ({"schedule": "cosine", "horizon": "50%"}, [10, 100]),
-        ({"schedule": "cosine", "horizon": "400ep"}, [10]),
-        ({"schedule": "step", "step_size": "5ep"}, [10, 60, 110, 160]),
-        ({"schedule": "multistep", "per": "epoch"}, [10, 60, 120, 160]),
+        ({"schedule": "cosine"}, [50]),
+        ({"schedule": "cosine", "warmup": "5%", "horizon": "50%"}, [10, 100]),
+        ({"schedule": "cosine", "warmup": "5%", "horizon": "400ep"}, [10]),
+        ({"schedule": "step", "warmup": "5%", "step_size": "5ep"}, [10, 60, 110, 160]),
+        ({"schedule": "multistep", "warmup": "5%", "per": "epoch"}, [10, 60, 120, 160]),
         ({"schedule": "warm-restarts", "restart_period": "20st", "restart_factor": 2, "warmup": "0%"}, [20, 60, 140]),
         ({"schedule": "one-cycle"}, [59]),
         ({"schedule": "swa", "warmup": "0%"}, [100, 180]),
@@ -215,6 +215,24 @@ def test_restarts_of_a_quarter_do_not_begin_a_fifth_cycle(steps_per_epoch):
 )
 def test_kinks(settings, expected):
     assert kinks(ScheduleConfig(**settings), 10, 20) == expected
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(200, 3900), (11, 214), (10, 200), (2, 195), (1, 98)])
+def test_the_warm_up_is_a_share_of_the_run_but_never_short_nor_most_of_it(epochs, steps):
+    """Of 390 steps an epoch: 5%, 200 steps, or a quarter."""
+    rates = table(ScheduleConfig("constant"), 390, epochs)
+    assert next(step for step, rate in enumerate(rates) if rate == PEAK) == steps - 1
+    assert ScheduleConfig("one-cycle").resolved.warmup == "0%"
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_in_steps_is_the_same_schedule(name, per):
+    schedule = ScheduleConfig(name, **({"per": per} if "per" in SCHEDULES[name].defaults else {}))
+    fixed = in_steps(schedule, 13, 17)
+    assert table(fixed, 13, 17) == table(schedule, 13, 17)
+    lengths = fixed.warmup, fixed.step_size, fixed.restart_period, *(fixed.milestones or ())
+    assert all(length.endswith("st") for length in lengths if length is not None)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
