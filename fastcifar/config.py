@@ -61,8 +61,8 @@ class ModelConfig:
     """Residual block."""
     pre_activation: bool = False
     """Norm and ReLU before each convolution, in place of after it."""
-    final_norm: bool = False
-    """Norm and ReLU before the pooling of a pre-activation network."""
+    final_norm: bool | None = None
+    """Norm and ReLU before the pooling of a pre-activation network; resnet_prop has it by default, to learn in short runs too."""
     se_ratio: float | None = None
     """Squeeze-and-excitation in every block, with so many times its features within; none by default (1/16 in resnetrs50), or 0."""
     dropout: float | None = None

@@ -95,8 +95,11 @@ def test_remarks_say_what_the_reports_did_not_see():
     ("model", "warned"),
     [
         (ModelConfig("resnet_prop"), False),
-        (ModelConfig("resnet_prop", weight_init="he"), True),
-        (ModelConfig("resnet_prop", weight_init="he", final_norm=True), False),
+        (ModelConfig("resnet_prop", weight_init="he"), False),
+        (ModelConfig("resnet_prop", weight_init="he", final_norm=False), True),
+        (ModelConfig("resnet_prop", final_norm=False), True),
+        (ModelConfig("resnet20_v2"), False),
+        (ModelConfig("resnet20_v2", weight_init="he"), True),
         (ModelConfig("resnet", pre_activation=True), True),
         (ModelConfig("resnet"), False),
         (ModelConfig("wrn28_2"), False),
@@ -105,7 +108,7 @@ def test_remarks_say_what_the_reports_did_not_see():
 )
 def test_a_network_that_begins_too_large_is_remarked_on(model, warned):
     config = replace(SMALL, model=model)
-    assert any("has no norm before its classifier" in text for text in warnings(config, outline(config))) == warned
+    assert any("without a norm before its classifier" in text for text in warnings(config, outline(config))) == warned
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "warm-restarts", "one-cycle", "step"])

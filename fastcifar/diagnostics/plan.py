@@ -28,6 +28,8 @@ POINTS, MOST_KINKS = 12, 40
 """Rows of the table of learning rates: evenly over the run, and where it bends or jumps."""
 UNSUITED = 10.0
 """A learning rate further than this factor from the optimiser's default is remarked on."""
+NARROW, FEW_STEPS = 64, 4000
+"""A pre-activation network without a last norm is safe up to so many channels, begun by PyTorch's rule, and in runs of no fewer steps."""
 CUT_SHORT = 0.05
 """Share of the peak that the learning rate may still have to fall where a run with warm restarts ends."""
 REHEARSED = {"cpu": 64, "cuda": 1024}
@@ -136,11 +138,12 @@ def warnings(config: RunConfig, course: Outline) -> list[str]:
         found.append(
             f"lr {optim.lr:g} is {ratio:,.0f} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr out to take that."
         )
-    built = {"weight_init": "he", **find_architecture(config.model.arch).preset, **config.model.options}
-    if built.get("pre_activation") and not built.get("final_norm") and built["weight_init"] == "he":
+    built = {"weight_init": "he", "channels": (512,), **find_architecture(config.model.arch).preset, **config.model.options}
+    large = built["weight_init"] == "he" or (built["channels"][-1] > NARROW and course.steps < FEW_STEPS)
+    if built.get("pre_activation") and not built.get("final_norm") and large:
         found.append(
-            f"{config.model.arch} has no norm before its classifier, and begun by He's rule such a network mostly diverges unless its rate "
-            "rises over thousands of steps; choose --weight-init pytorch or --final-norm."
+            f"{config.model.arch} without a norm before its classifier mostly diverges unless its rate rises over thousands of steps; "
+            "add --final-norm."
         )
     return found
 

@@ -9,9 +9,9 @@ from fastcifar.config import ModelConfig, OptimConfig, RunConfig
 from fastcifar.recipes.registry import declare, derive
 
 
-def baseline(arch: str) -> RunConfig:
+def baseline(model: ModelConfig) -> RunConfig:
     """What all of the report's runs share."""
-    return RunConfig(ModelConfig(arch), optim=OptimConfig("sgd", lr=0.1, weight_decay=5e-4), epochs=200, watch_test=True)
+    return RunConfig(model, optim=OptimConfig("sgd", lr=0.1, weight_decay=5e-4), epochs=200, watch_test=True)
 
 
 def with_swa(parent: RunConfig) -> RunConfig:
@@ -31,7 +31,7 @@ def with_swa_as_written(parent: RunConfig, start: str) -> RunConfig:
 @declare("R1 T5", 0.9123)
 def r1_resnet20_standard() -> RunConfig:
     """ResNetV2-20 with crop and flip."""
-    return baseline("resnet20_v2")
+    return baseline(ModelConfig("resnet20_v2"))
 
 
 @declare("R1 T5", 0.8819)
@@ -91,7 +91,7 @@ def r1_resnet20_swa_early_as_written() -> RunConfig:
 @declare("R1 T5", 0.9515)
 def r1_resnet_prop_standard() -> RunConfig:
     """The proposed network, a pre-activation ResNet-18, with crop and flip: the report's best."""
-    return baseline("resnet_prop")
+    return baseline(ModelConfig("resnet_prop", final_norm=False))
 
 
 @declare("R1 T5", 0.9464)
