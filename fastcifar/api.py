@@ -19,7 +19,7 @@ from fastcifar.inference import export as exports
 from fastcifar.inference import predict as prediction
 from fastcifar.recipes import recipe
 from fastcifar.recipes.registry import derive, without_replaced
-from fastcifar.runs.console import Console, notebook_console
+from fastcifar.runs.console import Console
 from fastcifar.runs.folder import Result
 
 P, R = ParamSpec("P"), TypeVar("R")
@@ -72,35 +72,10 @@ def train(
     """
     start = recipe(config) if isinstance(config, str) else config or RunConfig()
     start = derive(without_replaced(start, settings), **settings)
-    return engine.train(start, out, model=model, train_set=train_set, test_set=test_set, console=console or notebook_console())
+    return engine.train(start, out, model=model, train_set=train_set, test_set=test_set, console=console)
 
 
-@speaks_of_arguments
-def resume(
-    run: str | Path,
-    *,
-    epochs: int | None = None,
-    model: nn.Module | None = None,
-    train_set: ImageSet | None = None,
-    test_set: ImageSet | None = None,
-    console: Console | None = None,
-) -> Result:
-    """Goes on with the run in a folder from its last checkpoint, with the choices stored there, as `fastcifar train --resume` does.
-
-    Args:
-        run: the run's folder.
-        epochs: train for so many in all, more than the run was made for; it may have ended already.
-        model, train_set, test_set: what was given to `train`, given again.
-        console: as in `train`.
-
-    Raises:
-        FastcifarError: the folder is no run, is damaged or in use, or `epochs` are not more than the run's.
-        Interrupted: the run was stopped by a signal, and saved.
-    """
-    given = {"model": model, "train_set": train_set, "test_set": test_set}
-    return engine.resume(run, epochs=epochs, **given, console=console or notebook_console())
-
-
+resume = speaks_of_arguments(engine.resume)
 evaluate = speaks_of_arguments(evaluation.evaluate_run)
 predict = speaks_of_arguments(prediction.predict)
 export = speaks_of_arguments(exports.export_run)

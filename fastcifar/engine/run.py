@@ -36,7 +36,7 @@ from fastcifar.optim.schedules import Duration, in_steps, lr_table
 from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
-from fastcifar.runs.console import Console, Silence
+from fastcifar.runs.console import Console, notebook_console
 from fastcifar.runs.folder import Result, Run, check_free
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import EpochRecord, JsonLines, Sink, TensorBoard, read_records
@@ -62,13 +62,13 @@ def train(
         model: a network of one's own in place of the one that `config` names: images (N, 3, H, W), normalised -> logits (N, classes). It
             is trained itself, not a copy, and holds the last weights at the end.
         train_set, test_set: images of one's own in place of those that `config` names; both or none.
-        console: where to show progress; nowhere by default.
+        console: where to show progress; a notebook shows it by default, and nothing else does.
 
     Raises:
         FastcifarError: something asked for is not there or cannot be done; nothing is left half-written.
         Interrupted: the run was stopped by a signal, and saved.
     """
-    console = console or Silence()
+    console = console or notebook_console()
     began = time.perf_counter()
     if out is not None:
         check_free(Path(out))
@@ -99,13 +99,13 @@ def resume(
         path: the run's folder.
         epochs: train for so many in all, more than the run was made for; it may have ended already.
         model, train_set, test_set: what was given to `train`, given again.
-        console: where to show progress; nowhere by default.
+        console: where to show progress; a notebook shows it by default, and nothing else does.
 
     Raises:
         FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` are not more than the run's.
         Interrupted: the run was stopped by a signal, and saved.
     """
-    console, began = console or Silence(), time.perf_counter()
+    console, began = console or notebook_console(), time.perf_counter()
     run = Run.open(Path(path))
     with run.locked():
         finished, stored = run.result(), run.config()
