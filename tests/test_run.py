@@ -167,9 +167,9 @@ def test_the_snapshots_of_a_run_vote_and_teach(finished_with_dropout, tmp_path, 
     taught = ["--teacher", str(together), "--epochs", "1", "--batch-size", "2500", "--out", str(tmp_path / "student")]
     assert cli.main([*SMALL, *taught]) == 0
     teacher = Trainer(Run.open(tmp_path / "student").config(), load_dataset("synthetic", "train")).objective.teacher
-    for member, name in zip(teacher.members, ("snapshot-1", "snapshot-2", "snapshot-3"), strict=True):
+    for (network, _), name in zip(teacher.members, ("snapshot-1", "snapshot-2", "snapshot-3"), strict=True):
         expected = load_network(finished_with_dropout, torch.device("cpu"), name).model.state_dict()
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in member.network.state_dict().items())
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"split_seed": 1}], ids=str)
