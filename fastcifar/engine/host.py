@@ -43,25 +43,34 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory used so far: allocated by torch on a GPU, resident for the whole process on a CPU; None where that is not told."""
+def peak_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """The most memory used so far: allocated by torch on a GPU, resident for the whole process on a CPU; None where that is not told.
+
+    Linux hands the peak that `getrusage` tells on to whatever a process starts, so what a large one started is asked otherwise.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        return process_status("VmHWM", root)
     try:
         import resource
     except ImportError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def own_memory(root: Path = Path("/")) -> int:
     """Bytes of main memory that this process has to itself, which it can use again; 0 where the system does not tell."""
+    return process_status("RssAnon", root) or 0
+
+
+def process_status(name: str, root: Path) -> int | None:
+    """Bytes that Linux tells of this process under `name`, as in `man 5 proc_pid_status`; None where it does not."""
     try:
-        found = re.search(r"RssAnon:\s*(\d+)", (root / "proc/self/status").read_text())
+        found = re.search(rf"^{name}:\s*(\d+) kB", (root / "proc/self/status").read_text(), re.MULTILINE)
     except OSError:
-        return 0
-    return 1024 * int(found[1]) if found else 0
+        return None
+    return 1024 * int(found[1]) if found else None
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -204,11 +205,12 @@ def test_free_memory_is_that_of_the_control_group_where_it_is_less(tmp_path):
     assert host.free_memory(CPU, tmp_path) == 0
 
 
-def test_own_memory_is_what_linux_says(tmp_path):
-    assert host.own_memory(tmp_path) == 0
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own figures")
+def test_own_memory_and_its_peak_are_what_linux_says_of_this_process_alone(tmp_path):
+    assert (host.own_memory(tmp_path), host.peak_memory_bytes(CPU, tmp_path)) == (0, None)
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/status").write_text("VmRSS:\t 900 kB\nRssAnon:\t     700 kB\nRssFile:\t 200 kB\n")
-    assert host.own_memory(tmp_path) == 700 * 1024
+    (tmp_path / "proc/self/status").write_text("VmHWM:\t 1100 kB\nVmRSS:\t 900 kB\nRssAnon:\t     700 kB\nRssFile:\t 200 kB\n")
+    assert (host.own_memory(tmp_path), host.peak_memory_bytes(CPU, tmp_path)) == (700 * 1024, 1100 * 1024)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
