@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -28,6 +28,7 @@ from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import prepare_machine
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models import build_model
+from fastcifar.models.layers import BatchNorm2d, SqueezeExcite, add_and_activate
 from fastcifar.optim.schedules import lr_table
 from fastcifar.runs.checkpoint import WEIGHTS
 
@@ -87,7 +88,9 @@ class PlainLoop(ABC):
         torch.manual_seed(config.seed)
         options = {"classes": len(task.train.classes), "image_size": task.train.images.shape[1], **config.model.options}
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        self.model = build_model(config.model.arch, **options).to(self.device, memory_format=layout)
+        self.model = in_plain_torch(build_model(config.model.arch, **options)).to(self.device, memory_format=layout)
+        statistics = (task.train.mean, task.train.std)
+        self.mean, self.std = (255 * torch.tensor(values, device=self.device) for values in statistics)
         self.network = torch.compile(self.model) if self.compiled else self.model
         optim, peak = config.optim.resolved, config.optim.peak_lr(config.batch_size)
         own = {"momentum": optim.momentum, "weight_decay": optim.weight_decay, "nesterov": True}
@@ -137,9 +140,26 @@ class PlainLoop(ABC):
         correct, test = 0, self.task.test
         for images, labels in zip(test.images.split(500), test.labels.split(500), strict=True):
             with self.precision.autocast(self.device):
-                found = self.model(normalized(images.to(self.device), self.task.train)).argmax(1)
+                found = self.model(normalized(images.to(self.device), self.mean, self.std)).argmax(1)
             correct += int((found == labels.to(self.device)).sum())
         return correct / len(test)
+
+
+class PlainNorm(BatchNorm2d):
+    """The same by torch's own operators."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return add_and_activate(nn.BatchNorm2d.forward(self, x), residual, self.relu)
+
+
+def in_plain_torch(model: nn.Module) -> nn.Module:
+    """`model` itself, without our kernels, which its layers would call on a GPU, and without our loops for a compiled CPU."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.__class__ = PlainNorm
+        if isinstance(module, SqueezeExcite):
+            raise TypeError("the plain loops have no squeeze-and-excitation; compare another network.")
+    return model
 
 
 class ReportsLoop(PlainLoop):
@@ -191,7 +211,7 @@ class EagerAmp(PlainLoop):
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.labels), device=self.device)
         for index in order.split(self.task.config.batch_size)[: len(order) // self.task.config.batch_size]:
-            images = normalized(cropped_and_flipped(self.padded, index), self.task.train)
+            images = normalized(cropped_and_flipped(self.padded, index), self.mean, self.std)
             yield images if self.channels_last else images.contiguous(), self.labels[index]
 
 
@@ -243,9 +263,8 @@ def cropped_and_flipped(padded: Tensor, index: Tensor) -> Tensor:
     return padded[index[:, None, None], (top + rows)[:, :, None], (left + columns)[:, None, :]]
 
 
-def normalized(images: Tensor, statistics: ImageSet) -> Tensor:
-    """uint8 (B, H, W, 3) as float32 (B, 3, H, W) in channels_last, by the mean and deviation of a data set."""
-    mean, std = (255 * torch.tensor(values, device=images.device) for values in (statistics.mean, statistics.std))
+def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) as float32 (B, 3, H, W) in channels_last, by a mean and a deviation in grey levels, float32 (3,)."""
     return ((images - mean) / std).permute(0, 3, 1, 2)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcifar.config import AverageConfig
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.averaging import ema_update_, swa_update_
+from fastcifar.kernels.averaging import ema_update_
 from fastcifar.optim.schedules import Duration
 
 ALIGNMENT = 16
@@ -113,12 +113,15 @@ class Averages:
         """Of each step, float32 (steps, averages)."""
         self.flat = {f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)}
         """The averaged weights, in the form of `Buckets.flat`."""
-        self.swa_start, self.swa_counts = None, torch.zeros(2, dtype=torch.int64, device=device)
+        self.swa_start = None
         if config.swa_start is not None:
             self.swa_start = Duration.parse(config.swa_start).steps(steps_per_epoch, total)
             if self.swa_start > total - steps_per_epoch:
                 raise ConfigError(f"swa_start {config.swa_start} leaves no epoch to average; start before the last of the {epochs} epochs.")
             self.flat[SWA] = buckets.copies()
+            averaged = torch.arange(epochs, dtype=torch.float64)
+            self.swa_decays = (averaged / (averaged + 1)).float().to(device)
+            """By the epochs that the mean is of already, float32 (epochs,)."""
 
     def update(self, decays: Tensor) -> None:
         """Takes the weights after a step into the exponential averages, given its row of `decays`."""
@@ -130,9 +133,14 @@ class Averages:
 
         Izmailov et al. 2018, arXiv:1803.05407. The mean of batch norm statistics belongs to no network; see `estimate_statistics`.
         """
-        if self.swa_start is not None and epoch * self.steps_per_epoch > self.swa_start:
-            for average, source, count in zip(self.flat[SWA], self.buckets.flat, self.swa_counts, strict=True):
-                swa_update_(average, source, count)
+        if self.swa_start is None or epoch * self.steps_per_epoch <= self.swa_start:
+            return
+        averaged = epoch - 1 - self.swa_start // self.steps_per_epoch
+        for average, source in zip(self.flat[SWA], self.buckets.flat, strict=True):
+            if averaged:
+                ema_update_(average, source, self.swa_decays[averaged])
+            else:
+                average.copy_(source)
 
     def estimate_statistics(self, model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
         """Measures the batch norm statistics of SWA's weights over `batches`, each of which `forward` puts through `model`."""

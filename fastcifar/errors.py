@@ -16,6 +16,12 @@ class DataError(FastcifarError):
     """A data set that is missing, damaged or foreign."""
 
 
+def reason(error: BaseException) -> str:
+    """What `error` says, on one line, shortened, without the full stop; its kind where it says nothing."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:400].rstrip(".")
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """A sentence saying that `name` is no such `kind`, with the nearest valid names, or all of them where none is near."""
     valid = sorted(valid)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
+from ..hardware import upload
 from .compilation import Compilation
 from .dispatch import jit, launcher, tl, triton, use_triton
 from .spec import Arguments, Case, OpSpec
@@ -68,7 +69,7 @@ def warp_reference(images: Tensor, warp: Tensor, fill: str = "constant", colour:
     warped = shift_and_mirror(images, straight, colour)
     if not len(rest):
         return warped
-    place = rest.to(images.device, non_blocking=True)
+    place = upload(rest, images.device)
     return warped.index_copy_(0, place, _resample_in_chunks(images[place], warp[rest], fill, colour, bilinear))
 
 
@@ -99,13 +100,13 @@ def shift_and_mirror(images: Tensor, warp: Tensor, colour: Sequence[int] = BLACK
         framed = _framed(images, margin, colour)
         across = width + 2 * margin
         first = torch.arange(count) * (height + 2 * margin) + top + margin
-        start = ((first * across + left + margin) * channels).to(device, non_blocking=True)
+        start = upload((first * across + left + margin) * channels, device)
         starts = start[:, None] + torch.arange(height, device=device) * (across * channels)
         runs = framed.as_strided((framed.numel() - width * channels + 1, width * channels), (1, 1))
         images = runs.index_select(0, starts.flatten()).view(count, height, width, channels)
     else:
         images = images.clone()
-    chosen = mirrored.nonzero()[:, 0].to(device, non_blocking=True)
+    chosen = upload(mirrored.nonzero()[:, 0], device)
     return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2)) if len(chosen) else images
 
 
@@ -122,13 +123,13 @@ def _framed(images: Tensor, margin: int, colour: Sequence[int]) -> Tensor:
 
 def _repeated(colour: Sequence[int], width: int, images: Tensor) -> Tensor:
     """A row of pixels of one colour on the images' device: uint8 (3 width,). Its length lets the CPU's loops run at full speed."""
-    return torch.tensor(colour, dtype=torch.uint8).repeat(width).to(images.device, non_blocking=True)
+    return upload(torch.tensor(colour, dtype=torch.uint8).repeat(width), images.device)
 
 
 def resample(images: Tensor, warp: Tensor, fill: str, colour: Sequence[int], bilinear: bool) -> Tensor:
     """`warp_reference` for any maps. A pixel is gathered as one int32, and a constant fill as a border of one pixel."""
     count, height, width, _ = images.shape
-    a, b, c, d, e, f = warp.to(images.device, non_blocking=True).view(count, 6, 1, 1).unbind(1)
+    a, b, c, d, e, f = upload(warp, images.device).view(count, 6, 1, 1).unbind(1)
     column = torch.arange(width, dtype=torch.int32, device=images.device)
     row = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
     x, y = a * column + (b * row + c), d * column + (e * row + f)
@@ -216,13 +217,13 @@ def greyscale_reference(images: Tensor, grey: Tensor) -> Tensor:
     """Replaces the colours of some images by PIL's luminance: uint8 (N, H, W, 3), bool (N,) -> the same shape."""
     red, green, blue = (images[..., channel].to(torch.int32) for channel in range(3))
     luminance = (red * 19595 + green * 38470 + blue * 7471 + (1 << 15) >> 16).to(torch.uint8)
-    return torch.where(grey.to(images.device, non_blocking=True)[:, None, None, None], luminance[..., None], images)
+    return torch.where(upload(grey, images.device)[:, None, None, None], luminance[..., None], images)
 
 
 def erase_reference(images: Tensor, boxes: Tensor, colour: Sequence[int] = BLACK) -> Tensor:
     """Paints over boxes: uint8 (N, H, W, 3), int32 (N, K, 4) of top, left, bottom, right -> the same shape."""
     count, height, width, channels = images.shape
-    top, left, bottom, right = boxes.to(images.device, non_blocking=True).unsqueeze(-1).unbind(2)
+    top, left, bottom, right = upload(boxes, images.device).unsqueeze(-1).unbind(2)
     row = torch.arange(height, dtype=torch.int32, device=images.device)
     column = torch.arange(width * channels, dtype=torch.int32, device=images.device) // channels
     # Their product counts the boxes over each pixel, in one call for any number of them.
@@ -238,7 +239,7 @@ def normalize_reference(images: Tensor, scale: Tensor, offset: Tensor, dtype: to
     Scale and offset are laid out for a whole row: over an innermost dimension of three, the CPU's loops are four times slower.
     """
     count, height, width, channels = images.shape
-    scale, offset = (tensor.to(images.device, non_blocking=True).repeat(width) for tensor in (scale, offset))
+    scale, offset = (upload(tensor, images.device).repeat(width) for tensor in (scale, offset))
     lines = images.reshape(count, height, width * channels)
     return lines.to(torch.float32).mul_(scale).add_(offset).to(dtype).view(images.shape)
 
@@ -258,7 +259,7 @@ def augment_reference(
     erase_colour: Sequence[int],
 ) -> Tensor:
     """What `augment` computes, in plain torch."""
-    images = images.clone() if index is None else images.index_select(0, index.to(images.device, non_blocking=True))
+    images = images.clone() if index is None else images.index_select(0, upload(index, images.device))
     if warp is not None:
         images = warp_reference(images, warp, fill, colour, bilinear)
     if grey is not None:
@@ -442,7 +443,7 @@ def launch_augment(
     output = torch.empty((count, height, width, channels), dtype=out_dtype, device=images.device)
     optional = index, warp, grey, boxes, scale, offset
     # An absent tensor needs some pointer, which is not read.
-    pointers = [images if tensor is None else tensor.to(images.device, non_blocking=True) for tensor in optional]
+    pointers = [images if tensor is None else upload(tensor, images.device) for tensor in optional]
     kernel[(count, triton.cdiv(height * width * channels, BLOCK))](
         output,
         images,

@@ -1,12 +1,12 @@
-"""Batch norm, an optional residual and an optional ReLU for training: two launches forward, two backward, channels last.
+"""Batch norm, an optional residual and an optional ReLU for training, channels last: two launches each way, or one where rows are few.
 
 Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", 2015,
 arXiv:1502.03167; the statistics of parts are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
 computing sample variances", 1979.
 
 An activation (N, C, H, W), channels last, is a matrix of N * H * W rows and C columns. The first launch of each direction reduces parts
-of the rows, the second combines the few partial results, each program for its own channels, and goes over the rows again. There are no
-atomics: the same inputs give the same bits.
+of the rows, the second combines the few partial results, each program for its own channels, and goes over the rows again. Where the rows
+are few, the second does without the first, and goes over all of them twice. There are no atomics: the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # which leaves room for one program on a multiprocessor. Chosen by the compiled code, not by timing.
 MOST_CHANNELS = 32
 MOST_PARTS = 256
+
+# So many rows, such as those of 128 maps of 2 by 2 pixels, are one part, of which a program holds as many channels: a launch less is worth
+# more than the programs that are then missing (estimated, not timed).
+ROWS_OF_ONE_PART = 512
+CHANNELS_OF_ONE_PART = 16
+
 TILE = 4096
 WARPS = 8
 
@@ -101,15 +107,10 @@ def tile_kernel(first, count, channel, channels, TILE_ROWS: tl.constexpr):
 
 
 @jit
-def statistics_kernel(partials_ptr, x_ptr, rows, channels, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, TILE_ROWS: tl.constexpr):
+def part_statistics_kernel(x_ptr, count, channel, channels, SPAN: tl.constexpr, TILE_ROWS: tl.constexpr):
+    """Mean and sum of squared deviations, float32 (BLOCK_C,) each, of the `count` rows of one part, which starts at `x_ptr`."""
     # With d = x - shift the sum of squared deviations is sum(d^2) - sum(d)^2 / count. The shift being the mean of the first tile, what
     # cancels is at most count / TILE_ROWS times what remains, whatever the data.
-    part = tl.program_id(0)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    start = part.to(tl.int64) * SPAN
-    count = tl.minimum(rows - start, SPAN).to(tl.int32)
-    x_ptr += start * channels
-
     offsets, inside = tile_kernel(0, count, channel, channels, TILE_ROWS)
     x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
     shift = tl.sum(x, 0) / tl.minimum(count, TILE_ROWS)
@@ -122,9 +123,16 @@ def statistics_kernel(partials_ptr, x_ptr, rows, channels, SPAN: tl.constexpr, B
         sums += d
         squares += d * d
     total = tl.sum(sums, 0)
-    mean = shift + total / count
-    m2 = tl.maximum(tl.sum(squares, 0) - total * total / count, 0.0)
+    return shift + total / count, tl.maximum(tl.sum(squares, 0) - total * total / count, 0.0)
 
+
+@jit
+def statistics_kernel(partials_ptr, x_ptr, rows, channels, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, TILE_ROWS: tl.constexpr):
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    start = part.to(tl.int64) * SPAN
+    count = tl.minimum(rows - start, SPAN).to(tl.int32)
+    mean, m2 = part_statistics_kernel(x_ptr + start * channels, count, channel, channels, SPAN, TILE_ROWS)
     partials_ptr += part * 2 * channels + channel
     tl.store(partials_ptr, mean, channel < channels)
     tl.store(partials_ptr + channels, m2, channel < channels)
@@ -170,7 +178,10 @@ def normalize_kernel(
     part = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     present = channel < channels
-    mean, m2 = combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN, PARTS)
+    if PARTS == 1:
+        mean, m2 = part_statistics_kernel(x_ptr, rows, channel, channels, SPAN, TILE_ROWS)
+    else:
+        mean, m2 = combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN, PARTS)
     rstd = tl.rsqrt(m2 / rows + eps)
     if part == 0:
         tl.store(statistics_ptr + channel, mean, present)
@@ -211,18 +222,54 @@ def normalize_kernel(
 #
 # Where z > 0 is taken from x where there is no residual: x is read anyhow, and y need not be, nor kept for it. With a residual either
 # that or y has to be read besides, and y it is, which the next convolution keeps anyhow. The first launch then writes g, which is the
-# gradient of the residual, and the second reads g in place of grad_y and y.
+# gradient of the residual, and the second, if there are two, reads g in place of grad_y and y.
 
 
 @jit
-def masked_gradient_kernel(grad_y, x, mean, scale, bias, RELU: tl.constexpr):
-    """`grad_y` where the output of the ReLU is positive, told from `x` as `normalize_kernel` computes it."""
-    if RELU:
+def masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y: tl.constexpr, RELU: tl.constexpr):
+    """`grad_y` where the output of the ReLU is positive, told from `y`, or from `x` as `normalize_kernel` computes it."""
+    if FROM_Y:
+        g = tl.where(y <= 0, 0.0, grad_y)
+    elif RELU:
         z = (x - mean[None, :]) * scale[None, :] + bias[None, :]
         g = tl.where(z <= 0, 0.0, grad_y)
     else:
         g = grad_y
     return g
+
+
+@jit
+def gradient_sums_kernel(
+    grad_residual_ptr,
+    grad_y_ptr,
+    x_ptr,
+    y_ptr,
+    mean,
+    scale,
+    bias,
+    count,
+    channel,
+    channels,
+    FROM_Y: tl.constexpr,
+    RELU: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+):
+    """The sums of g * (x - mean) and of g over one part, float32 (BLOCK_C,) each; from y it writes g as the gradient of the residual."""
+    g_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
+    g_x_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
+    for first in range(0, SPAN, TILE_ROWS):
+        offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
+        grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
+        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        y = tl.load(y_ptr + offsets, inside, 0.0).to(tl.float32) if FROM_Y else x
+        g = masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y, RELU)
+        if FROM_Y:
+            tl.store(grad_residual_ptr + offsets, g.to(grad_residual_ptr.dtype.element_ty), inside)
+        g_sums += g
+        g_x_sums += g * (x - mean[None, :])
+    return tl.sum(g_x_sums, 0), tl.sum(g_sums, 0)
 
 
 @jit
@@ -252,29 +299,26 @@ def reduce_gradient_kernel(
     bias = tl.load(bias_ptr + channel, present, 0.0)
     start = part.to(tl.int64) * SPAN
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
-    grad_residual_ptr += start * channels
-    grad_y_ptr += start * channels
-    x_ptr += start * channels
-    y_ptr += start * channels
-
-    g_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
-    g_x_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
-    for first in range(0, SPAN, TILE_ROWS):
-        offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
-        grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
-        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
-        if FROM_Y:
-            y = tl.load(y_ptr + offsets, inside, 0.0).to(tl.float32)
-            g = tl.where(y <= 0, 0.0, grad_y)
-            tl.store(grad_residual_ptr + offsets, g.to(grad_residual_ptr.dtype.element_ty), inside)
-        else:
-            g = masked_gradient_kernel(grad_y, x, mean, scale, bias, RELU)
-        g_sums += g
-        g_x_sums += g * (x - mean[None, :])
-
+    g_x_sum, g_sum = gradient_sums_kernel(
+        grad_residual_ptr + start * channels,
+        grad_y_ptr + start * channels,
+        x_ptr + start * channels,
+        y_ptr + start * channels,
+        mean,
+        scale,
+        bias,
+        count,
+        channel,
+        channels,
+        FROM_Y,
+        RELU,
+        SPAN,
+        BLOCK_C,
+        TILE_ROWS,
+    )
     partials_ptr += part * 2 * channels + channel
-    tl.store(partials_ptr, tl.sum(g_x_sums, 0) * rstd, present)
-    tl.store(partials_ptr + channels, tl.sum(g_sums, 0), present)
+    tl.store(partials_ptr, g_x_sum * rstd, present)
+    tl.store(partials_ptr + channels, g_sum, present)
 
 
 @jit
@@ -282,14 +326,17 @@ def input_gradient_kernel(
     grad_x_ptr,
     grad_weight_ptr,
     grad_bias_ptr,
+    grad_residual_ptr,
     grad_y_ptr,
     x_ptr,
+    y_ptr,
     weight_ptr,
     bias_ptr,
     statistics_ptr,
     partials_ptr,
     rows,
     channels,
+    FROM_Y: tl.constexpr,
     RELU: tl.constexpr,
     SPAN: tl.constexpr,
     PARTS: tl.constexpr,
@@ -299,37 +346,59 @@ def input_gradient_kernel(
     part = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     present = channel < channels
-    other_part = tl.arange(0, PARTS)[:, None]
-    pointers = partials_ptr + other_part * 2 * channels + channel[None, :]
-    exists = (other_part * SPAN < rows) & present[None, :]
-    grad_weight = tl.sum(tl.load(pointers, exists, 0.0), 0)
-    grad_bias = tl.sum(tl.load(pointers + channels, exists, 0.0), 0)
-    if part == 0:
-        tl.store(grad_weight_ptr + channel, grad_weight, present)
-        tl.store(grad_bias_ptr + channel, grad_bias, present)
-
     mean = tl.load(statistics_ptr + channel, present, 0.0)
     rstd = tl.load(statistics_ptr + channels + channel, present, 0.0)
     scale = rstd * tl.load(weight_ptr + channel, present, 0.0)
     bias = tl.load(bias_ptr + channel, present, 0.0)
+    if PARTS == 1:
+        g_x_sum, grad_bias = gradient_sums_kernel(
+            grad_residual_ptr,
+            grad_y_ptr,
+            x_ptr,
+            y_ptr,
+            mean,
+            scale,
+            bias,
+            rows,
+            channel,
+            channels,
+            FROM_Y,
+            RELU,
+            SPAN,
+            BLOCK_C,
+            TILE_ROWS,
+        )
+        grad_weight = g_x_sum * rstd
+    else:
+        other_part = tl.arange(0, PARTS)[:, None]
+        pointers = partials_ptr + other_part * 2 * channels + channel[None, :]
+        exists = (other_part * SPAN < rows) & present[None, :]
+        grad_weight = tl.sum(tl.load(pointers, exists, 0.0), 0)
+        grad_bias = tl.sum(tl.load(pointers + channels, exists, 0.0), 0)
+    if part == 0:
+        tl.store(grad_weight_ptr + channel, grad_weight, present)
+        tl.store(grad_bias_ptr + channel, grad_bias, present)
+
     # Of g - (grad_bias + xhat * grad_weight) / m, what is the same in all rows.
     offset, slope = grad_bias / rows, grad_weight * rstd / rows
     start = part.to(tl.int64) * SPAN
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
     grad_y_ptr += start * channels
     x_ptr += start * channels
+    y_ptr += start * channels
     grad_x_ptr += start * channels
     for first in range(0, SPAN, TILE_ROWS):
         offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
         grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
-        g = masked_gradient_kernel(grad_y, x, mean, scale, bias, RELU)
+        y = tl.load(y_ptr + offsets, inside, 0.0).to(tl.float32) if FROM_Y else x
+        g = masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y, RELU)
         grad_x = scale[None, :] * (g - (offset[None, :] + (x - mean[None, :]) * slope[None, :]))
         tl.store(grad_x_ptr + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), inside)
 
 
 class Split(NamedTuple):
-    """How the rows and channels of an activation are shared among the programs, alike in all four launches."""
+    """How the rows and channels of an activation are shared among the programs, alike in all launches."""
 
     span: int
     """Rows of a part; of the last one perhaps fewer."""
@@ -349,8 +418,9 @@ def split(rows: int, channels: int) -> Split:
     A program reads the partial results of all P parts, 8 P bytes a channel, besides rows / P activations, at least 4 bytes each with what
     is written. With 4 P^2 <= rows the former are at most half of the latter, and come from the cache.
     """
-    block_c = min(MOST_CHANNELS, _power_of_two(channels))
-    most_parts = 1 << (max(rows // 4, 1).bit_length() - 1) // 2
+    one_part = rows <= ROWS_OF_ONE_PART
+    block_c = min(CHANNELS_OF_ONE_PART if one_part else MOST_CHANNELS, _power_of_two(channels))
+    most_parts = 1 if one_part else 1 << ((rows // 4).bit_length() - 1) // 2
     span = -(-rows // min(most_parts, MOST_PARTS))
     parts = -(-rows // span)
     tile_rows = min(_power_of_two(max(span, 16)), TILE // block_c)
@@ -368,7 +438,7 @@ def _sizes(x: Tensor) -> tuple[int, int]:
 
 
 def _compilations(activation: str, rows: int, channels: int, residual: bool, relu: bool) -> list[Compilation]:
-    """The four launches over one shape."""
+    """The launches over one shape: four, or two where the rows are one part."""
     span, _, parts, block_c, tile_rows = split(rows, channels)
     types = {name: "i32" if size % 16 else "i32:16" for name, size in (("rows", rows), ("channels", channels))}
     types |= dict.fromkeys(("momentum", "eps"), "fp32")
@@ -380,17 +450,19 @@ def _compilations(activation: str, rows: int, channels: int, residual: bool, rel
         "BLOCK_C": block_c,
         "TILE_ROWS": tile_rows,
         "HAS_RESIDUAL": residual,
-        "FROM_Y": residual and relu,
     }
 
-    def compilation(kernel: Any, relu: bool) -> Compilation:
+    def compilation(kernel: Any, relu: bool, from_y: bool = False) -> Compilation:
         names = inspect.signature(getattr(kernel, "fn", kernel)).parameters
         signature = {name: types.get(name, "*fp32:16") for name in names if name.islower()}
-        return Compilation(kernel, signature, {name: {**constexprs, "RELU": relu}[name] for name in names if name.isupper()}, WARPS)
+        masks = {"RELU": relu, "FROM_Y": from_y}
+        return Compilation(kernel, signature, {name: {**constexprs, **masks}[name] for name in names if name.isupper()}, WARPS)
 
-    from_x = relu and not residual
-    kernels = (statistics_kernel, relu), (normalize_kernel, relu), (reduce_gradient_kernel, relu), (input_gradient_kernel, from_x)
-    return [compilation(*each) for each in kernels]
+    from_y = relu and residual
+    if parts == 1:
+        return [compilation(normalize_kernel, relu), compilation(input_gradient_kernel, relu, from_y)]
+    of_parts = compilation(statistics_kernel, relu), compilation(reduce_gradient_kernel, relu, from_y)
+    return [*of_parts, compilation(normalize_kernel, relu), compilation(input_gradient_kernel, relu and not residual)]
 
 
 COMPILATIONS = [
@@ -399,6 +471,8 @@ COMPILATIONS = [
     *_compilations("bf16", 128 * 4 * 4, 512, residual=True, relu=False),
     *_compilations("bf16", 128 * 32 * 32, 64, residual=True, relu=True),
     *_compilations("fp32", 1024 * 32 * 32, 64, residual=True, relu=True),
+    *_compilations("bf16", 128 * 2 * 2, 1024, residual=True, relu=True),
+    *_compilations("fp32", 128, 2048, residual=False, relu=True),
 ]
 
 
@@ -416,13 +490,14 @@ def launch_forward(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Launches `statistics_kernel` and `normalize_kernel`, or their wrapped forms; `batch_norm_relu_forward` says over what."""
+    """Launches `statistics_kernel`, unless the rows are one part, and `normalize_kernel`, or their wrapped forms, over new outputs."""
     rows, channels = _sizes(x)
     span, grid, parts, block_c, tile_rows = split(rows, channels)
     y = torch.empty_like(x)
     saved = torch.empty((2, channels), dtype=torch.float32, device=x.device)
     partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
-    statistics[grid](partials, x, rows, channels, SPAN=span, BLOCK_C=block_c, TILE_ROWS=tile_rows, num_warps=WARPS)
+    if parts > 1:
+        statistics[grid](partials, x, rows, channels, SPAN=span, BLOCK_C=block_c, TILE_ROWS=tile_rows, num_warps=WARPS)
     normalize[grid](
         y,
         saved,
@@ -460,7 +535,7 @@ def launch_backward(
     statistics: Tensor,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launches `reduce_gradient_kernel` and `input_gradient_kernel`, or their wrapped forms, as `batch_norm_relu_backward` says."""
+    """Launches `reduce_gradient_kernel`, unless the rows are one part, and `input_gradient_kernel`, or their wrapped forms."""
     rows, channels = _sizes(x)
     span, grid, parts, block_c, tile_rows = split(rows, channels)
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
@@ -469,43 +544,16 @@ def launch_backward(
     grad_residual = torch.empty_like(x) if from_y else torch.empty(0, dtype=x.dtype, device=x.device)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
     partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
-    reduce_gradient[grid](
-        partials,
-        grad_residual if from_y else grad_x,  # Where there is no residual, some pointer, which is not written; likewise for y.
-        grad_y,
-        x,
-        y if from_y else x,
-        weight,
-        bias,
-        statistics,
-        rows,
-        channels,
-        FROM_Y=from_y,
-        RELU=relu,
-        SPAN=span,
-        BLOCK_C=block_c,
-        TILE_ROWS=tile_rows,
-        num_warps=WARPS,
-    )
-    input_gradient[grid](
-        grad_x,
-        grad_weight,
-        grad_bias,
-        grad_residual if from_y else grad_y,
-        x,
-        weight,
-        bias,
-        statistics,
-        partials,
-        rows,
-        channels,
-        RELU=relu and not from_y,
-        SPAN=span,
-        PARTS=parts,
-        BLOCK_C=block_c,
-        TILE_ROWS=tile_rows,
-        num_warps=WARPS,
-    )
+    # Where there is no residual, some pointer, which is not written; likewise for y.
+    of_residual, y = (grad_residual, y) if from_y else (grad_x, x)
+    blocks = {"SPAN": span, "BLOCK_C": block_c, "TILE_ROWS": tile_rows, "num_warps": WARPS}
+    g, masks, vectors = grad_y, {"FROM_Y": from_y, "RELU": relu}, (weight, bias, statistics)
+    if parts > 1:
+        reduce_gradient[grid](partials, of_residual, grad_y, x, y, *vectors, rows, channels, **masks, **blocks)
+        if from_y:
+            g, masks = grad_residual, {"FROM_Y": False, "RELU": False}
+    of_vectors = grad_weight, grad_bias
+    input_gradient[grid](grad_x, *of_vectors, of_residual, g, x, y, *vectors, partials, rows, channels, **masks, PARTS=parts, **blocks)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
@@ -701,8 +749,8 @@ def _case(size: tuple[int, int, int, int], residual: bool = False, relu: bool = 
     return Case(name, {"size": size, "residual": residual, "relu": relu}, of_a_network)
 
 
-NETWORK_SIZES = [(128, c, s, s) for c, s in ((64, 8), (16, 32), (32, 16), (64, 32), (128, 16), (256, 8), (512, 4))]
-ODD_SIZES = [(1, 3, 5, 7), (7, 5, 1, 1), (1, 17, 33, 1), (3, 130, 5, 7), (2, 1, 3, 3), (5, 16, 33, 1)]
+NETWORK_SIZES = [(128, c, s, s) for c, s in ((64, 8), (16, 32), (32, 16), (64, 32), (128, 16), (256, 8), (512, 4), (1024, 2))]
+ODD_SIZES = [(1, 3, 5, 7), (7, 5, 1, 1), (1, 17, 33, 1), (3, 130, 5, 7), (2, 1, 3, 3), (5, 16, 33, 5)]
 
 SPEC = OpSpec(
     op=batch_norm_relu,

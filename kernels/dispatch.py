@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# From 3.10 on Triton contracts a * b + c only where it is told to; until then it warns. Where the bits matter a kernel says `tl.fma` itself.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 try:
     import triton
     import triton.language as tl
@@ -84,6 +87,10 @@ def _obstacle(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < OLDEST_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, and they need sm_75 or later"
+    try:
+        triton.runtime.driver.active.utils  # noqa: B018  which Triton compiles when it is first asked for
+    except Exception as error:
+        return f"Triton cannot start ({str(error).split('.')[0]})"
     return None
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from fastcifar.errors import FastcifarError
-from fastcifar.runs.files import reason, write_bytes, writing
+from fastcifar.errors import FastcifarError, reason
+from fastcifar.runs.files import write_bytes, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastcifar.augment.sampling import Mixing
+from fastcifar.hardware import upload
 
 SHARES = 256
 """Shares are of 256, so that bytes are blended in integers, alike on every device."""
@@ -16,12 +16,12 @@ def mix_images(images: Tensor, partners: Tensor, mixing: Mixing) -> Tensor:
     """(N, 3, H, W) twice, of one dtype, in channels_last -> the same, blended or pasted."""
     device = images.device
     if mixing.box is not None:
-        top, left, bottom, right = (edge.to(device, non_blocking=True)[:, None, None, None] for edge in mixing.box.unbind(1))
+        top, left, bottom, right = (upload(edge, device)[:, None, None, None] for edge in mixing.box.unbind(1))
         row = torch.arange(images.shape[2], device=device)[:, None]
         column = torch.arange(images.shape[3], device=device)
         inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
         return torch.where(inside, partners, images)
-    share = mixing.share.to(device, non_blocking=True)[:, None, None, None]
+    share = upload(mixing.share, device)[:, None, None, None]
     if images.dtype == torch.uint8:
         share = share.to(torch.int32)
         return ((images * share + partners * (SHARES - share) + SHARES // 2) >> 8).to(torch.uint8)
@@ -30,5 +30,6 @@ def mix_images(images: Tensor, partners: Tensor, mixing: Mixing) -> Tensor:
 
 def mix_labels(labels: Tensor, partners: Tensor, mixing: Mixing, classes: int) -> Tensor:
     """int64 (N,) twice -> float32 (N, classes), each row with a sum of 1."""
-    share = (mixing.share.to(labels.device, non_blocking=True).float() / SHARES)[:, None]
-    return F.one_hot(labels, classes) * share + F.one_hot(partners, classes) * (1 - share)
+    share = (upload(mixing.share, labels.device).float() / SHARES)[:, None]
+    every = torch.arange(classes, device=labels.device)
+    return (labels[:, None] == every) * share + (partners[:, None] == every) * (1 - share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,10 +16,11 @@ from fastcifar.augment.mixing import mix_images, mix_labels
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy, parse
 from fastcifar.augment.random import Key
-from fastcifar.augment.sampling import Mixing, sample
+from fastcifar.augment.sampling import Mixing, sample, sample_mixing
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.order import Order
-from fastcifar.errors import ConfigError, FastcifarError, unknown
+from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
+from fastcifar.hardware import upload
 from fastcifar.registry import load
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -34,6 +35,8 @@ class Chunk:
 
     labels: Tensor
     mixing: Mixing | None
+    begins: int | None
+    """The epoch whose first chunk it is."""
 
 
 class Loader:
@@ -45,7 +48,7 @@ class Loader:
     Args:
         dataset: the images: any uint8 NHWC images with labels.
         policy: augmentation, as text (`augment.policy.parse`) or as a `Policy`.
-        backend: "torch", "dali", "triton", or "auto": DALI on a GPU where it is installed, torch elsewhere (on a CPU it is the fastest).
+        backend: "torch", "dali", "triton", or "auto": on a GPU DALI where it works, else Triton; on a CPU torch, the fastest there.
         batch_size: images a batch.
         seed: from 0 up to 2**32 - 1.
         device: where the data set is moved and the batches come out; "auto" is a GPU where there is one, else the CPU.
@@ -92,15 +95,22 @@ class Loader:
         self.policy = parse(policy) if isinstance(policy, str) else policy
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.backend = resolve_backend(backend, self.device)
-        target = min(chunk_size or default_chunk_size(self.device, self.dataset), len(self.order))
+        applier, for_each = load(BACKENDS[self.backend]), 2 if self.policy.mix else 1
+        target = min(chunk_size or default_chunk_size(self.device, self.dataset), len(self.order), applier.largest_chunk // for_each)
         self.chunk_size = max(1, target // batch_size) * batch_size
         self.normalization = Normalization(*normalization(normalize, (dataset.mean, dataset.std)))
-        applier = load(BACKENDS[self.backend])
-        self.applier = applier(self.dataset, self.policy, self.normalization, dtype, self.chunk_size * (2 if self.policy.mix else 1))
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # once, for the data set does not change
+            for tensor in (self.dataset.images, self.dataset.labels):
+                tensor.record_stream(self.stream)
+        with self.aside():
+            self.applier = applier(self.dataset, self.policy, self.normalization, dtype, self.chunk_size * for_each)
         self.epoch = 0
         self.reader: object | None = None
-        """Who has a chunk under way."""
+        """The iterator that the chunks are for."""
+        self.chunk: Chunk | None = None
+        """Under way."""
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -115,39 +125,47 @@ class Loader:
         """The batches of `epoch` from batch `start` on, whatever was iterated before."""
         if start >= len(self):
             return
-        key = Key(self.seed, epoch)
-        first, *others = self.order.epoch(epoch)[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
-        if self.reader is not None:
-            self.reader = None
-            self.applier.collect()
-        chunk = self.submit(key, first)
+        first, *others = self.chunks(epoch, start)
+        if self.chunk is None or start or self.chunk.begins != epoch:
+            self.discard()
+            self.submit(epoch, first, None)
         self.reader = reader = object()
         for following in (*others, None):
             if self.reader is not reader:
                 raise FastcifarError("this epoch was left for another of the same Loader; make a second Loader to read two at once.")
-            images, labels = self.collect(chunk)
-            self.reader = None if following is None else reader
+            images, labels = self.collect()
             if following is not None:
-                chunk = self.submit(key, following)
+                self.submit(epoch, following, None)
+            elif self.stream is not None:  # a GPU does not wait for the first chunk of the next epoch either
+                self.submit(epoch + 1, self.chunks(epoch + 1, 0)[0], begins=epoch + 1)
             yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
-    def submit(self, key: Key, index: Tensor) -> Chunk:
-        """Starts on the samples at `index`, int64 (N,) on the CPU, on a stream of its own where there is one."""
-        size, taken = self.dataset.images.shape[1:3], self.order.taken
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with self.aside():
-            params = sample(self.policy, key, index, size, len(taken))
-            if params.mixing is not None:
-                partner = taken[params.mixing.partner]
-                index = torch.cat((index, partner))
-                params = replace(sample(replace(self.policy, mix=None), key, index, size, len(taken)), mixing=params.mixing)
-            self.applier.submit(index, params)
-            return Chunk(self.dataset.labels.index_select(0, index.to(self.device, non_blocking=True)), params.mixing)
+    def chunks(self, epoch: int, start: int) -> tuple[Tensor, ...]:
+        """The samples of `epoch` from batch `start` on, int64 (N,) each, on the CPU."""
+        return self.order.epoch(epoch)[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
 
-    def collect(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Images and labels of a chunk, ready for the current stream."""
-        with self.aside():
+    def submit(self, epoch: int, index: Tensor, begins: int | None) -> None:
+        """Starts on the samples at `index`, int64 (N,) on the CPU, on a stream of its own where there is one."""
+        key, size, taken, mixing = Key(self.seed, epoch), self.dataset.images.shape[1:3], self.order.taken, None
+        with self.aside(), self.naming_failures():
+            if self.policy.mix is not None:
+                mixing = sample_mixing(self.policy.mix, key, index, size, len(taken))
+                index = torch.cat((index, taken[mixing.partner]))
+            self.applier.submit(index, sample(replace(self.policy, mix=None), key, index, size, len(taken)))
+            self.chunk = Chunk(self.dataset.labels.index_select(0, upload(index, self.device)), mixing, begins)
+
+    def discard(self) -> None:
+        """Drops the chunk under way, if there is one."""
+        if self.chunk is not None:
+            self.chunk = None
+            with self.aside():
+                self.applier.collect()
+
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the chunk under way, ready for the current stream."""
+        chunk, self.chunk = self.chunk, None
+        assert chunk is not None, "collect() without submit()"
+        with self.aside(), self.naming_failures():
             images, labels = self.applier.collect(), chunk.labels
             if chunk.mixing is not None:
                 half = len(labels) // 2
@@ -159,6 +177,18 @@ class Loader:
             images.record_stream(current)
             labels.record_stream(current)
         return images, labels
+
+    @contextmanager
+    def naming_failures(self) -> Iterator[None]:
+        """Has what DALI raises end in a sentence; torch's own errors, which know more, pass."""
+        try:
+            yield
+        except (FastcifarError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except RuntimeError as error:
+            if self.backend != "dali":
+                raise
+            raise FastcifarError(f"DALI failed ({reason(error)}); choose --loader triton, which does the same.") from error
 
     def aside(self) -> AbstractContextManager:
         """The loader's own stream, where there is one."""
@@ -191,10 +221,10 @@ def default_chunk_size(device: torch.device, dataset: ImageSet) -> int:
 def resolve_backend(name: str, device: torch.device) -> str:
     """The backend that `name` stands for on `device`. Raises ConfigError where there is none of that name.
 
-    On a GPU that is DALI, where it works there; on a CPU torch, which is the faster one (benchmarks/README.md).
+    On a GPU that is DALI, where it works there, else Triton; on a CPU torch, which is the fastest (benchmarks/README.md).
     """
     if name == "auto":
-        return "dali" if device.type == "cuda" and dali_works(device) else "torch"
+        return "torch" if device.type == "cpu" else "dali" if dali_works(device) else "triton"
     if name not in BACKENDS:
         raise ConfigError(unknown("loader", name, ("auto", *BACKENDS)))
     return name
@@ -209,7 +239,7 @@ def dali_works(device: torch.device) -> bool:
 
     reason = why_unusable(device)
     if reason is not None:
-        print(f"fastcifar: images are augmented by torch, since DALI does not work here: {reason}", file=sys.stderr)
+        print(f"fastcifar: images are augmented by Triton, since DALI does not work here: {reason}", file=sys.stderr)
     return reason is None
 
 

@@ -135,8 +135,8 @@ class Course:
             yield from trainer.loader.batches(trainer.epoch)
             trainer.finish_steps()
             trainer.epoch, trainer.batch = (trainer.epoch + 1) % trainer.config.epochs, 0
-            if trainer.number is not None:
-                trainer.number.fill_(trainer.steps_done)
+            if trainer.book:
+                trainer.book.turn_to(trainer.steps_done)
 
     def run(self, steps: int, watch: Watch | None = None) -> float:
         """Launches so many steps and waits for them; returns the seconds."""

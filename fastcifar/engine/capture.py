@@ -17,29 +17,63 @@ Record = Callable[[Callable[[], None]], Replay]
 """Records what a call launches, without its taking effect, and returns what launches the same again."""
 
 
+class Recorder:
+    """Records CUDA graphs, all of them on one stream and out of one pool of memory.
+
+    Graphs that are replayed in turn, never side by side, can share a pool: none needs what another left there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def warm_up(self, call: Callable[[], None]) -> None:
+        """Calls a few times, as PyTorch asks for before a capture; the caller undoes the effects. Raises RuntimeError where the last waits.
+
+        In a capture a wait would be an error of CUDA's, after which torch 2.11 leaves its allocator as if the capture went on.
+        """
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        mode = torch.cuda.get_sync_debug_mode()
+        try:
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UP_STEPS - 1):
+                    call()
+                torch.cuda.set_sync_debug_mode("error")
+                call()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            current.wait_stream(self.stream)
+
+    def __call__(self, call: Callable[[], None]) -> Replay:
+        """Captures `call`, which runs nothing; a loader's own threads may use the GPU meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            call()
+        return graph.replay
+
+
 class CapturedSteps:
     """`step`, recorded once for a single batch and once for `count` batches in a row.
 
     Batches are collected until `count` are there; `flush` runs the fewer that remain. What the step reads and writes besides its batch
-    must stay where it is in memory, and the number of the step must be a tensor that the step itself advances.
+    must stay where it is in memory, and the step must count itself.
 
     Args:
         step: a whole step.
-        number: int64 (1,), the number of the next step.
         images, labels: a batch to take shapes and types from; images (B, 3, H, W) in channels_last.
         count: steps in a row.
-        record: how to record; `record_cuda_graph` but for tests.
+        record: how to record; a `Recorder` but for tests.
     """
 
-    def __init__(self, step: Step, number: Tensor, images: Tensor, labels: Tensor, count: int, record: Record) -> None:
+    def __init__(self, step: Step, images: Tensor, labels: Tensor, count: int, record: Record) -> None:
         rows = images.permute(0, 2, 3, 1)
-        self.images = torch.empty((count, *rows.shape), dtype=rows.dtype, device=rows.device).permute(0, 1, 4, 2, 3)
-        self.labels = torch.empty((count, *labels.shape), dtype=labels.dtype, device=labels.device)
+        self.images = torch.zeros((count, *rows.shape), dtype=rows.dtype, device=rows.device).permute(0, 1, 4, 2, 3)
+        self.labels = torch.zeros((count, *labels.shape), dtype=labels.dtype, device=labels.device)
         self.count, self.filled = count, 0
 
         def steps(slots: int) -> None:
             for slot in range(slots):
-                step(Workspace(number, self.images[slot], self.labels[slot]))
+                step(Workspace(None, self.images[slot], self.labels[slot]))
 
         self.one = record(lambda: steps(1))
         self.all = record(lambda: steps(count)) if count > 1 else self.one
@@ -70,21 +104,3 @@ def capture_obstacle(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradSca
     if scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False):
         return f"since {type(optimizer).__name__} in float16 waits to know whether the gradient overflowed"
     return None
-
-
-def warm_up(step: Step, number: Tensor, images: Tensor, labels: Tensor) -> None:
-    """Runs `step` a few times on a stream of its own, as PyTorch asks for before a capture; the caller undoes its effects."""
-    stream = torch.cuda.Stream(images.device)
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):
-            step(Workspace(number, images, labels))
-    torch.cuda.current_stream().wait_stream(stream)
-
-
-def record_cuda_graph(call: Callable[[], None]) -> Replay:
-    """Captures `call` into a CUDA graph, which runs nothing, and returns its replay; a loader's own threads may use the GPU meanwhile."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        call()
-    return graph.replay

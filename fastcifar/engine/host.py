@@ -136,9 +136,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices whose product is timed."""
+
+
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     """The rate of a large square matrix product of random numbers, the best within a quarter of a second: what this device can do."""
-    size = 8192 if device.type == "cuda" else 1024
+    size = MATRIX_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + 0.25
     while time.perf_counter() < end:

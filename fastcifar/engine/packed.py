@@ -1,13 +1,13 @@
 """Several runs at a time on one device: which, how many, and with how many threads each; the processes are `engine.workers`.
 
 Processes, since each is then the run that it would have been alone: random state, threads, memory limits and compiled code belong to a
-process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU the kernels of several processes take turns, unless NVIDIA's
-Multi-Process Service runs them side by side, as it does those of several streams in one process. Which is faster there is not yet
-measured; the part `packed` of `tools/gpu_suite` measures both.
+process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU the kernels of several processes take turns, which gains
+nothing, unless NVIDIA's Multi-Process Service runs them side by side.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ from fastcifar.runs.console import Console, Silence, clock
 from fastcifar.runs.folder import Run
 
 MOST_AT_ONCE = 8
-"""Runs on one GPU, whatever its memory."""
+"""Runs on one GPU under NVIDIA's Multi-Process Service, whatever its memory."""
 
 
 def plan_members(
@@ -112,17 +112,33 @@ def fetch(config: RunConfig) -> DataSize:
 
 
 def how_many(config: RunConfig, data: DataSize) -> int:
-    """Runs at a time: on a GPU `MOST_AT_ONCE`, on a CPU as many as its threads are enough for, at one each where no number is given.
-
-    They are fewer where their batches would have to be split. One thread a run wastes nothing on waiting for the others.
-    """
+    """Runs at a time: as many as gain from it (`most_at_once`), fewer where their batches would have to be split."""
     device = resolve_device(config.engine.device)
-    most = torch.get_num_threads() // (config.engine.threads or 1) if device.type == "cpu" else MOST_AT_ONCE
+    most = most_at_once(device.type, torch.get_num_threads(), config.engine.threads, shares_the_gpu())
     free, value_bytes = free_memory(device), resolve_precision(config.engine.precision, device)[0].dtype.itemsize
     if free is None:
         return max(most, 1)
     taken = footprint(config, data, device, value_bytes)
     return next((count for count in range(most, 1, -1) if fits(config, taken, free // count)), 1)
+
+
+def most_at_once(device: str, cpu_threads: int, threads: int | None, mps: bool) -> int:
+    """Runs that gain from running side by side, whatever memory there is.
+
+    Args:
+        device: "cpu" or "cuda".
+        cpu_threads: of this machine.
+        threads: of a run, where that is given; else one, which wastes nothing on waiting for others.
+        mps: whether NVIDIA's Multi-Process Service runs.
+    """
+    if device == "cpu":
+        return cpu_threads // (threads or 1)
+    return MOST_AT_ONCE if mps else 1
+
+
+def shares_the_gpu() -> bool:
+    """Whether NVIDIA's Multi-Process Service runs: its control daemon keeps a pipe in a folder that the environment may name."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 def fits(config: RunConfig, taken: Footprint, limit: int) -> bool:

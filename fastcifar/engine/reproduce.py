@@ -82,14 +82,14 @@ def reproduce(
         except (DataError, ConfigError):
             raise
         except FastcifarError as error:
-            failures[task.folder] = error
+            failures[task.folder] = str(error)  # not the error, whose traceback would keep the run's tensors on the card
             console.note(f"{task.folder} failed: {error}", prominent=True)
         write_rows(out / "results.json", done.values())
     found = rows_of(tasks, done)
     if found:
         console.note(standing(summaries(found)))
     if failures:
-        told = "; ".join(f"{folder}: {str(error).rstrip('.')}" for folder, error in failures.items())
+        told = "; ".join(f"{folder}: {sentence.rstrip('.')}" for folder, sentence in failures.items())
         raise FastcifarError(f"{len(failures)} of {len(tasks)} runs failed ({told}); the others are done.")
     return found
 

@@ -6,10 +6,12 @@ import copy
 import importlib.metadata
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from fastcifar.engine.memory import DataSize, fit_to_memory, limit_memory
 from fastcifar.engine.precision import DTYPES
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
-from fastcifar.errors import ConfigError
+from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models.count import count_model, count_network
 from fastcifar.models.plug_ins import checked, refused
 from fastcifar.optim.schedules import Duration, in_steps, lr_table
@@ -74,7 +76,8 @@ def train(
         check_free(Path(out))
     config, notes = resolve(naming_what_is_given(config, model, train_set))
     images = open_images(config, train_set, test_set)
-    trainer = build_trainer(config, began, images, model)
+    with naming_failures():
+        trainer = build_trainer(config, began, images, model)
     run = Run.create(Path(out) if out else None, trainer.config)
     with run.locked():
         if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
@@ -114,10 +117,11 @@ def resume(
             return finished
         images = open_images(stored, train_set, test_set)
         config = stored if epochs is None else lengthened(stored, epochs, images.steps_per_epoch(stored), run.path)
-        trainer = build_trainer(config, began, images, model)
-        state = checkpoints.load(run.checkpoints)
-        if state is not None:
-            snapshot.restore(trainer, state)
+        with naming_failures():
+            trainer = build_trainer(config, began, images, model)
+            state = checkpoints.load(run.checkpoints)
+            if state is not None:
+                snapshot.restore(trainer, state)
         console.note(f"Going on with {run.path} after epoch {trainer.epoch} of {config.epochs}.")
         if epochs is not None:
             console.note(change_of_rate(stored, trainer), prominent=True)
@@ -222,6 +226,7 @@ def prepare_machine(engine: EngineConfig) -> None:
         if engine.memory_limit_bytes:
             limit_memory(engine.memory_limit_bytes, device)
         torch.backends.cudnn.benchmark = not engine.deterministic
+        torch.backends.cudnn.benchmark_limit = 0  # tries all algorithms, once for each shape; by default ten
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = engine.precision != "fp32"
     if engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -236,7 +241,7 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         f"{config.model.arch}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters, on {config.data.dataset} "
         f"({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, {trainer.precision.name}, seed {config.seed}"
     )
-    with StopRequest() as request:
+    with StopRequest() as request, naming_failures(run.path):
         compile_and_capture(run, trainer, console, request)
         run.write_config(trainer.config)
         sinks = (JsonLines(run.metrics, trainer.epoch), tensorboard := TensorBoard(run.path, trainer.epoch), console)
@@ -256,15 +261,32 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
     return result
 
 
+@contextmanager
+def naming_failures(run: Path | None = None) -> Iterator[None]:
+    """Has a GPU that runs out of memory, or fails, end in a sentence that says how to go on with `run`, if there is one yet."""
+    command = f"fastcifar train --resume {shlex.quote(str(run))}" if run else "the same command"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise FastcifarError(
+            f"the GPU's memory ran out ({reason(error)}); close what else uses the card and go on with {command}, or start anew with a "
+            "smaller --batch-size, or with --micro-batch, which splits the batches."
+        ) from error
+    except torch.AcceleratorError as error:
+        raise FastcifarError(
+            f"the GPU failed ({reason(error)}); what was saved is whole: go on with {command}, or ask fastcifar doctor if that fails too."
+        ) from error
+
+
 def compile_and_capture(run: Run, trainer: Trainer, console: Console, request: StopRequest) -> None:
     """Readies the step. Raises Interrupted where `request` was made meanwhile."""
-    asked = trainer.config.engine.compile
+    asked = trainer.config.engine
     try:
         with request.answered_at_once():
             message = trainer.compile(lambda: console.wait("Compiling, which takes a minute or two the first time."))
-            console.note(message, prominent=asked == "on" and trainer.config.engine.compile == "off")
+            console.note(message, prominent=asked.compile == "on" and trainer.config.engine.compile == "off")
             if captured := trainer.capture():
-                console.note(captured)
+                console.note(captured, prominent=asked.capture == "on" and trainer.config.engine.capture == "off")
     except KeyboardInterrupt:
         console.stop_waiting()
         raise Interrupted(request.signal_number or signal.SIGINT, run.path) from None
@@ -307,8 +329,6 @@ def epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console
 def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result:
     """The result of a run that has ended, given the test accuracies of its weights by name."""
     config = trainer.config
-    count = trainer.count
-    peak_rate = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
     averaged = {name: accuracy for name, accuracy in accuracies.items() if name != WEIGHTS}
     return Result(
         test_accuracy=accuracies[WEIGHTS],
@@ -323,14 +343,23 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
             "data": trainer.seconds["read"] + trainer.seconds["load"],
             **{phase: trainer.seconds[phase] for phase in ("compile", "train", "evaluate")},
         },
-        flop_utilization=trainer.images_per_second * count.training_flops / peak_rate,
+        flop_utilization=flop_utilization(trainer),
         peak_memory_bytes=peak_memory_bytes(trainer.device),
-        parameters=count.parameters,
+        parameters=trainer.count.parameters,
         recipe=config.recipe,
         device=device_name(trainer.device),
         versions=versions(),
         commit=commit(),
     )
+
+
+def flop_utilization(trainer: Trainer) -> float | None:
+    """The rate of training over that of a large matrix product; None where no memory is left for the matrices, which costs no result."""
+    try:
+        possible = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
+    except torch.OutOfMemoryError:
+        return None
+    return trainer.images_per_second * trainer.count.training_flops / possible
 
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:

@@ -25,8 +25,8 @@ class BestWeights:
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    """What training goes on from besides the weights: tensors of optimiser, meter and averages, and a copy of the random state."""
-    state = {"meter": trainer.meter.sums, "random": random_state_of(trainer.device), "swa_counts": trainer.averages.swa_counts}
+    """What training goes on from besides the weights: tensors of optimiser and meter, and a copy of the random state."""
+    state = {"meter": trainer.meter.sums, "random": random_state_of(trainer.device)}
     for name, parameter in trainer.model.named_parameters():
         for key, value in trainer.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
@@ -78,8 +78,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.snapshots = {name: checkpoint.weights[name] for name in due}
     copy_tensors(checkpoint.state, own, "the checkpoint's state")
     trainer.epoch, trainer.batch = progress["epoch"], progress["batch"]
-    if trainer.number is not None:
-        trainer.number.fill_(trainer.steps_done)
+    if trainer.book:
+        trainer.book.turn_to(trainer.steps_done)
     try:
         set_random_state(trainer.device, own["random"])
         if trainer.precision.scaled:
@@ -90,4 +90,4 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     except (RuntimeError, KeyError) as error:
         raise FastcifarError(f"the checkpoint's state is damaged ({error}); start the run again.") from error
     trainer.earlier = progress["elapsed"]
-    trainer.seconds.update(progress["seconds"])
+    trainer.seconds.update(progress["seconds"])  # which adds them to those of this process

@@ -11,14 +11,15 @@ from torch import Tensor
 from fastcifar.averaging import Averages
 from fastcifar.engine.objective import Outcome
 from fastcifar.engine.shadow import Shadow
+from fastcifar.kernels.bookkeeping import NEVER, advance_, set_rates_and_decays
 
 
 @dataclass
 class Workspace:
     """What the parts of a step hand on to each other."""
 
-    step: int | Tensor
-    """Counted from 0 over the whole run; on a GPU int64 (1,), which `count` advances."""
+    step: int | None
+    """Counted from 0 over the whole run; None on a GPU, which counts by itself."""
     images: Tensor
     labels: Tensor
     loss: Tensor | None = None
@@ -39,11 +40,6 @@ class Step:
     def __call__(self, work: Workspace) -> None:
         for part in self.parts:
             part(work)
-
-
-def at(table: Tensor | list[float], step: int | Tensor) -> Tensor | float:
-    """The entry of `step`; where that is a tensor nothing waits for its value."""
-    return table.index_select(0, step).squeeze(0) if isinstance(step, Tensor) else table[step]
 
 
 @dataclass(frozen=True)
@@ -86,22 +82,19 @@ class Clip:
 
 @dataclass(frozen=True)
 class Update:
-    """Moves the weights by the learning rate of the step, which is read from a table on the device (on a CPU, from a list).
+    """Moves the weights by the learning rate of the step; on a GPU `DeviceBook` has set that.
 
     A group of parameters may have a rate in a fixed ratio to it (`lr_ratio`).
     """
 
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    lr: Tensor | list[float]
+    lr: list[float]
 
     def __call__(self, work: Workspace) -> None:
-        for group in self.optimizer.param_groups:
-            lr = at(self.lr, work.step) * group.get("lr_ratio", 1.0)
-            if isinstance(lr, Tensor):
-                group["lr"].copy_(lr)
-            else:
-                group["lr"] = lr
+        if work.step is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr[work.step] * group["lr_ratio"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -110,15 +103,11 @@ class Update:
 @dataclass(frozen=True)
 class Average:
     averages: Averages
+    decays: Tensor | None
+    """Those of the step, float32 (K,), where `DeviceBook` sets them."""
 
     def __call__(self, work: Workspace) -> None:
-        self.averages.update(at(self.averages.decays, work.step))
-
-
-def count(work: Workspace) -> None:
-    """Advances the number of the step, where that is on the device."""
-    if isinstance(work.step, Tensor):
-        work.step.add_(1)
+        self.averages.update(self.averages.decays[work.step] if self.decays is None else self.decays)
 
 
 @dataclass(frozen=True)
@@ -135,22 +124,19 @@ class Totals:
 class Meter:
     """Sums of an epoch on the device, read once: loss times images, right answers, and the first step whose loss was not finite."""
 
-    NEVER = float(2**53)
-
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         self.reset()
 
     def reset(self) -> None:
         self.sums.zero_()
-        self.sums[2].fill_(self.NEVER)
+        self.sums[2].fill_(NEVER)
 
     def __call__(self, work: Workspace) -> None:
         loss = work.outcome.loss.detach()
         self.sums[0].add_(loss, alpha=len(work.labels))
         self.sums[1].add_(work.outcome.correct)
-        step = work.step.double().squeeze() if isinstance(work.step, Tensor) else float(work.step)
-        self.sums[2].copy_(torch.minimum(self.sums[2], torch.where(loss.isfinite(), self.NEVER, step)))
+        self.sums[2].clamp_(max=torch.where(loss.isfinite(), NEVER, float(work.step)))
 
     def read(self) -> Totals:
         """Waits for the device."""
@@ -160,7 +146,46 @@ class Meter:
 def totals(sums: Tensor) -> Totals:
     """The sums of a `Meter`, float64 (3,), as numbers."""
     loss, correct, bad = sums.tolist()
-    return Totals(loss, correct, None if bad == Meter.NEVER else int(bad))
+    return Totals(loss, correct, None if bad == NEVER else int(bad))
+
+
+class DeviceBook:
+    """What a GPU keeps of a run's course, so that a captured step needs nothing from the host: its number, learning rates and decays.
+
+    Called at the end of a step, it takes that into the meter and goes on to the next, all in one launch.
+
+    Args:
+        meter: of the epoch.
+        optimizer: whose groups are given their rates here, as views of one tensor.
+        lr: of each step.
+        decays: of the averages at each step, float32 (S, K), on the device.
+    """
+
+    def __init__(self, meter: Meter, optimizer: torch.optim.Optimizer, lr: list[float], decays: Tensor) -> None:
+        self.sums, self.decay_table, device = meter.sums, decays, decays.device
+        self.lr_table = torch.tensor(lr, device=device)
+        self.ratios = torch.tensor([group["lr_ratio"] for group in optimizer.param_groups], device=device)
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)
+        """Of the next step."""
+        self.rates, self.decays = torch.zeros_like(self.ratios), torch.zeros_like(decays[0])
+        for group, rate in zip(optimizer.param_groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
+        self.turn_to(0)
+
+    def turn_to(self, step: int) -> None:
+        """Goes on with `step`."""
+        self.number.fill_(step)
+        set_rates_and_decays(self.number, self.rates, self.decays, self.lr_table, self.ratios, self.decay_table)
+
+    def change_rates(self, lr: list[float], step: int) -> None:
+        """Replaces the rates of all steps, the next of which is `step`."""
+        self.lr_table.copy_(torch.tensor(lr))
+        self.turn_to(step)
+
+    def __call__(self, work: Workspace) -> None:
+        book = self.sums, self.number, self.rates, self.decays
+        loss, correct = work.outcome.loss.detach(), work.outcome.correct
+        advance_(*book, loss, correct, self.lr_table, self.ratios, self.decay_table, len(work.labels))
 
 
 @dataclass(frozen=True)

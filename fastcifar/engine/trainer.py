@@ -22,17 +22,17 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
 from fastcifar.engine import snapshot
 from fastcifar.engine.accumulate import SlicedPass
-from fastcifar.engine.capture import CapturedSteps, capture_obstacle, record_cuda_graph, warm_up
+from fastcifar.engine.capture import CapturedSteps, Recorder, capture_obstacle
 from fastcifar.engine.evaluate import Evaluation, Evaluator
-from fastcifar.engine.graph import CPU_OPTIONS, compile_where_it_pays, mark_of
+from fastcifar.engine.graph import CPU_OPTIONS, Compiled, compile_function, mark_of, obstacle_to_compiling, timed
 from fastcifar.engine.host import random_state_of, set_random_state, synchronize
 from fastcifar.engine.memory import MemoryPlan
 from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.snapshot import BestWeights
-from fastcifar.engine.step import Average, Backward, Clip, Forward, LiveMeter, Meter, Part, Step, Totals, Update, Workspace, count
-from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.engine.step import Average, Backward, Clip, DeviceBook, Forward, LiveMeter, Meter, Part, Step, Totals, Update, Workspace
+from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models import build_model, check_parameters
 from fastcifar.models.count import NetworkCount, count_model, count_network
 from fastcifar.optim.optimizers import build_optimizer
@@ -40,7 +40,6 @@ from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
 from fastcifar.optim.sharpness import Ascend, Return
 from fastcifar.registry import GIVEN
 from fastcifar.runs.checkpoint import WEIGHTS, Best
-from fastcifar.runs.files import reason
 from fastcifar.runs.records import EpochRecord
 
 SMALL_STEP_FLOPS = 1e11
@@ -98,14 +97,12 @@ class Trainer:
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         """Those there are so far, on the CPU."""
         self.lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), self.steps_per_epoch, config.epochs)
-        on_gpu = self.device.type == "cuda"
-        self.lr_on_device = torch.tensor(self.lr, device=self.device) if on_gpu else self.lr
-        self.number = torch.zeros(1, dtype=torch.int64, device=self.device) if on_gpu else None
-        """Of the next step, which a GPU counts itself."""
         self.captured: CapturedSteps | None = None
         self.unscaled_lr = tuple(self.lr)
         self.plateau = build_plateau(config.schedule)
         self.meter = Meter(self.device)
+        on_gpu = self.device.type == "cuda"
+        self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays) if on_gpu else None
         self.live_meter = LiveMeter(self.meter)
         self.running: tuple[float, float] | None = None
         """Loss and accuracy of this epoch, as of some steps ago."""
@@ -141,24 +138,41 @@ class Trainer:
             ascend = Ascend(self.model, self.buckets, optim)
             parts += [ascend, *gradient, Return(ascend)]
         parts += [Clip(self.optimizer, self.scaler, optim.clip_norm)] if optim.clip_norm else []
-        parts += [Update(self.optimizer, self.scaler, self.lr_on_device)]
-        parts += [Average(self.averages)] if self.config.average.decays else []
-        return Step((*parts, self.meter, count))
+        parts += [Update(self.optimizer, self.scaler, self.lr)]
+        parts += [Average(self.averages, self.book and self.book.decays)] if self.config.average.decays else []
+        return Step((*parts, self.book or self.meter))
 
     def compile(self, announce: Callable[[], None] = lambda: None) -> str:
         """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned.
 
         What takes long is announced.
         """
-        remaining = self.total_steps - self.steps_done
+        requested, remaining = self.config.engine.compile, self.total_steps - self.steps_done
+        options = CPU_OPTIONS if self.device.type == "cpu" else None
+        mark = mark_of(self.config, self.device, options)
         with self.clock("compile"):
-            options = CPU_OPTIONS if self.device.type == "cpu" else None
-            mark = mark_of(self.config, self.device, options)
-            outcome = compile_where_it_pays(self.objective, self.config.engine.compile, self.rehearse, remaining, mark, options, announce)
-        self.step = self.build_step(outcome.function)
-        choice = "on" if outcome.compiled else "off"
-        self.config = replace(self.config, engine=replace(self.config.engine, compile=choice))
+            obstacle = obstacle_to_compiling(requested, remaining, self.eager_step_seconds, self.device.type, mark.exists())
+            if obstacle:
+                outcome = Compiled(self.objective, not remaining and requested == "on", f"Not compiled{obstacle}.")
+            else:
+                announce()
+                outcome = compile_function(self.objective, self.rehearse, mark, options)
+        if outcome.compiled:
+            self.step, self.captured = self.build_step(outcome.function), None
+        self.config = replace(self.config, engine=replace(self.config.engine, compile="on" if outcome.compiled else "off"))
         return outcome.message
+
+    def eager_step_seconds(self) -> float:
+        """A step that is not compiled takes so long: captured where it can be, since launching would count the host's time."""
+        if self.obstacle_to_capture() or self.try_capture():
+            return min([timed(self.rehearse, self.objective) for _ in range(4)][1:])
+
+        def replay() -> None:
+            self.captured.all()
+            synchronize(self.device)
+
+        with self.leaving_no_trace():
+            return min([timed(replay) for _ in range(4)][1:]) / self.captured.count
 
     @property
     def pass_size(self) -> int:
@@ -174,10 +188,10 @@ class Trainer:
 
     def capture(self) -> str | None:
         """Records the step as CUDA graphs where that is asked for and possible; returns a line about it, or None on a CPU."""
-        if self.number is None:
+        if self.book is None:
             return None
-        obstacle = "as asked" if self.config.engine.capture == "off" else capture_obstacle(self.optimizer, self.scaler, self.total_steps)
-        if obstacle is None:
+        obstacle = self.obstacle_to_capture()
+        if obstacle is None and self.captured is None:
             with self.clock("compile"):
                 obstacle = self.try_capture()
         choice = "off" if obstacle else "on"
@@ -186,26 +200,51 @@ class Trainer:
             f"Not captured, {obstacle}; the host launches every kernel." if obstacle else f"Captured, {self.captured.count} steps a launch."
         )
 
+    def obstacle_to_capture(self) -> str | None:
+        """Why the step is launched kernel by kernel, as far as is known without trying to capture it."""
+        if self.book is None or self.config.engine.capture == "off":
+            return "as asked"
+        return capture_obstacle(self.optimizer, self.scaler, self.total_steps)
+
     def try_capture(self) -> str | None:
-        """Warms up and records; weights and state come out as they went in. Returns why it failed, if it did."""
-        kept, earlier = snapshot.take(self), self.earlier
-        kept = replace(kept, state={name: tensor.clone() for name, tensor in kept.state.items()})
+        """Warms up and records; weights and state come out as they went in. Returns why it failed, if it did.
+
+        Raises FastcifarError where CUDA itself reports an error, after which nothing on the device is to be trusted.
+        """
         try:
             images, labels = self.blank_batch(self.config.batch_size)
-            self.number.zero_()  # the tables of a run that is resumed may end before the warm-up does
-            warm_up(self.step, self.number, images, labels)
             steps = 8 if self.config.batch_size * self.count.training_flops < SMALL_STEP_FLOPS else 1
-            self.captured = CapturedSteps(self.step, self.number, images, labels, steps, record_cuda_graph)
-            self.evaluator.capture(images.shape[2:], record_cuda_graph)
+            recorder = Recorder(self.device)
+            with self.leaving_no_trace():
+                recorder.warm_up(lambda: self.step(Workspace(None, images, labels)))
+                self.captured = CapturedSteps(self.step, images, labels, steps, recorder)
+                self.evaluator.capture(images.shape[2:], recorder)
             return None
+        except torch.AcceleratorError as error:
+            raise FastcifarError(
+                f"recording a step as a CUDA graph failed ({reason(error)}); try --capture off, which launches every kernel by itself."
+            ) from error
         except Exception as error:
             self.captured = None
             return f"since that failed ({reason(error)})"
+
+    @contextmanager
+    def leaving_no_trace(self) -> Iterator[None]:
+        """After the block weights and state are what they were before it, unless CUDA itself has failed."""
+        kept, earlier, seconds = snapshot.take(self), self.earlier, self.seconds.copy()
+        kept = replace(kept, state={name: tensor.clone() for name, tensor in kept.state.items()})
+        lost = False
+        try:
+            yield
+        except torch.AcceleratorError:
+            lost = True
+            raise
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.shadow.drop()
-            snapshot.restore(self, kept)
-            self.earlier = earlier
+            if not lost:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.shadow.drop()
+                snapshot.restore(self, kept)
+                self.earlier, self.seconds = earlier, seconds
 
     def rehearse(self, objective: Callable[[Tensor, Tensor], Outcome]) -> None:
         """One forward and backward pass that leaves weights, buffers and random state as they were."""
@@ -262,7 +301,7 @@ class Trainer:
         if self.captured:
             self.captured(images, labels)
         else:
-            self.step(Workspace(self.steps_done if self.number is None else self.number, images, labels))
+            self.step(Workspace(None if self.book else self.steps_done, images, labels))
 
     def finish_steps(self) -> None:
         """Launches the steps that wait for others."""
@@ -360,8 +399,8 @@ class Trainer:
     def scale_lr(self, factor: float) -> None:
         """Sets the rate of all steps to come to `factor` times the schedule's."""
         self.lr[self.steps_done :] = [lr * factor for lr in self.unscaled_lr[self.steps_done :]]
-        if isinstance(self.lr_on_device, Tensor):
-            self.lr_on_device.copy_(torch.tensor(self.lr))
+        if self.book:
+            self.book.change_rates(self.lr, self.steps_done)
 
     def record(self, totals: Totals, validation: dict[str, Evaluation], test: dict[str, Evaluation]) -> EpochRecord:
         """What the epoch that has just ended came to."""

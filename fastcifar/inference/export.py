@@ -16,11 +16,11 @@ from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.engine.precision import Precision
-from fastcifar.errors import ConfigError, DataError, FastcifarError
+from fastcifar.errors import ConfigError, DataError, FastcifarError, reason
 from fastcifar.inference.card import card, dataset_name
 from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.formats import FORMATS, Classify, Metadata, check_packages
-from fastcifar.runs.files import publish, reason, write_text, writing
+from fastcifar.runs.files import publish, write_text, writing
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import TrainedNetwork, load_networks
 

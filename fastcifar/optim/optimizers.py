@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
     def construct(**form: bool) -> torch.optim.Optimizer:
         return load(own.target)(parameter_groups(model, optim, device), **settings, **form)
 
-    optimizer = construct(**form_settings(own.form, device))
+    optimizer = construct(**form_settings(load(own.target), own.form, device))
     if own.form == "fused" and device.type == "cuda" and not getattr(optimizer, "_step_supports_amp_scaling", False):
         # Adagrad in torch 2.11 is fused on a CPU alone, and says so no sooner than at its first step.
         optimizer = construct(foreach=True)
@@ -39,11 +41,12 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
     return optimizer
 
 
-def form_settings(form: str, device: torch.device) -> dict[str, Any]:
-    """The arguments by which an optimiser takes `form`; one of several kernels reads its learning rate on the device if capturable."""
-    if form == "foreach":
-        return {"foreach": True, "capturable": device.type == "cuda"}
-    return {"fused": True} if form == "fused" else {}
+def form_settings(optimizer: type[torch.optim.Optimizer], form: str, device: torch.device) -> dict[str, Any]:
+    """The arguments by which `optimizer` takes `form`, and on a GPU those by which it may be captured, where it asks to be told."""
+    settings = {form: True} if form in ("fused", "foreach") else {}
+    if device.type == "cuda" and "capturable" in inspect.signature(optimizer).parameters:
+        settings["capturable"] = True
+    return settings
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device) -> list[dict[str, Any]]:
@@ -73,7 +76,9 @@ def create_state(optimizer: torch.optim.Optimizer) -> None:
     kept = [parameter.clone() for parameter in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*capturable=True.*")  # torch tells, once, that this step is not captured
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     torch._foreach_copy_(parameters, kept)
     for state in optimizer.state.values():

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.serialization import build
 
 
@@ -33,12 +33,6 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
         raise FastcifarError(f"{place} cannot be read ({reason(error)}); {remedy}.") from error
-
-
-def reason(error: BaseException) -> str:
-    """What `error` says, on one line, shortened, without the full stop."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:400].rstrip(".")
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:

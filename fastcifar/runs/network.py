@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
-from fastcifar.errors import ConfigError, FastcifarError, unknown
+from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
 from fastcifar.models import build_model
 from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.ensembles import is_ensemble, voters
-from fastcifar.runs.files import reason
 from fastcifar.runs.folder import Run
 
 OWN_CODE = re.compile(r"(timm:)?\w[\w.-]*")

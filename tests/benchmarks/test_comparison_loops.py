@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 
 from fastcifar.config import AverageConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
@@ -43,7 +45,25 @@ def test_images_are_normalised_as_torchvision_does():
     images = image_set(3)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(images.mean, images.std)])
     expected = torch.stack([transform(image.numpy()) for image in images.images])
-    torch.testing.assert_close(comparison.normalized(images.images, images), expected)
+    levels = [255 * torch.tensor(values) for values in (images.mean, images.std)]
+    torch.testing.assert_close(comparison.normalized(images.images, *levels), expected)
+
+
+def test_plain_loops_call_none_of_our_operators(gpu, task):
+    """Nor do they wait, on a GPU, where the layers of our networks would be kernels."""
+
+    class Ours(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            assert function.namespace != "fastcifar", function
+            return function(*arguments, **(options or {}))
+
+    config = replace(task.config, engine=EngineConfig("cuda:0", "bf16", compile="off"))
+    loop = comparison.EagerAmp(replace(task, config=config))
+    with Ours(), gpu.steady():
+        loop.network.train()
+        images, labels = next(loop.batches())
+        loop.loss(images, labels).backward()
+        loop.optimizer.step()
 
 
 def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror_image():
@@ -69,7 +89,8 @@ def test_the_plain_loops_learn_what_fastcifar_learns(task, monkeypatch):
     batches = [list(ours.trainer.loader.batches(epoch)) for epoch in range(2)]
     for name in ("reports", "eager_amp"):
         loop = comparison.LOOPS[name](task)
-        prepared = iter([[(comparison.normalized(x.permute(0, 2, 3, 1), task.train), y) for x, y in epoch] for epoch in batches])
+        normalized = partial(comparison.normalized, mean=loop.mean, std=loop.std)
+        prepared = iter([[(normalized(x.permute(0, 2, 3, 1)), y) for x, y in epoch] for epoch in batches])
         monkeypatch.setattr(loop, "batches", lambda prepared=prepared: next(prepared))
         loop.epoch()
         loop.epoch()

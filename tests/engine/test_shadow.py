@@ -39,24 +39,23 @@ def test_training_is_that_of_autocast_to_the_bit(method, micro_batch, request):
         assert torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("on_any_device")
+@pytest.mark.usefixtures("card")
 def test_a_capture_that_fails_leaves_no_gradient(monkeypatch):
-    made = Trainer(DROPOUT, image_set(100))
-    made.number = torch.zeros(1, dtype=torch.int64)
+    made = Trainer(replace(DROPOUT, engine=replace(DROPOUT.engine, device="cuda:0")), image_set(100))
 
-    def fail(step, number, images, labels):
-        made.objective(images, labels).loss.backward()
+    def fail(recorder, step):
+        step()
+        made.objective(*made.blank_batch(20)).loss.backward()
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(trainer, "warm_up", fail)
+    monkeypatch.setattr(trainer.Recorder, "warm_up", fail)
     assert "out of memory" in made.try_capture()
     assert all(weight.grad is None for weight in (*made.model.parameters(), *made.shadow.weights.values()))
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("card", "deterministic")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_captured_steps_with_a_shadow_are_those_of_autocast(precision, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     engine = EngineConfig(device="cuda:0", precision=precision, compile="off")
     shadowed = Trainer(replace(DROPOUT, engine=engine), image_set(100))
     monkeypatch.setattr(trainer, "shadow_dtype", lambda *_: torch.float32)

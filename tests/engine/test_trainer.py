@@ -59,7 +59,7 @@ def test_equals_a_plain_loop():
             torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("card", "deterministic")
 @pytest.mark.parametrize("backend", ["torch", "dali", "triton"])
 def test_a_gpu_trains_as_a_cpu_does(backend):
     """In float32; the batches are the same to the last bit, the sums differ in their order."""
@@ -71,7 +71,7 @@ def test_a_gpu_trains_as_a_cpu_does(backend):
         torch.testing.assert_close(ours, theirs.cpu(), rtol=5e-3, atol=1e-4)
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("card", "deterministic")
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_gpu_trains_in_low_precision_and_resumes_to_the_same_bits(precision):
     engine = replace(CONFIG.engine, device="cuda:0", precision=precision)

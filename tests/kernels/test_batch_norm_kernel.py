@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,10 +143,9 @@ def test_autocast_keeps_the_dtype(dtype: torch.dtype) -> None:
         assert batch_norm_relu(**arguments((3, 5, 4, 4), dtype=dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("residual", "relu"), VARIANTS)
-def test_opcheck(residual: bool, relu: bool, dtype: torch.dtype) -> None:
-    given = arguments((3, 5, 4, 3), residual, relu, dtype)
+def test_opcheck(residual: bool, relu: bool) -> None:
+    given = arguments((3, 5, 4, 3), residual, relu, torch.bfloat16)
     vectors = [given[name] for name in ("weight", "bias", "running_mean", "running_var")]
     forward = given["x"], *vectors, given["residual"], 0.1, 1e-5, relu
     torch.library.opcheck(batch_norm_relu_forward, forward)
@@ -159,11 +154,11 @@ def test_opcheck(residual: bool, relu: bool, dtype: torch.dtype) -> None:
     torch.library.opcheck(batch_norm_relu_backward, (torch.randn_like(y), given["x"], saved_y, *vectors[:2], statistics, relu))
 
 
-@pytest.mark.parametrize("function", [batch_norm_relu, differentiable_ops])
 @pytest.mark.parametrize("residual", [False, True])
-def test_compiles_to_one_graph(function: Callable[..., Tensor], residual: bool) -> None:
+def test_the_ops_compile_to_one_graph(residual: bool) -> None:
     torch.compiler.reset()
-    assert_as_accurate(torch.compile(function, fullgraph=True), arguments((5, 16, 3, 3), residual))
+    compiled = torch.compile(differentiable_ops, fullgraph=True, backend="aot_eager")
+    assert_as_accurate(compiled, arguments((5, 16, 3, 3), residual))
 
 
 @pytest.fixture
@@ -198,24 +193,20 @@ def kernel_writes(function: Callable[..., Any], *given: Any) -> list[list[str]]:
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(("residual", "relu"), VARIANTS)
-def test_on_a_gpu_the_compiled_step_holds_two_kernels_each_way(residual: bool, relu: bool) -> None:
-    given = arguments((3, 16, 4, 4), residual, relu, torch.bfloat16)
+@pytest.mark.parametrize("size", [(2, 16, 16, 16), (2, 16, 16, 17)], ids=["one-launch", "two-launches"])
+def test_on_a_gpu_the_compiled_step_holds_one_kernel_or_two_each_way(size: tuple[int, ...], residual: bool, relu: bool) -> None:
+    given = arguments(size, residual, relu, torch.bfloat16)
+    first = 1 if size[-1] == 16 else 0
     x, weight, bias, residual_or_none = (given[name] for name in NAMES)
     vectors = weight, bias, given["running_mean"], given["running_var"]
     forward = kernel_writes(lambda *tensors: batch_norm_relu(*tensors, relu=relu), x, *vectors, residual_or_none)
-    assert forward == [["partials_ptr"], ["y_ptr", "statistics_ptr", "running_mean_ptr", "running_var_ptr"]]
+    assert forward == [["partials_ptr"], ["y_ptr", "statistics_ptr", "running_mean_ptr", "running_var_ptr"]][first:]
 
     y = torch.randn_like(x) if residual and relu else None
     backward = kernel_writes(batch_norm_relu_backward, torch.randn_like(x), x, y, weight, bias, torch.ones(2, 16), relu)
-    reduced = ["partials_ptr"] if y is None else ["partials_ptr", "grad_residual_ptr"]
-    assert backward == [reduced, ["grad_x_ptr", "grad_weight_ptr", "grad_bias_ptr"]]
-
-
-@needs_kernels
-def test_compile_caches_see_the_kernels() -> None:
-    found = torch._library.triton.get_triton_kernels_for_op
-    assert found("fastcifar::batch_norm_relu_forward") == [module.statistics_kernel, module.normalize_kernel]
-    assert found("fastcifar::batch_norm_relu_backward") == [module.reduce_gradient_kernel, module.input_gradient_kernel]
+    masked = [] if y is None else ["grad_residual_ptr"]
+    of_x = ["grad_x_ptr", "grad_weight_ptr", "grad_bias_ptr"]
+    assert backward == ([[*of_x, *masked]] if first else [["partials_ptr", *masked], of_x])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 15, 16, 17, 63, 64, 1000, 4097, 131_072, 1_048_576, 10_000_001])
@@ -264,14 +255,6 @@ def test_one_row_has_no_variance_but_can_be_evaluated() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module_and_relu(**given)
     assert torch.equal(batch_norm_relu(**{**given, "training": False}), module_and_relu(**{**given, "training": False}))
-
-
-@needs_kernels
-@pytest.mark.slow
-def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("interpreted_batch_norm.py"))]
-    finished = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def on_gpu(given: dict[str, Any]) -> dict[str, Any]:

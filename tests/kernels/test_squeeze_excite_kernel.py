@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,9 +20,7 @@ from fastcifar.kernels import squeeze_excite as module
 from fastcifar.kernels.dispatch import KERNELS_EXIST
 from fastcifar.kernels.spec import Arguments, Case
 from fastcifar.kernels.squeeze_excite import (
-    COMPILATIONS,
     DTYPES,
-    NETWORK_SHAPES,
     SPEC,
     squeeze_excite,
     squeeze_excite_backward,
@@ -39,8 +33,6 @@ CPU = torch.device("cpu")
 # At one sample, or one hidden unit, chance rules the more: 8 halves of an eps are 5e-7.
 AT_ODD_SHAPES = replace(SPEC, multiple={torch.float32: 8.0})
 
-PATHS = {"fused": (8, 3, 4, 5, 2), "in-parts": (8, 64, 32, 32, 4)}
-
 needs_kernels = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
 
 
@@ -49,8 +41,8 @@ def case_of(sizes: tuple[int, int, int, int, int], residual: bool = True, relu: 
 
 
 def odd_cases() -> list[Any]:
-    """Every small shape; what follows the scaling takes turns."""
-    sizes = itertools.product((1, 3), (1, 3, 17, 130), ((1, 1), (5, 7), (8, 8)), (1, 2, 5))
+    """Small shapes, of one and several samples a program; what follows the scaling takes turns."""
+    sizes = itertools.product((1, 3), (1, 17, 130), ((1, 1), (5, 7), (8, 8)), (2, 37))
     ends = itertools.cycle(itertools.product((False, True), repeat=2))
     cases = [case_of((samples, channels, *side, reduced), *next(ends)) for samples, channels, side, reduced in sizes]
     return [pytest.param(case, id=case.name) for case in cases]
@@ -61,12 +53,6 @@ def arguments(
 ) -> Arguments:
     torch.manual_seed(0)
     return SPEC.make(case_of(sizes).shape, dtype, device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", odd_cases())
-def test_values_and_gradients_are_as_accurate_as_torch(case: Case, dtype: torch.dtype) -> None:
-    check(AT_ODD_SHAPES, case, dtype, gradient=random_gradient(SPEC, case, dtype, CPU))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -132,11 +118,10 @@ def test_opcheck_with_gradients() -> None:
     torch.library.opcheck(squeeze_excite_forward, tuple(leaves))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_to_one_graph(dynamic: bool) -> None:
+def test_compiles_to_one_graph_for_all_batch_sizes() -> None:
     torch.compiler.reset()
-    compiled = torch.compile(squeeze_excite, fullgraph=True, dynamic=dynamic)
-    for samples in (3, 5) if dynamic else (3,):
+    compiled = torch.compile(squeeze_excite, fullgraph=True, dynamic=True, backend="aot_eager")
+    for samples in (3, 5):
         case = case_of((samples, 17, 5, 7, 2))
         check(SPEC, case, torch.float32, run=compiled, gradient=random_gradient(SPEC, case, torch.float32, CPU))
 
@@ -169,35 +154,34 @@ def kernel_writes(function: Callable[..., Any], *given: Any) -> list[list[str]]:
     return [node.kwargs["tensors_to_clone"] for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
 
 
-FORWARD = {
-    "fused": [["y_ptr", "pooled_ptr", "hidden_ptr", "gate_ptr"]],
-    "in-parts": [["pooled_ptr"], ["output_ptr"], ["output_ptr"], ["y_ptr"]],
-}
-BACKWARD = {
-    "fused": [["grad_x_ptr", "grad_residual_ptr", "grad_expanded_ptr", "grad_hidden_ptr"]],
-    "in-parts": [["grad_expanded_ptr"], ["grad_input_ptr"], ["grad_input_ptr"], ["grad_x_ptr", "grad_residual_ptr"]],
-}
-OF_WEIGHTS = ["grad_reduce_weight_ptr", "grad_reduce_bias_ptr", "grad_expand_weight_ptr", "grad_expand_bias_ptr"]
+FORWARD = [["y_ptr", "pooled_ptr", "hidden_ptr", "gate_ptr"]]
+BACKWARD = [
+    ["grad_x_ptr", "grad_residual_ptr", "grad_expanded_ptr", "grad_hidden_ptr"],
+    ["grad_reduce_weight_ptr", "grad_reduce_bias_ptr", "grad_expand_weight_ptr", "grad_expand_bias_ptr"],
+]
 
 
 @needs_kernels
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("path", PATHS)
-def test_on_a_gpu_the_compiled_step_launches_one_and_two_kernels_or_four_and_five(path: str) -> None:
-    given = arguments(PATHS[path], torch.bfloat16)
-    assert kernel_writes(squeeze_excite_forward, *given.values()) == FORWARD[path]
+@pytest.mark.parametrize(
+    ("sizes", "forward", "backward"),
+    [
+        ((8, 2048, 1, 1, 128), FORWARD, BACKWARD),
+        ((8, 256, 8, 8, 16), FORWARD, BACKWARD),
+        ((2, 256, 9, 8, 16), [], []),
+        ((2, 512, 1, 1, 513), [], []),
+    ],
+    ids=["smallest-map", "largest-sample", "larger-sample", "larger-weights"],
+)
+def test_on_a_gpu_the_compiled_step_launches_one_and_two_kernels_or_is_the_reference(
+    sizes: tuple[int, int, int, int, int], forward: list[list[str]], backward: list[list[str]]
+) -> None:
+    given = arguments(sizes, torch.bfloat16)
+    assert kernel_writes(squeeze_excite_forward, *given.values()) == forward
     x, weights = given["x"], (given["reduce_weight"], given["expand_weight"])
     y, *intermediates = squeeze_excite_forward(**given)
-    assert kernel_writes(squeeze_excite_backward, y, x, y, *intermediates, *weights, True) == [*BACKWARD[path], OF_WEIGHTS]
-
-
-@needs_kernels
-def test_every_network_shape_is_among_the_compilations() -> None:
-    compiled = {(compilation.kernel.__name__, compilation.configuration) for compilation in COMPILATIONS}
-    for channels, side in NETWORK_SHAPES:
-        launches = module._compilations("fp32", channels, side)
-        assert {(launch.kernel.__name__, launch.configuration) for launch in launches} <= compiled
+    assert kernel_writes(squeeze_excite_backward, y, x, y, *intermediates, *weights, True) == backward
 
 
 GOOD = arguments()
@@ -238,15 +222,6 @@ def test_a_bad_argument_is_named(name: str, value: Tensor, error: type[Exception
         squeeze_excite(**{**GOOD, name: value})
 
 
-@needs_kernels
-@pytest.mark.slow
-def test_in_the_interpreter() -> None:
-    script = Path(__file__).with_name("interpreted_squeeze_excite.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)]
-    finished = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-
-
 @pytest.mark.gpu
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -258,9 +233,8 @@ def test_the_kernels_are_as_accurate_as_torch(case: Case, dtype: torch.dtype) ->
 
 @pytest.mark.gpu
 @needs_kernels
-@pytest.mark.parametrize("path", PATHS)
-def test_the_kernels_give_the_same_bits_again(path: str) -> None:
-    given = arguments(PATHS[path], torch.float16, torch.device("cuda"))
+def test_the_kernels_give_the_same_bits_again() -> None:
+    given = arguments((8, 130, 4, 5, 37), torch.float16, torch.device("cuda"))
     leaves = [given[name].requires_grad_() for name in SPEC.differentiable]
     runs = []
     for _ in range(10):

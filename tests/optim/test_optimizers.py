@@ -185,7 +185,7 @@ def test_an_overflow_is_skipped_without_asking_the_host(name, done):
         torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("card")
 @EACH
 def test_a_gpu_steps_as_a_cpu_does_and_does_not_wait(name):
     model, reference = network("cuda"), network()

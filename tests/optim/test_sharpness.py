@@ -230,7 +230,7 @@ def test_the_host_waits_for_no_value(optim):
     assert len(calls.names) < 25 < len(list(model.parameters()))
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("card")
 @KINDS
 def test_a_graph_captures_it(optim):
     """Captured, it does the same as not, which also proves that nothing waits."""

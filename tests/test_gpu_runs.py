@@ -1,0 +1,190 @@
+"""Every command through its CUDA branches, from the command line to its result, on the pretended GPU."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from fastcifar import cli
+from fastcifar.data import loader, synthetic
+from fastcifar.diagnostics import profile
+from fastcifar.engine import evaluate, host, run, trainer
+
+TRAIN = "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 50 --epochs 3 --compile off".split()
+
+
+@pytest.fixture(autouse=True)
+def small_and_steady(gpu, monkeypatch, tmp_path):
+    """An epoch must not wait, but at its end; and what a GPU would compute in large is small."""
+    run_epoch, synchronize = trainer.Trainer.run_epoch, trainer.synchronize
+
+    def strict_epoch(self, *arguments):
+        with gpu.steady():
+            return run_epoch(self, *arguments)
+
+    def allowed(device):
+        with gpu.steady(False):
+            synchronize(device)
+
+    monkeypatch.setattr(trainer.Trainer, "run_epoch", strict_epoch)
+    monkeypatch.setattr(trainer, "synchronize", allowed)
+    monkeypatch.setattr(synthetic, "SPLITS", {"train": 620, "test": 230})
+    monkeypatch.setitem(host.MATRIX_SIZE, "cuda", 64)
+    monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 100)
+    monkeypatch.setitem(loader.CHUNK_SIZE, "cuda", 200)
+    monkeypatch.setitem(profile.COPIED_BYTES, "cuda", 2**20)
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(folder: str) -> dict[str, bytes]:
+    checkpoints = Path(folder, "checkpoints")
+    return {file.name: file.read_bytes() for file in (checkpoints / (checkpoints / "latest").read_text().strip()).glob("*.safetensors")}
+
+
+def result(folder: str) -> dict:
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def test_a_run_by_its_defaults(gpu):
+    assert cli.main([*TRAIN, "--out", "run"]) == 0
+    chosen = json.loads(Path("run/config.json").read_text())
+    assert chosen["engine"] | {"device": "cuda:0", "precision": "bf16", "capture": "on"} == chosen["engine"]
+    assert chosen["data"]["loader"] == "dali"
+    assert result("run")["device"] == "Pretended"
+    assert 0 < result("run")["flop_utilization"]
+    assert gpu.captures == 3, "one step, eight steps, an evaluation"
+    assert gpu.replays > 4 + 4
+
+
+def test_every_loader_and_every_way_to_launch_ends_in_the_same_bytes():
+    """But for the images per second."""
+    for number, flags in enumerate((["--loader", "torch"], ["--loader", "triton"], ["--loader", "dali"], ["--capture", "off"])):
+        assert cli.main([*TRAIN, *flags, "--out", str(number)]) == 0
+    for number in "123":
+        assert weights(number) == weights("0")
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "standard,mixup:0.4", "standard,cutmix"])
+@pytest.mark.parametrize("backend", ["torch", "triton", "dali"])
+def test_policies(policy, backend):
+    assert cli.main([*TRAIN, "--epochs", "1", "--augment", policy, "--loader", backend, "--out", "run"]) == 0
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
+    assert cli.main([*TRAIN, "--val-split", "100", "--out", "whole"]) == 0
+    launch, launched = trainer.Trainer.launch, []
+
+    def stopped(self, *batch):
+        launch(self, *batch)
+        launched.append(batch)
+        if len(launched) == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "launch", stopped)
+        assert cli.main([*TRAIN, "--val-split", "100", "--out", "stopped"]) == 128 + signal.SIGTERM
+    assert cli.main(["train", "--resume", "stopped"]) == 0
+    assert {name: content for name, content in weights("stopped").items() if name != "state.safetensors"} == {
+        name: content for name, content in weights("whole").items() if name != "state.safetensors"
+    }
+
+
+def test_float16_with_a_scaled_loss_on_an_old_card(gpu):
+    gpu.capability = (7, 5)
+    assert cli.main([*TRAIN, "--out", "run"]) == 0
+    assert json.loads(Path("run/config.json").read_text())["engine"]["precision"] == "fp16"
+
+
+def test_what_comes_after_training(capsys):
+    for seed in "01":
+        assert cli.main([*TRAIN, "--epochs", "1", "--val-split", "100", "--seed", seed, "--out", seed]) == 0
+    accuracy = result("0")["test_accuracy"]
+    capsys.readouterr()
+    assert cli.main(["eval", "0"]) == 0
+    assert f"{100 * accuracy:.2f}%" in capsys.readouterr().out
+    assert cli.main(["eval", "0", "--tta", "mirror-shift", "--speed"]) == 0
+    numpy.save("images.npy", numpy.zeros((17, 32, 32, 3), dtype=numpy.uint8))
+    assert cli.main(["predict", "0", "1", "--images", "images.npy", "--out", "answers.csv"]) == 0
+    assert len(Path("answers.csv").read_text().splitlines()) == 1 + 17
+    assert cli.main(["ensemble", "0", "1", "--out", "both"]) == 0
+    assert Path("both/ensemble.json").exists()
+
+
+@pytest.mark.parametrize("capture", ["on", "off"])
+def test_profile(capture, monkeypatch):
+    monkeypatch.setattr(profile, "traced", lambda *arguments: [])
+    monkeypatch.setattr(profile, "parts_on_gpu", lambda course, steps: {"data": 1.0})
+    flags = f"--arch resnet --blocks 1 --channels 8 --dataset synthetic --compile off --capture {capture} --batch-size 20 --steps 8"
+    assert cli.main(["profile", *flags.split(), "--out", "profile"]) == 0
+    assert json.loads(Path("profile/profile.json").read_text())["captured"] is (capture == "on")
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor", "--quick"]) in (0, 1)
+    said = capsys.readouterr().out
+    assert "Pretended, sm_90" in said
+    assert "bf16 on cuda:0" in said
+
+
+def test_a_capture_that_fails_in_python_is_launched(gpu, capsys):
+    gpu.failures["capture"] = NotImplementedError("no such thing")
+    assert cli.main([*TRAIN, "--capture", "on", "--out", "run"]) == 0
+    assert "Not captured, since that failed (no such thing)" in capsys.readouterr().out
+
+
+def test_a_capture_that_fails_in_cuda_ends_in_a_sentence(gpu, capsys):
+    gpu.failures["capture"] = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+    assert cli.main([*TRAIN, "--out", "run"]) == 2
+    assert "try --capture off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "the GPU's memory ran out (CUDA out of memory."),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "the GPU failed (CUDA error: unspecified launch failure)"),
+    ],
+    ids=["memory", "lost"],
+)
+def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_whole(gpu, monkeypatch, capsys, error, sentence):
+    assert cli.main([*TRAIN, "--out", "whole"]) == 0
+    end_epoch = trainer.Trainer.end_epoch
+
+    def failing_next(self, totals):
+        record = end_epoch(self, totals)
+        if self.epoch == 2:
+            gpu.failures["replay"] = error
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "end_epoch", failing_next)
+        assert cli.main([*TRAIN, "--out", "run"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "go on with fastcifar train --resume run" in said
+    assert cli.main(["train", "--resume", "run"]) == 0
+    assert {**weights("run"), "state.safetensors": b""} == {**weights("whole"), "state.safetensors": b""}
+
+
+def test_memory_that_runs_out_at_the_very_end_costs_no_result(monkeypatch):
+    def no_room(device, dtype):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(run, "matmul_flops_per_second", no_room)
+    assert cli.main([*TRAIN, "--epochs", "1", "--out", "run"]) == 0
+    assert result("run")["flop_utilization"] is None
+
+
+def test_dali_that_fails_on_the_first_chunk_ends_in_a_sentence(monkeypatch, capsys):
+    from fastcifar.augment.dali_apply import DaliApplier
+
+    def fail(self, *arguments):
+        raise RuntimeError("Error in GPU operator `nvidia.dali.fn.warp_affine`")
+
+    monkeypatch.setattr(DaliApplier, "submit", fail)
+    assert cli.main([*TRAIN, "--out", "run"]) == 2
+    assert "DALI failed (Error in GPU operator `nvidia.dali.fn.warp_affine`); choose --loader triton" in capsys.readouterr().err

@@ -1,0 +1,115 @@
+"""The pretended GPU punishes what a real one would, and lets through what is right."""
+
+import pytest
+import torch
+from pretended_gpu import CARD, Broken, PretendedGpu
+
+
+def forgiven(gpu: PretendedGpu) -> None:
+    gpu.broken.clear()
+
+
+def test_a_tensor_says_where_it_was_put(gpu):
+    there, here = torch.zeros(3, device="cuda"), torch.zeros(3)
+    assert (there.device, there.is_cuda, here.device.type, here.is_cuda) == (CARD, True, "cpu", False)
+    assert all(made.is_cuda for made in (there + 1, there[1:], torch.zeros_like(there), here.to("cuda"), torch.nn.Linear(3, 2).to(CARD).bias))
+    assert not any(made.is_cuda for made in (there.cpu(), here, here + 1))
+    with pytest.raises(TypeError, match="cuda:0"):
+        there.numpy()
+
+
+def test_gradients_lie_where_the_weights_do(gpu):
+    model = torch.nn.Linear(3, 2).to(CARD)
+    model(torch.zeros(5, 3, device=CARD)).sum().backward()
+    assert model.weight.grad.is_cuda
+
+
+@pytest.mark.parametrize(
+    ("call", "rule"),
+    [
+        (lambda card, host: card + host, "tensors of the CPU and of the GPU"),
+        (lambda card, host: card.sum().item(), "waits for the GPU"),
+        (lambda card, host: card.tolist(), "waits for the GPU"),
+        (lambda card, host: card.cpu(), "waits for the GPU"),
+        (lambda card, host: card[card > 0], "waits for the GPU"),
+        (lambda card, host: host.to(card.device, non_blocking=True), "not pinned"),
+        (lambda card, host: card.copy_(host), "not pinned"),
+        (lambda card, host: card[host.long()], "not pinned"),
+        (lambda card, host: torch.tensor([1.0], device=card.device), "not pinned"),
+        (lambda card, host: torch.cuda.synchronize(), "waits for the GPU"),
+    ],
+)
+def test_what_a_steady_epoch_must_not_do(gpu, call, rule):
+    card, host = torch.ones(3, device=CARD), torch.ones(3)
+    with gpu.steady(), pytest.raises(Broken, match=rule):
+        call(card, host)
+    forgiven(gpu)
+
+
+def test_what_a_steady_epoch_may_do(gpu):
+    card, pinned = torch.ones(3, device=CARD), torch.ones(3).pin_memory()
+    arrived, event = torch.empty(3, pin_memory=True), torch.cuda.Event()
+    with gpu.steady():
+        card.copy_(pinned, non_blocking=True)
+        card = card * 2 + pinned.to(CARD, non_blocking=True)
+        arrived.copy_(card, non_blocking=True)
+        event.record()
+        assert not event.query()
+        assert event.query()
+        assert arrived.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_streams_must_wait_for_each_other(gpu):
+    side = torch.cuda.Stream(CARD)
+    card = torch.ones(3, device=CARD) + 1
+    with torch.cuda.stream(side), pytest.raises(Broken, match="stream side uses what default has not finished with"):
+        card + 1
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        there = card + 1
+    with pytest.raises(Broken, match="stream default uses what side"):
+        there + 1
+    torch.cuda.current_stream().wait_stream(side)
+    assert (there + 1).tolist() == [4.0, 4.0, 4.0]
+    forgiven(gpu)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_memory_given_back_must_not_be_read_any_more(gpu, recorded):
+    side = torch.cuda.Stream(CARD)
+    with torch.cuda.stream(side):
+        there = torch.ones(3, device=CARD)
+    torch.cuda.current_stream().wait_stream(side)
+    there.sum()
+    if recorded:
+        there.record_stream(torch.cuda.current_stream())
+    del there
+    if recorded:
+        gpu.purge()
+        return
+    with pytest.raises(Broken, match="record_stream"):
+        gpu.purge()
+    forgiven(gpu)
+
+
+def test_a_capture_runs_nothing_and_a_replay_runs_no_python(gpu):
+    factor = 2.0
+    count, weight, seen = torch.zeros(1, device=CARD), torch.tensor([3.0], device=CARD, requires_grad=True), torch.zeros(1, device=CARD)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        count.add_(1)
+        (weight * count * factor).sum().backward()
+        seen.copy_(weight.grad)
+        weight.grad = None
+    assert (count.item(), seen.item()) == (0.0, 0.0)
+    factor = 100.0
+    for step in (1, 2, 3):
+        graph.replay()
+        assert (count.item(), seen.item()) == (step, 2.0 * step)
+
+
+def test_a_capture_must_not_wait(gpu):
+    card = torch.ones(3, device=CARD)
+    with pytest.raises(Broken, match="waits in a capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        card.sum().item()
+    forgiven(gpu)
