@@ -1,7 +1,7 @@
 """The operations of automatic augmentation that move no pixel, each to the last bit as PIL computes it.
 
 Images are contiguous uint8 (N, H, W, 3) on any device; factors, bits and thresholds are float64 (N, 1, 1, 1) there. Nothing makes the host
-wait for the device. Pixels are counted in float32, which is exact for images of less than 2^24.
+wait for the device.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.automatic import Operation
+from fastcifar.hardware import upload
 
 LEVELS = 256
 
@@ -25,7 +26,7 @@ def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tens
     Returns:
         A new uint8 (N, H, W, 3).
     """
-    amount = value.to(images.device, non_blocking=True)[:, None, None, None]
+    amount = upload(value, images.device)[:, None, None, None]
     match operation:
         case Operation.IDENTITY:
             return images.clone()
@@ -135,13 +136,14 @@ def equalize(images: Tensor) -> Tensor:
     """Makes the levels of each channel about equally frequent (`ImageOps.equalize`); those of too few pixels besides the lightest stay."""
     count, device = len(images), images.device
     index = table_index(images)
-    ones = torch.ones(1, device=device).expand(index.shape)
-    histogram = torch.zeros(count * 3 * LEVELS, device=device).index_add_(0, index, ones).view(count, 3, LEVELS)
-    darker = histogram.cumsum(2).sub_(histogram)
+    ones = torch.ones(1, dtype=torch.int32, device=device).expand(index.shape)
+    histogram = torch.zeros(count * 3 * LEVELS, dtype=torch.int32, device=device).index_add_(0, index, ones).view(count, 3, LEVELS)
+    # Counts are integers, since a GPU has no deterministic cumsum of floats.
+    darker = histogram.cumsum(2, dtype=torch.int32).sub_(histogram)
     # The greatest count at a level that occurs; in place, as fresh memory costs a CPU more than the arithmetic.
     darker_than_lightest = histogram.clamp_(max=1).mul_(darker).amax(2, keepdim=True)
     step = darker_than_lightest // 255
-    tables = darker.add_(step // 2).div_(step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
+    tables = darker.add_(step // 2).float().div_(step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
     unchanged = torch.arange(LEVELS, dtype=torch.uint8, device=device)
     return look_up(torch.where(step > 0, tables, unchanged), index).view_as(images)
 

@@ -1,16 +1,13 @@
-"""The NVIDIA DALI applier: a fixed graph, the same for a CPU and a GPU, that runs ahead of the training on its own threads or stream.
+"""The NVIDIA DALI applier: fixed graphs, the same for a CPU and a GPU, of which the first runs ahead of the training, aside from it.
 
-What DALI does, and how near it comes to PIL: warps by nearest neighbour with a constant or clamped border, and erasing, to the last bit;
-greyscale within one grey level; of the automatic operations brightness within one, colour within two.
-What is handed to torch, through DLPack, since DALI's definition differs or it has none: warps with reflected or coloured borders or
-bilinear interpolation, the geometric automatic operations, equalize (DALI has OpenCV's formula), sharpness (it differs at the
-border), contrast (DALI wants the mean grey level on the CPU, which would wait for a GPU), autocontrast, invert, posterize, solarize; and
-normalisation to bfloat16, which DALI does not know.
+DALI itself warps by nearest neighbour over a constant grey or clamped border, takes the colour away, erases, carries out the automatic
+operations but for equalize, all as PIL does to the last bit, and normalises to float32 and float16. It has no bfloat16, no reflected or
+coloured border, and other definitions of bilinear interpolation and equalize: these are left to `kernels.augment` and `colour`.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,153 +15,226 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.automatic import Operation
+from fastcifar.augment.dali_colour import WITH_VALUE, WITHOUT_VALUE, Colours, Node
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
-from fastcifar.augment.sampling import Params, Slot
-from fastcifar.augment.torch_apply import Colour, TorchApplier
+from fastcifar.augment.sampling import Params, Slot, automatic_table
+from fastcifar.augment.torch_apply import Colour, Group, grouped
+from fastcifar.augment.triton_apply import TritonApplier
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.augment import ONE, normalize_reference
+from fastcifar.hardware import upload
+from fastcifar.kernels.augment import ONE
 
 if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet
 
 CPU_THREADS = 2
+COLOURS = WITHOUT_VALUE | WITH_VALUE
+"""Automatic operations that move no pixel and that DALI carries out."""
+NOTHING = Params(None, (), None, None, None)
 NORMALIZED = (torch.float32, torch.float16)
 """Dtypes that DALI normalises to."""
-DENSE_CALLS = {Operation.BRIGHTNESS: "brightness", Operation.COLOR: "saturation"}
-"""Automatic operations that DALI carries out over a group at once, and its names for them."""
 
 
-class DaliApplier(TorchApplier):
+class DaliApplier(TritonApplier):
     """As `TorchApplier`. All randomness is in the parameters, so DALI keeps no state.
 
     Raises:
-        ConfigError: DALI is not installed.
+        ConfigError: DALI is not installed, or the chunk is too large for it.
     """
+
+    largest_chunk = 65_535
+    """DALI counts samples in a dimension of a CUDA grid that goes no further."""
 
     def __init__(self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int) -> None:
         super().__init__(dataset, policy, normalization, dtype, chunk_size)
+        if chunk_size > self.largest_chunk:
+            raise ConfigError(
+                f"the loader dali takes at most {self.largest_chunk} images at once, not {chunk_size} (mixing takes two for one); "
+                "lower --batch-size or choose --loader triton."
+            )
         self.device = self.images.device
+        size = (self.images.shape[1], self.images.shape[2])
+        colours = Colours(import_dali(), size, kind_of(self.device))
         how = self.resampling
         grey_border = how.fill == "constant" and len(set(how.colour)) == 1
         self.dali_warps = policy.warps and not how.bilinear and (grey_border or how.fill == "clamp")
-        border = how.colour[0] if grey_border else None
-        ending = {"grey": policy.greyscale > 0, "erase": self.erase_colour if policy.erase else None}
-        ending["normalization"] = normalization if dtype in NORMALIZED else None
-        first = {"warp": self.dali_warps, "border": border, **({} if policy.automatic else ending)}
-        self.first = Graph.build(self.device, chunk_size, dtype, **first)
-        self.last = Graph.build(self.device, chunk_size, dtype, **ending) if policy.automatic else None
-        self.under_way: Params | None = None
+        warp = {"warp": self.dali_warps, "border": how.colour[0] if grey_border else None}
+        ending = {
+            "grey": colours if policy.greyscale else None,
+            "erase": self.erase_colour if policy.erase else None,
+            "normalization": normalization if dtype in NORMALIZED else None,
+        }
+        # An automatic policy comes between the warp and the rest; without one a single graph does both.
+        first, last = (warp, ending) if policy.automatic else (warp | ending, {})
+        self.first = sample_graph(self.device, chunk_size, dtype, **first)
+        self.last = sample_graph(self.device, chunk_size, dtype, **last)
+        if policy.automatic:
+            self.moves = sample_graph(self.device, chunk_size, warp=True, border=automatic_table(policy.automatic, size).fill)
+            self.colours = colour_graph(self.device, colours)
+        self.under_way: tuple[Tensor, Params] | None = None
+        """What the first graph works on, or would if there were any work in it, and the parameters."""
 
     def submit(self, index: Tensor, params: Params) -> None:
         warp = None if self.dali_warps else params.warp
-        self.first.start(self.one_pass(self.images, index, warp, self.resampling, None), params)
-        self.under_way = params
+        images = self.one_pass(self.images, index, warp, self.resampling, None)
+        if self.first is not None:
+            self.first.start({"images": images, **sample_inputs(params)})
+        self.under_way = images, params
 
     def collect(self) -> Tensor:
-        params, self.under_way = self.under_way, None
-        assert params is not None, "collect() without submit()"
-        images = self.first.finish()
+        assert self.under_way is not None, "collect() without submit()"
+        (images, params), self.under_way = self.under_way, None
+        if self.first is not None:
+            images = self.first.finish()[0].clone()
         for slot in params.slots:
-            images = self.apply_slot(images, slot)
+            self.apply_slot(images, slot)
         if self.last is not None:
-            self.last.start(images, params)
-            images = self.last.finish()
+            self.last.start({"images": images, **sample_inputs(params)})
+            images = self.last.finish()[0].clone()
         if images.dtype != self.dtype:
-            images = normalize_reference(images, self.scale, self.offset, self.dtype)
+            images = self.one_pass(images, None, None, self.resampling, NOTHING)
         return images.permute(0, 3, 1, 2)
 
-    def apply_group(self, images: Tensor, members: Tensor, operation: Operation, slot: Slot) -> Tensor:
-        if operation not in DENSE_CALLS:
-            return super().apply_group(images, members, operation, slot)
-        group = images.index_select(0, members.to(self.device, non_blocking=True))
-        return dense_call(DENSE_CALLS[operation], group, slot.value[members].float())
+    def apply_slot(self, images: Tensor, slot: Slot) -> None:
+        """As `TorchApplier.apply_slot`; torch changes its groups while DALI is at work on the others."""
+        groups = grouped(slot, self.device)
+        moved = groups.pop(Operation.ROTATE, None)
+        coloured = {operation: groups.pop(operation, None) for operation in COLOURS}
+        self.colours.start(colour_inputs(images, coloured))
+        if moved is not None:
+            self.moves.start({"images": images.index_select(0, moved.place), "matrix": affine(moved.warp)})
+            images.index_copy_(0, moved.place, self.moves.finish()[0])
+        for group in groups.values():
+            images.index_copy_(0, group.place, self.apply_group(images, group, slot.fill))
+        for group, changed in zip(coloured.values(), self.colours.finish(), strict=True):
+            if group is not None:
+                images.index_copy_(0, group.place, changed[0])
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A built pipeline and the inputs that it has."""
+    """A built pipeline."""
 
     pipeline: Any
-    inputs: tuple[str, ...]
     device: torch.device
+    inputs: dict[str, str]
+    """Names, and where DALI reads each: cpu or gpu."""
     held: list[Any]
     """What DALI reads in place until the output is taken."""
 
     @staticmethod
-    def build(
-        device: torch.device,
-        chunk_size: int,
-        dtype: torch.dtype,
-        *,
-        warp: bool = False,
-        border: int | None = None,
-        grey: bool = False,
-        erase: Colour | None = None,
-        normalization: Normalization | None = None,
-    ) -> Graph:
-        """uint8 NHWC images -> warped (over the grey level `border`, or clamped where it is None), greyed, erased, normalised to `dtype`.
+    def build(device: torch.device, batch_size: int, define: Callable[[Any, Callable[..., Node]], list[Node]]) -> Graph:
+        """A pipeline whose outputs `define(dali, source)` gives; `source(name, dtype, dimensions, layout, where)` is one of its inputs.
 
         On a GPU the inputs are copied: with `no_copy=True` DALI would not wait for the kernels that are still writing them.
         """
-        Pipeline, fn, types = import_dali()
-        kind = "gpu" if device.type == "cuda" else "cpu"
-        pipeline = Pipeline(chunk_size, CPU_THREADS, device.index if kind == "gpu" else None, prefetch_queue_depth=1)
-        inputs = []
+        dali, inputs, kind = import_dali(), {}, kind_of(device)
+        pipeline = dali.Pipeline(batch_size, CPU_THREADS, device.index if kind == "gpu" else None, prefetch_queue_depth=1)
 
-        def source(name: str, dimensions: int, where: str) -> Any:
-            inputs.append(name)
-            return fn.external_source(name=name, device=where, dtype=types.FLOAT, ndim=dimensions, batch=True, no_copy=where == "cpu")
+        def source(name: str, dtype: str, dimensions: int, layout: str | None = None, where: str = kind) -> Node:
+            inputs[name] = where
+            options = {"dtype": getattr(dali.types, dtype), "ndim": dimensions, "layout": layout}
+            return dali.fn.external_source(name=name, device=where, batch=True, no_copy=where == "cpu", **options)
 
         with pipeline:
-            inputs.append("images")
-            images = fn.external_source(name="images", device=kind, dtype=types.UINT8, layout="HWC", batch=True, no_copy=kind == "cpu")
-            if warp:
-                fill = {} if border is None else {"fill_value": border}
-                images = fn.warp_affine(images, source("matrix", 2, kind), interp_type=types.INTERP_NN, **fill)
-            if grey:
-                images = fn.saturation(images, saturation=source("saturation", 0, "cpu"))
-            if erase is not None:
-                images = fn.erase(
-                    images, anchor=source("anchor", 1, "cpu"), shape=source("shape", 1, "cpu"), axis_names="HW", fill_value=list(erase)
-                )
-            if normalization is not None:
-                images = fn.crop_mirror_normalize(
-                    images,
-                    dtype=types.FLOAT16 if dtype == torch.float16 else types.FLOAT,
-                    output_layout="HWC",
-                    mean=[255 * mean for mean in normalization.mean],
-                    std=[255 * std for std in normalization.std],
-                )
-            pipeline.set_outputs(images)
+            pipeline.set_outputs(*define(dali, source))
         pipeline.build()
-        return Graph(pipeline, tuple(inputs), device, [])
+        return Graph(pipeline, device, inputs, [])
 
-    def start(self, images: Tensor, params: Params) -> None:
-        """Schedules a chunk: uint8 (N, H, W, 3) on the device."""
-        for name in self.inputs:
-            tensor = images if name == "images" else INPUTS[name](params).contiguous()
-            if name == "matrix" and self.device.type == "cuda":
-                tensor = tensor.pin_memory().to(self.device, non_blocking=True)
-            self.held.append(tensor if tensor.is_cuda else tensor.numpy())
+    def start(self, tensors: Mapping[str, Tensor]) -> None:
+        """Schedules a batch; of `tensors`, each with a row a sample, those that are inputs of the graph are read."""
+        for name, where in self.inputs.items():
+            tensor = tensors[name].contiguous()
+            self.held.append(upload(tensor, self.device) if where == "gpu" else tensor.numpy())
             self.pipeline.feed_input(name, self.held[-1])
         self.pipeline.schedule_run()
 
-    def finish(self) -> Tensor:
-        """The chunk scheduled last, (N, H, W, 3), in memory of its own, since DALI reuses what it hands out."""
+    def finish(self) -> list[Tensor]:
+        """The outputs of the batch scheduled last, valid on the current stream until another is started."""
         stream = (torch.cuda.current_stream(self.device),) if self.device.type == "cuda" else ()
-        chunk = torch.from_dlpack(self.pipeline.outputs(*stream)[0].as_tensor()).clone()
+        outputs = [torch.from_dlpack(output.as_tensor()) for output in self.pipeline.outputs(*stream)]
         self.held.clear()
-        return chunk
+        return outputs
 
 
-INPUTS = {
-    "matrix": lambda params: affine(params.warp),
-    "saturation": lambda params: (~params.grey).float(),
-    "anchor": lambda params: params.boxes[:, :, :2].flatten(1).float(),
-    "shape": lambda params: (params.boxes[:, :, 2:] - params.boxes[:, :, :2]).flatten(1).float(),
-}
-"""What a graph is fed besides the images, float32 with a row a sample."""
+def sample_graph(
+    device: torch.device,
+    chunk_size: int,
+    dtype: torch.dtype = torch.uint8,
+    *,
+    warp: bool = False,
+    border: int | None = None,
+    grey: Colours | None = None,
+    erase: Colour | None = None,
+    normalization: Normalization | None = None,
+) -> Graph | None:
+    """uint8 NHWC images -> warped (over the grey level `border`, or clamped where it is None), greyed, erased, normalised to `dtype`.
+
+    None where nothing of this is to be done.
+    """
+
+    def define(dali: Any, source: Callable[..., Node]) -> list[Node]:
+        fn, types = dali.fn, dali.types
+        images = source("images", "UINT8", 3, "HWC")
+        if warp:
+            fill = {} if border is None else {"fill_value": border}
+            images = fn.warp_affine(images, source("matrix", "FLOAT", 2), interp_type=types.INTERP_NN, **fill)
+        if grey is not None:
+            images = grey.greyscale(images, source("grey", "UINT8", 0))
+        if erase is not None:
+            anchor, shape = (source(name, "FLOAT", 1, where="cpu") for name in ("anchor", "shape"))
+            images = fn.erase(images, anchor=anchor, shape=shape, axis_names="HW", fill_value=list(erase))
+        if normalization is not None:
+            images = fn.crop_mirror_normalize(
+                images,
+                dtype=types.FLOAT16 if dtype == torch.float16 else types.FLOAT,
+                output_layout="HWC",
+                mean=[255 * mean for mean in normalization.mean],
+                std=[255 * std for std in normalization.std],
+            )
+        return [images]
+
+    useful = warp or any(part is not None for part in (grey, erase, normalization))
+    return Graph.build(device, chunk_size, define) if useful else None
+
+
+def sample_inputs(params: Params) -> dict[str, Tensor]:
+    """What a `sample_graph` reads besides the images, float32 with a row a sample."""
+    inputs = {}
+    if params.warp is not None:
+        inputs["matrix"] = affine(params.warp)
+    if params.grey is not None:
+        inputs["grey"] = params.grey.byte() * 255
+    if params.boxes is not None:
+        inputs["anchor"] = params.boxes[:, :, :2].flatten(1).float()
+        inputs["shape"] = (params.boxes[:, :, 2:] - params.boxes[:, :, :2]).flatten(1).float()
+    return inputs
+
+
+def colour_graph(device: torch.device, colours: Colours) -> Graph:
+    """Each of `COLOURS` over one sample of its own, which is a batch: uint8 (1, G, H, W, 3), with values float64 (1, G, 1, 1, 1)."""
+
+    def define(dali: Any, source: Callable[..., Node]) -> list[Node]:
+        outputs = []
+        for operation, function in COLOURS.items():
+            arguments = [source(operation.name, "UINT8", 4)]
+            if operation not in WITHOUT_VALUE:
+                arguments.append(source(f"{operation.name} value", "FLOAT64", 4))
+            outputs.append(function(colours, *arguments))
+        return outputs
+
+    return Graph.build(device, 1, define)
+
+
+def colour_inputs(images: Tensor, groups: Mapping[Operation, Group | None]) -> dict[str, Tensor]:
+    """What a `colour_graph` reads; an operation that no sample has gets an image all the same, to spare DALI empty tensors."""
+    inputs = {}
+    for operation, group in groups.items():
+        chosen = images[:1] if group is None else images.index_select(0, group.place)
+        values = images.new_ones(1, dtype=torch.float64) if group is None else group.value
+        inputs |= {operation.name: chosen[None], f"{operation.name} value": values.view(1, -1, 1, 1, 1)}
+    return inputs
 
 
 def affine(warp: Tensor) -> Tensor:
@@ -178,36 +248,31 @@ def affine(warp: Tensor) -> Tensor:
     return (matrix / ONE).float()
 
 
-def dense_call(name: str, images: Tensor, values: Tensor) -> Tensor:
-    """One operator of DALI's dynamic mode over uint8 (N, H, W, 3), with its argument of the same name, float32 (N,) on the CPU."""
-    import nvidia.dali.experimental.dynamic as dynamic
-
-    context: AbstractContextManager = nullcontext()
-    if images.is_cuda:
-        context = dynamic.EvalContext(device_id=images.device.index, cuda_stream=torch.cuda.current_stream(images.device))
-    with context:
-        batch = dynamic.as_batch(images if images.is_cuda else images.numpy(), layout="HWC")
-        changed = getattr(dynamic, name)(batch, **{name: dynamic.as_batch(values.numpy())})
-        return torch.from_dlpack(dynamic.as_tensor(changed)).clone()
+def kind_of(device: torch.device) -> str:
+    """A device as DALI calls it."""
+    return "gpu" if device.type == "cuda" else "cpu"
 
 
 def why_unusable(device: torch.device) -> str | None:
     """Why DALI cannot work on `device`, in a few words, or None where it can: one image is put through it."""
     try:
-        graph = Graph.build(device, 1, torch.uint8)
-        graph.start(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device), Params(None, (), None, None, None))
+        image = torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device)
+        graph = sample_graph(image.device, 1, warp=True, border=0)
+        assert graph is not None
+        graph.start({"images": image, "matrix": torch.eye(2, 3)[None]})
         graph.finish()
     except Exception as error:
         return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return None
 
 
-def import_dali() -> tuple[Any, Any, Any]:
-    """`Pipeline`, `fn` and `types`. Raises ConfigError where DALI cannot be imported."""
+def import_dali() -> Any:
+    """The module `nvidia.dali`. Raises ConfigError where it cannot be imported."""
     try:
-        from nvidia.dali import Pipeline, fn, types
+        import nvidia.dali as dali
+        from nvidia.dali import fn, math, types  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"the loader dali needs NVIDIA DALI, which cannot be imported ({error}); install nvidia-dali-cuda130 or choose --loader torch."
         ) from error
-    return Pipeline, fn, types
+    return dali

@@ -125,14 +125,19 @@ def sample_automatic(policy: Policy, key: Key, index: Tensor, size: tuple[int, i
     """The turns of the automatic policy: rounds times the choices of a branch."""
     if policy.automatic is None:
         return ()
-    name, numbers = policy.automatic
-    table: Automatic = getattr(automatic, name)(size, *numbers)
+    table = automatic_table(policy.automatic, size)
     slots = []
     for turn, choice in product(range(table.rounds), range(len(table.branches[0]))):
         branch = below(draw(key, Stream.BRANCH, index, turn)[:, 0], len(table.branches))
         words = draw(key, Stream.CHOICE, index, turn << 8 | choice)
         slots.append(sample_slot(table, branch, choice, words, size))
     return tuple(slots)
+
+
+def automatic_table(policy: tuple[str, tuple[int, ...]], size: tuple[int, int]) -> Automatic:
+    """The automatic policy of a name and its numbers, for images of `size`."""
+    name, numbers = policy
+    return getattr(automatic, name)(size, *numbers)
 
 
 def sample_slot(table: Automatic, branch: Tensor, choice: int, words: Tensor, size: tuple[int, int]) -> Slot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample
+from fastcifar.hardware import upload
 from fastcifar.kernels.augment import augment_reference
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class TorchApplier:
 
     function: Callable[..., Tensor] = staticmethod(augment_reference)
     """Gathers, warps, greys, erases and normalises: `kernels.augment.augment`, or its reference."""
+    largest_chunk = 2**31 - 1
+    """The greatest `chunk_size`."""
 
     def __init__(self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int) -> None:
         self.images, self.dtype = dataset.images, dtype
@@ -59,7 +63,7 @@ class TorchApplier:
             return self.one_pass(self.images, index, params.warp, self.resampling, params)
         images = self.one_pass(self.images, index, params.warp, self.resampling, None)
         for slot in params.slots:
-            images = self.apply_slot(images, slot)
+            self.apply_slot(images, slot)
         return self.one_pass(images, None, None, self.resampling, params)
 
     def one_pass(self, images: Tensor, index: Tensor | None, warp: Tensor | None, how: Resampling, ending: Params | None) -> Tensor:
@@ -68,24 +72,41 @@ class TorchApplier:
         normalizing = (None, None) if dtype == torch.uint8 else (self.scale, self.offset)
         return self.function(images, index, warp, grey, boxes, *normalizing, dtype, how.fill, how.colour, how.bilinear, self.erase_colour)
 
-    def apply_slot(self, images: Tensor, slot: Slot) -> Tensor:
-        """One turn of an automatic policy: each group of equal operations at once; all geometric ones are one group.
+    def apply_slot(self, images: Tensor, slot: Slot) -> None:
+        """One turn of an automatic policy, in place: each group of equal operations at once."""
+        for group in grouped(slot, images.device).values():
+            images.index_copy_(0, group.place, self.apply_group(images, group, slot.fill))
 
-        The groups are made of CPU tensors, so that their sizes are known without waiting for the device.
-        """
-        operations = torch.where(torch.isin(slot.operation, GEOMETRIC_NUMBERS), int(Operation.ROTATE), slot.operation)
-        numbers, sizes = operations.unique(return_counts=True)
-        order = operations.argsort(stable=True)
-        groups = zip(numbers.tolist(), order.split(sizes.tolist()), strict=True)
-        changed = torch.cat([self.apply_group(images, members, Operation(number), slot) for number, members in groups])
-        return changed.index_select(0, order.argsort().to(images.device, non_blocking=True))
+    def apply_group(self, images: Tensor, group: Group, fill: int) -> Tensor:
+        """The images of a group, changed: uint8 (G, H, W, 3)."""
+        if group.operation in GEOMETRIC:
+            return self.one_pass(images, group.place, group.warp, Resampling(colour=(fill,) * 3), None)
+        return apply_operation(images.index_select(0, group.place), group.operation, group.value)
 
-    def apply_group(self, images: Tensor, members: Tensor, operation: Operation, slot: Slot) -> Tensor:
-        """One operation over the images at `members`, int64 (G,) on the CPU: uint8 (G, H, W, 3)."""
-        if operation in GEOMETRIC:
-            return self.one_pass(images, members, slot.warp[members], Resampling(colour=(slot.fill,) * 3), None)
-        group = images.index_select(0, members.to(images.device, non_blocking=True))
-        return group if operation == Operation.IDENTITY else apply_operation(group, operation, slot.value[members])
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The G samples of a slot that have one operation."""
+
+    operation: Operation
+    """All geometric ones count as ROTATE, since their maps say what they do."""
+    place: Tensor
+    """int64 (G,) on the device: their rows in the chunk."""
+    value: Tensor
+    """float64 (G,) on the device."""
+    warp: Tensor
+    """int32 (G, 6) on the CPU."""
+
+
+def grouped(slot: Slot, device: torch.device) -> dict[Operation, Group]:
+    """A slot's groups, without the samples that stay as they are. Their sizes are those of CPU tensors, known without waiting."""
+    operations = torch.where(torch.isin(slot.operation, GEOMETRIC_NUMBERS), int(Operation.ROTATE), slot.operation)
+    numbers, sizes = operations.unique(return_counts=True)
+    order = operations.argsort(stable=True)
+    rows = (upload(order, device), upload(slot.value[order], device), slot.warp[order])
+    parts = zip(*(tensor.split(sizes.tolist()) for tensor in rows), strict=True)
+    groups = (Group(Operation(number), *part) for number, part in zip(numbers.tolist(), parts, strict=True))
+    return {group.operation: group for group in groups if group.operation != Operation.IDENTITY}
 
 
 GEOMETRIC_NUMBERS = torch.tensor(sorted(GEOMETRIC))

@@ -9,6 +9,7 @@ from fastcifar.augment import BACKENDS
 from fastcifar.augment.policy import parse
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import sample
+from fastcifar.data import loader as data_loader
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
 from fastcifar.errors import ConfigError, DataError, FastcifarError
@@ -43,18 +44,12 @@ def test_same_images_whatever_the_batch_the_chunk_and_the_backend(dataset, backe
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("policy", ["standard", "transform2,cutout:2x6", "transform1_reflect", "standard,cutmix"])
+@pytest.mark.parametrize(
+    "policy", ["standard", "transform2,cutout:2x6", "transform1_reflect", "standard,cutmix", "autoaugment,greyscale:0.2"]
+)
 def test_a_gpu_gives_the_images_of_a_cpu(dataset, backend, policy):
     expected = epoch(loader(dataset, policy=policy, backend="torch"))
     got = epoch(loader(dataset, policy=policy, backend=backend, device="cuda", chunk_size=40))
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_a_gpu_gives_the_automatic_policies_of_a_cpu(dataset, backend):
-    expected = epoch(loader(dataset, policy="standard,autoaugment,greyscale:0.2", backend="torch"))
-    got = epoch(loader(dataset, policy="standard,autoaugment,greyscale:0.2", backend=backend, device="cuda", chunk_size=40))
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
 
 
@@ -246,3 +241,60 @@ def test_an_interrupted_chunk_does_not_spoil_the_next_epoch(dataset, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             list(chosen)
     assert len(list(chosen)) == len(chosen)
+
+
+class Calls:
+    """Notes, of an applier, what is called on which stream."""
+
+    def __init__(self, applier, made: list[tuple[str, object]]) -> None:
+        self.applier, self.made = applier, made
+
+    def submit(self, index, params):
+        self.made.append(("submit", torch.cuda.current_stream()))
+        self.applier.submit(index, params)
+
+    def collect(self):
+        self.made.append(("collect", torch.cuda.current_stream()))
+        return self.applier.collect()
+
+
+def test_on_a_gpu_the_next_chunk_is_always_under_way(gpu, dataset):
+    """The first one of the next epoch too; and all of it happens on the loader's own stream, which waits for no training."""
+    chosen, made = loader(dataset, device="cuda", backend="triton", batch_size=20, chunk_size=100), []
+    chosen.applier = Calls(chosen.applier, made)
+    trained = torch.cuda.Stream()
+    with gpu.steady():
+        for _ in range(2):
+            for images, _ in chosen:
+                with torch.cuda.stream(trained):
+                    trained.wait_stream(torch.cuda.default_stream())
+                    images.sum()
+    assert [name for name, _ in made] == ["submit"] + ["collect", "submit"] * 6
+    assert {stream for _, stream in made} == {chosen.stream}
+    assert trained not in chosen.stream.clock
+
+
+def test_on_a_gpu_an_epoch_that_is_left_is_dropped_on_the_loaders_own_stream(gpu, dataset):
+    chosen, made = loader(dataset, device="cuda", backend="triton", batch_size=20, chunk_size=40), []
+    chosen.applier = Calls(chosen.applier, made)
+    next(chosen.batches(3))
+    images, labels = epoch(chosen)
+    assert {stream for _, stream in made} == {chosen.stream}
+    expected = epoch(loader(dataset, backend="torch"))
+    assert torch.equal(images.cpu(), expected[0])
+    assert torch.equal(labels.cpu(), expected[1])
+
+
+@pytest.mark.parametrize(("device", "works", "expected"), [("cuda", True, "dali"), ("cuda", False, "triton"), ("cpu", True, "torch")])
+def test_the_backend_that_suits_the_device(monkeypatch, device, works, expected):
+    monkeypatch.setattr(data_loader, "dali_works", lambda device: works)
+    assert data_loader.resolve_backend("auto", torch.device(device)) == expected
+
+
+def test_mixing_draws_each_sample_once(dataset, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        data_loader, "sample", lambda policy, key, index, *rest: (drawn.append(len(index)), sample(policy, key, index, *rest))[1]
+    )
+    epoch(loader(dataset, policy="standard,mixup", backend="torch", chunk_size=COUNT))
+    assert sum(drawn) == 2 * COUNT

@@ -8,6 +8,7 @@ from small_training import CONFIG, image_set, run
 
 from fastcifar.config import EngineConfig, LossConfig, ModelConfig
 from fastcifar.engine import graph
+from fastcifar.engine.graph import obstacle_to_compiling
 from fastcifar.engine.trainer import Trainer
 
 
@@ -45,18 +46,57 @@ def test_compiling_that_fails_falls_back_in_one_line(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(run(trainer).buckets.flat, fresh.buckets.flat, strict=True))
 
 
-def test_short_runs_are_not_compiled():
-    outcome = graph.compile_where_it_pays(str, "auto", lambda function: None, steps=100)
-    assert not outcome.compiled
+@pytest.mark.parametrize(
+    ("device", "step_seconds", "steps", "cached", "compiles"),
+    [
+        ("cpu", 0.5, 100, False, False),  # 50 s, of which compiling would win back 12
+        ("cpu", 0.5, 100, True, True),
+        ("cpu", 0.1, 19_500, False, True),
+        ("cuda", 0.0004, 78_000, False, False),  # resnet20_v2 for 200 epochs on a fast card: 31 s in all
+        ("cuda", 0.002, 78_000, False, False),  # resnet_prop there: 156 s, a twentieth of which is less than 40
+        ("cuda", 0.002, 78_000, True, True),
+        ("cuda", 0.02, 78_000, False, True),  # and on a slow card
+    ],
+)
+def test_compiling_has_to_win_back_its_time(device, step_seconds, steps, cached, compiles):
+    found = obstacle_to_compiling("auto", steps, lambda: step_seconds, device, cached)
+    assert (found is None) == compiles
+    if not compiles:
+        assert f"{step_seconds * steps:.0f} s of training would not win back the {4 if cached else 40} s" in found
 
 
-def test_what_was_compiled_before_pays_sooner(monkeypatch, tmp_path):
-    """50 s of eager training win back the 4 s of cached artefacts, and not the 40 s without."""
-    monkeypatch.setattr(graph, "timed", lambda call, *arguments: 0.5)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    mark = tmp_path / "cache" / "mark"
-    choices = [graph.compile_where_it_pays(str, asked, lambda function: None, 100, mark).compiled for asked in ("auto", "on", "auto")]
-    assert choices == [False, True, True]
+def test_what_was_asked_for_is_not_timed():
+    def refuse():
+        raise AssertionError
+
+    assert obstacle_to_compiling("on", 1, refuse, "cpu", cached=False) is None
+    assert obstacle_to_compiling("off", 1, refuse, "cpu", cached=False) == ", as asked"
+    assert obstacle_to_compiling("on", 0, refuse, "cpu", cached=False) == ": no step is left to run"
+
+
+@pytest.mark.usefixtures("card")
+def test_on_a_gpu_the_step_that_is_timed_is_captured(monkeypatch):
+    """And kept, where compiling does not pay."""
+    monkeypatch.setattr(torch, "compile", None)
+    trainer = Trainer(replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="auto")), image_set(100))
+    kept = [flat.clone() for flat in trainer.buckets.flat]
+    assert "would not win back" in trainer.compile()
+    captured = trainer.captured
+    assert trainer.capture() == "Captured, 8 steps a launch."
+    assert trainer.captured is captured
+    assert all(torch.equal(a, b) for a, b in zip(kept, trainer.buckets.flat, strict=True))
+
+
+@pytest.mark.usefixtures("card")
+def test_on_a_gpu_a_compiled_step_is_captured_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda *batch: function(*batch))
+    monkeypatch.setattr(Trainer, "eager_step_seconds", lambda trainer: trainer.try_capture() or 1e4)
+    trainer = Trainer(replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="auto")), image_set(100))
+    assert trainer.compile().startswith("Compiled in")
+    assert trainer.captured is None
+    trainer.capture()
+    run(trainer)
 
 
 def test_marks_tell_apart_what_compiles_differently():

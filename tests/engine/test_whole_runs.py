@@ -110,7 +110,7 @@ def test_a_signal_while_compiling_stops_at_once_and_the_run_can_go_on(tmp_path, 
         raise AssertionError("the signal came too late")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fastcifar.engine.trainer.compile_where_it_pays", endless)
+        patched.setattr("fastcifar.engine.trainer.obstacle_to_compiling", endless)
         with pytest.raises(Interrupted) as stopped:
             train(CONFIG, tmp_path / "run", **IMAGES)
     assert stopped.value.signal_number == signal.SIGTERM

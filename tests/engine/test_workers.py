@@ -17,7 +17,7 @@ from fastcifar.config import DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.splits import validation_split
 from fastcifar.engine import packed, workers
 from fastcifar.engine.memory import DataSize
-from fastcifar.engine.packed import divide, how_many, plan_members, train_packed
+from fastcifar.engine.packed import divide, how_many, most_at_once, plan_members, shares_the_gpu, train_packed
 from fastcifar.engine.reproduce import Task
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.recipes import RECIPES
@@ -164,6 +164,15 @@ def test_how_many_suit_the_threads_and_the_memory(monkeypatch, threads, free, ex
     monkeypatch.setattr(packed, "free_memory", lambda device: free and free * 2**30)
     config = replace(CONFIG, engine=replace(CONFIG.engine, threads=threads))
     assert how_many(config, DataSize(100, 10)) == expected
+
+
+def test_runs_share_a_gpu_only_under_the_multi_process_service(monkeypatch, tmp_path):
+    assert most_at_once("cuda", 16, None, mps=False) == 1
+    assert most_at_once("cuda", 16, 4, mps=True) == 8
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not shares_the_gpu()
+    (tmp_path / "control").touch()
+    assert shares_the_gpu()
 
 
 def test_what_is_given_is_not_divided(monkeypatch):
