@@ -13,6 +13,7 @@ from fastcifar import cli
 from fastcifar.data import loader, synthetic
 from fastcifar.diagnostics import profile
 from fastcifar.engine import evaluate, host, run, trainer
+from fastcifar.hardware import native_bf16
 from fastcifar.inference import speed
 
 TRAIN = "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 50 --epochs 3 --compile off".split()
@@ -171,6 +172,21 @@ def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_wh
     assert "go on with fastcifar train --resume run" in said
     assert cli.main(["train", "--resume", "run"]) == 0
     assert {**weights("run"), "state.safetensors": b""} == {**weights("whole"), "state.safetensors": b""}
+
+
+def test_memory_that_runs_out_before_the_first_step_leaves_no_folder(monkeypatch, capsys):
+    def no_room(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(trainer, "build_optimizer", no_room)
+    assert cli.main([*TRAIN, "--out", "run"]) == 2
+    assert "the GPU's memory ran out (CUDA out of memory); close what else uses the card" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_bfloat16_is_looked_for_on_the_card_that_was_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (9, 0), 1: (7, 5)}[device.index])
+    assert [native_bf16(torch.device("cuda", index)) for index in (0, 1)] == [True, False]
 
 
 def test_memory_that_runs_out_at_the_very_end_costs_no_result(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +155,23 @@ def test_one_that_fails_does_not_stop_the_others(small, tmp_path):
     with pytest.raises(FastcifarError, match=r"1 of 2 runs failed \(.*tiny_diverging-1ep/seed0: the loss became infinite"):
         reproduce(select(["tiny_diverging", "tiny"]), tmp_path, epochs=1, engine=ENGINE)
     assert [row.recipe for row in read_rows(tmp_path / "results.json")] == ["tiny"]
+
+
+def test_what_a_failed_run_held_is_let_go_before_the_next(small, tmp_path, monkeypatch):
+    """A kept error would hold its traceback, and through that the tensors of its run."""
+    genuine, held = module.train, []
+
+    def failing_first(*arguments, **options):
+        if held:
+            assert held[0]() is None
+            return genuine(*arguments, **options)
+        network = torch.nn.Linear(3, 2)
+        held.append(weakref.ref(network))
+        raise FastcifarError(f"{network} failed.")
+
+    monkeypatch.setattr(module, "train", failing_first)
+    with pytest.raises(FastcifarError, match="1 of 2 runs failed"):
+        reproduce(select(["tiny_diverging", "tiny"]), tmp_path, epochs=1, engine=ENGINE)
 
 
 def test_missing_data_stops_at_once(small, tmp_path, monkeypatch):
