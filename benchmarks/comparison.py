@@ -27,6 +27,7 @@ from fastcifar.engine.precision import Precision
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import prepare_machine
 from fastcifar.engine.trainer import Trainer
+from fastcifar.kernels.batch_norm import Skip, with_skip
 from fastcifar.models import build_model
 from fastcifar.models.layers import BatchNorm2d, SqueezeExcite, add_and_activate
 from fastcifar.optim.schedules import lr_table
@@ -148,8 +149,11 @@ class PlainLoop(ABC):
 class PlainNorm(BatchNorm2d):
     """The same by torch's own operators."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return add_and_activate(nn.BatchNorm2d.forward(self, x), residual, self.relu)
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], residual: Tensor | None = None, skip: Skip | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x = x[0] + x[1] if isinstance(x, tuple) else x
+        return with_skip(add_and_activate(nn.BatchNorm2d.forward(self, x), residual, self.relu), x, skip)
 
 
 def in_plain_torch(model: nn.Module) -> nn.Module:
@@ -280,7 +284,7 @@ def task_for(device: str, batch_size: int = 128, *, smoke: bool = False) -> Task
     dataset = "cifar10" if on_gpu and not smoke and find("cifar10") else "synthetic"
     train, test = load_dataset(dataset, "train"), load_dataset(dataset, "test")
     if smoke:
-        train, test = train.subset(torch.arange(96)), test.subset(torch.arange(64))
+        train, test = train.subset(torch.arange(min(96, len(train)))), test.subset(torch.arange(min(64, len(test))))
     small = ModelConfig("resnet", blocks=(1, 1), channels=(8, 16))
     config, _ = resolve(
         RunConfig(

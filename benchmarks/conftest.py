@@ -1,25 +1,22 @@
-"""What the benchmarks share: the device, the data, and how a figure is reported.
-
-Every figure is images (or bytes) a second of work that has finished, compiling and warming up left out; speeds are compared as ratios
-within one run, since machines differ and are noisy.
-"""
+"""What the benchmarks share: the device, the data, the physical limit."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
 
 import pytest
 import torch
 
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.synthetic import synthetic
-from fastcifar.engine.host import resolve_device, synchronize
+from fastcifar.diagnostics.profile import copy_bytes_per_second
+from fastcifar.engine.host import resolve_device
+
+collect_ignore = [] if "suite_plugin" in sys.modules else ["gpu"]
+"""The tests of `tools/gpu_suite`, which brings the plugin that they need."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def device() -> torch.device:
     return resolve_device("auto")
 
@@ -30,45 +27,7 @@ def images() -> ImageSet:
     return synthetic("train")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written a second by a large copy: the physical limit of work that only moves memory."""
-    source = torch.ones(1 << (30 if device.type == "cuda" else 26), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    best = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
-    return 2 * source.numel() / best
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Everything within runs on one CPU core, whatever threads it starts, so that figures are per core."""
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system cannot bind a process to one core")
-    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, {min(cores)})
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-        torch.set_num_threads(threads)
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call, until the device has finished."""
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def measure(benchmark, call: Callable[[], object], device: torch.device, *, rounds: int = 5) -> float:
-    """Times `call` `rounds` times after one warm-up; returns the median in seconds."""
-
-    def finished() -> None:
-        call()
-        synchronize(device)
-
-    benchmark.pedantic(finished, rounds=rounds, warmup_rounds=1)
-    return benchmark.stats.stats.median
+    return copy_bytes_per_second(device)

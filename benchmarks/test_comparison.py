@@ -10,11 +10,12 @@ from comparison import LOOPS, Outcome, Race, Task, task_for
 outcomes: list[Outcome] = []
 
 
-@pytest.fixture(scope="module")
-def task(device) -> Task:
-    return task_for(device.type)
+@pytest.fixture
+def task(request, device) -> Task:
+    return task_for(device.type, *([10] if (small := request.config.getoption("dry_run", False)) else []), smoke=small)
 
 
+@pytest.mark.takes(60)
 @pytest.mark.benchmark(group="comparison")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_loop(benchmark, task, loop):

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import measure, one_core
 from PIL import Image
+from timing import measure, one_core
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2

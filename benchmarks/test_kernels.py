@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import seconds
+from timing import seconds
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -43,9 +43,9 @@ def forward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) ->
 
 def backward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> Call:
     """A call of the backward alone, once only; the forward has been run."""
-    first = spec.results(arguments, forward(spec, function, arguments)())[0]
-    gradient = torch.randn_like(first)
-    return lambda: torch.autograd.grad(first, differentiable(spec, arguments), gradient)
+    returned = [result for result in spec.results(arguments, forward(spec, function, arguments)()) if result.requires_grad]
+    gradients = [torch.randn_like(result) for result in returned]
+    return lambda: torch.autograd.grad(returned, differentiable(spec, arguments), gradients)
 
 
 def differentiable(spec: OpSpec, arguments: Arguments) -> list[Tensor]:
@@ -55,20 +55,27 @@ def differentiable(spec: OpSpec, arguments: Arguments) -> list[Tensor]:
 DIRECTIONS = {"forward": forward, "backward": backward}
 
 
-def rows() -> list[Any]:
-    """A parameter set a spec, network case, dtype and direction."""
-    return [
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test a spec, network case, dtype and direction; small cases in a dry run."""
+    small = metafunc.config.getoption("dry_run", False)
+    rows = [
         pytest.param(spec, case, dtype, direction, id=f"{spec.name}-{case.name}-{str(dtype).removeprefix('torch.')}-{direction}")
         for spec in all_specs()
-        for case in spec.network_cases()[: None if ON_A_GPU else 1]
+        for case in (spec.small_cases() if small else spec.network_cases())[: None if ON_A_GPU else 1]
         for dtype in spec.dtypes[: None if ON_A_GPU else 1]
         for direction in (DIRECTIONS if spec.differentiable else ["forward"])
     ]
+    metafunc.parametrize(("spec", "case", "dtype", "direction"), rows)
 
 
 @contextmanager
 def rounds_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> Iterator[tuple[Callable[[], Call], int]]:
     """What prepares the call that a round times, and how many of the prepared calls it holds: on a GPU as many as outgrow the cache."""
+
+    def replay() -> None:
+        with torch.cuda.stream(stream):  # whose memory it uses
+            graph.replay()
+
     if device.type != "cuda":
         yield prepare, 1
         return
@@ -83,7 +90,7 @@ def rounds_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> 
     with torch.cuda.graph(graph, stream=stream):
         for call in calls:
             call()
-    yield lambda: graph.replay, count
+    yield lambda: replay, count
 
 
 def time_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> float:
@@ -92,8 +99,8 @@ def time_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> fl
         return median([seconds(fresh(), device) for _ in range(1 + ROUNDS)][1:]) / count
 
 
+@pytest.mark.takes(15)
 @pytest.mark.benchmark(group="kernels")
-@pytest.mark.parametrize(("spec", "case", "dtype", "direction"), rows())
 def test_op(benchmark, device, copy_bandwidth, spec: OpSpec, case: Case, dtype: torch.dtype, direction: str) -> None:
     moved = spec.bytes_moved(spec.make(case.shape, dtype, device))
 

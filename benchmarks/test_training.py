@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from conftest import measure
 from test_input_pipeline import pil
+from timing import measure
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 

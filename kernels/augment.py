@@ -588,13 +588,18 @@ def augment_by_indexing(
         a, b, c, d, e, f = warp.long()[..., None, None].unbind(1)
         images = _read_by_indexing(images, a * column + b * row + c, d * column + e * row + f, fill, colour, bilinear)
     if grey is not None:
-        luminance = (images * images.new_tensor([19595, 38470, 7471], dtype=torch.int64)).sum(-1, keepdim=True) + (1 << 15) >> 16
+        luminance = (images * _row([19595, 38470, 7471], images)).sum(-1, keepdim=True) + (1 << 15) >> 16
         images = torch.where(grey[:, None, None, None], luminance, images)
     if boxes is not None:
         top, left, bottom, right = boxes[..., None, None].unbind(2)
         erased = ((top <= row) & (row < bottom) & (left <= column) & (column < right)).any(1)
-        images = torch.where(erased[..., None], images.new_tensor(erase_colour), images)
+        images = torch.where(erased[..., None], _row(erase_colour, images).to(images.dtype), images)
     return images.to(out_dtype) if out_dtype == torch.uint8 else (images * scale + offset).to(out_dtype)
+
+
+def _row(values: Sequence[int], like: Tensor) -> Tensor:
+    """int64 (len(values),), filled in on the device of `like`: a copy from the CPU would wait, which a captured graph forbids."""
+    return torch.stack([like.new_full((), value, dtype=torch.int64) for value in values])
 
 
 def _read_by_indexing(images: Tensor, x: Tensor, y: Tensor, fill: str, colour: Sequence[int], bilinear: bool) -> Tensor:
@@ -621,7 +626,7 @@ def _read_by_indexing(images: Tensor, x: Tensor, y: Tensor, fill: str, colour: S
     if fill != "constant":
         return pixels
     inside = (x >= 0) & (x < width * ONE) & (y >= 0) & (y < height * ONE)
-    return torch.where(inside[..., None], pixels, pixels.new_tensor(colour))
+    return torch.where(inside[..., None], pixels, _row(colour, pixels))
 
 
 def augment_exactly(scale: Tensor | None, out_dtype: torch.dtype, **others: Any) -> Tensor:

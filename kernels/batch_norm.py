@@ -1,4 +1,4 @@
-"""Batch norm, an optional residual and an optional ReLU for training, channels last: two launches each way, or one where rows are few.
+"""Batch norm for training, channels last, with the additions and the ReLU around it: two launches each way, or one where rows are few.
 
 Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", 2015,
 arXiv:1502.03167; the statistics of parts are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from .dispatch import KERNELS_EXIST, jit, launcher, tl, use_triton
 from .spec import Arguments, Case, OpSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Skip = Literal["input", "output"]
+"""What a shortcut takes, past the norm or from it on."""
 
 # Rows of 32 half-precision channels are 64 bytes, two sectors of memory; fewer channels a program leave more programs to share them.
 # A tile is 16 elements a thread of eight warps, two loads of 16 bytes. Twice that takes more than 200 registers in the backward reduction,
@@ -48,17 +51,25 @@ def batch_norm_relu_reference(
     running_mean: Tensor,
     running_var: Tensor,
     residual: Tensor | None = None,
+    addend: Tensor | None = None,
     *,
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
     relu: bool = True,
-) -> Tensor:
+    skip: Skip | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """What `batch_norm_relu` computes, in plain torch, of any layout."""
+    x = x if addend is None else x + addend
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    if residual is not None:
-        y = y + residual
-    return F.relu(y) if relu else y
+    y = y if residual is None else y + residual
+    y = F.relu(y) if relu else y
+    return with_skip(y, x, skip)
+
+
+def with_skip(y: Tensor, x: Tensor, skip: Skip | None) -> Tensor | tuple[Tensor, Tensor]:
+    """The result `y`, and with it what a shortcut takes, if there is one: what was normalised, or the result once more."""
+    return y if skip is None else (y, x if skip == "input" else y)
 
 
 def forward_reference(
@@ -68,32 +79,44 @@ def forward_reference(
     running_mean: Tensor,
     running_var: Tensor,
     residual: Tensor | None,
+    addend: Tensor | None,
     momentum: float,
     eps: float,
     relu: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """What `batch_norm_relu_forward` computes, in plain torch."""
+    x = x if addend is None else x + addend
     y, mean, rstd = torch.ops.aten._native_batch_norm_legit(x, weight, bias, running_mean, running_var, True, momentum, eps)
     if residual is not None:
         y = y + residual
     # Float32 they are, but torch's fakes do not know it.
-    return F.relu(y) if relu else y, torch.stack((mean, rstd)).float()
+    return F.relu(y) if relu else y, torch.stack((mean, rstd)).float(), x.new_empty(0) if addend is None else x
 
 
 def backward_reference(
-    grad_y: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
+    grad_y: Tensor,
+    grad_skip: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    relu: bool,
+    skip: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `batch_norm_relu_backward` computes, in plain torch."""
     mean, rstd = statistics
-    g = grad_y
+    g = grad_y + grad_skip if skip == "output" else grad_y
     if relu:
         column = (-1, 1, 1)
         z = (x - mean.view(column)) * (rstd * weight).view(column) + bias.view(column) if y is None else y
-        g = grad_y.masked_fill(z <= 0, 0)
+        g = g.masked_fill(z <= 0, 0)
     # In any other layout torch rounds the gradients of weight and bias to half precision.
     g = torch.empty_like(x).copy_(g)
-    gradients = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, rstd, True, 0.0, [True, True, True])
-    return *gradients, x.new_empty(0) if y is None else g
+    of_norm = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, rstd, True, 0.0, [True, True, True])
+    grad_x, grad_weight, grad_bias = of_norm
+    grad_x = grad_x + grad_skip if skip == "input" else grad_x
+    return grad_x, grad_weight, grad_bias, x.new_empty(0) if y is None else g
 
 
 @jit
@@ -107,18 +130,37 @@ def tile_kernel(first, count, channel, channels, TILE_ROWS: tl.constexpr):
 
 
 @jit
-def part_statistics_kernel(x_ptr, count, channel, channels, SPAN: tl.constexpr, TILE_ROWS: tl.constexpr):
-    """Mean and sum of squared deviations, float32 (BLOCK_C,) each, of the `count` rows of one part, which starts at `x_ptr`."""
+def load_input_kernel(x_ptr, addend_ptr, offsets, inside, HAS_ADDEND: tl.constexpr):
+    """What is normalised, float32: x, or the sum as it is stored, rounded to the dtype of x."""
+    x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+    if HAS_ADDEND:
+        x += tl.load(addend_ptr + offsets, inside, 0.0).to(tl.float32)
+        x = x.to(x_ptr.dtype.element_ty).to(tl.float32)
+    return x
+
+
+@jit
+def part_statistics_kernel(
+    sum_ptr, x_ptr, addend_ptr, count, channel, channels, HAS_ADDEND: tl.constexpr, SPAN: tl.constexpr, TILE_ROWS: tl.constexpr
+):
+    """Mean and sum of squared deviations, float32 (BLOCK_C,) each, of the `count` rows of one part, which starts at the pointers.
+
+    It writes what it sums up of two addends.
+    """
     # With d = x - shift the sum of squared deviations is sum(d^2) - sum(d)^2 / count. The shift being the mean of the first tile, what
     # cancels is at most count / TILE_ROWS times what remains, whatever the data.
     offsets, inside = tile_kernel(0, count, channel, channels, TILE_ROWS)
-    x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+    x = load_input_kernel(x_ptr, addend_ptr, offsets, inside, HAS_ADDEND)
+    if HAS_ADDEND:
+        tl.store(sum_ptr + offsets, x.to(sum_ptr.dtype.element_ty), inside)
     shift = tl.sum(x, 0) / tl.minimum(count, TILE_ROWS)
     d = tl.where(inside, x - shift[None, :], 0.0)
     sums, squares = d, d * d
     for first in range(TILE_ROWS, SPAN, TILE_ROWS):
         offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
-        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        x = load_input_kernel(x_ptr, addend_ptr, offsets, inside, HAS_ADDEND)
+        if HAS_ADDEND:
+            tl.store(sum_ptr + offsets, x.to(sum_ptr.dtype.element_ty), inside)
         d = tl.where(inside, x - shift[None, :], 0.0)
         sums += d
         squares += d * d
@@ -127,12 +169,26 @@ def part_statistics_kernel(x_ptr, count, channel, channels, SPAN: tl.constexpr, 
 
 
 @jit
-def statistics_kernel(partials_ptr, x_ptr, rows, channels, SPAN: tl.constexpr, BLOCK_C: tl.constexpr, TILE_ROWS: tl.constexpr):
+def statistics_kernel(
+    partials_ptr,
+    sum_ptr,
+    x_ptr,
+    addend_ptr,
+    rows,
+    channels,
+    HAS_ADDEND: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+):
     part = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     start = part.to(tl.int64) * SPAN
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
-    mean, m2 = part_statistics_kernel(x_ptr + start * channels, count, channel, channels, SPAN, TILE_ROWS)
+    sum_ptr += start * channels
+    x_ptr += start * channels
+    addend_ptr += start * channels
+    mean, m2 = part_statistics_kernel(sum_ptr, x_ptr, addend_ptr, count, channel, channels, HAS_ADDEND, SPAN, TILE_ROWS)
     partials_ptr += part * 2 * channels + channel
     tl.store(partials_ptr, mean, channel < channels)
     tl.store(partials_ptr + channels, m2, channel < channels)
@@ -159,7 +215,9 @@ def normalize_kernel(
     statistics_ptr,
     running_mean_ptr,
     running_var_ptr,
+    sum_ptr,
     x_ptr,
+    addend_ptr,
     residual_ptr,
     weight_ptr,
     bias_ptr,
@@ -168,6 +226,7 @@ def normalize_kernel(
     channels,
     momentum,
     eps,
+    HAS_ADDEND: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
     SPAN: tl.constexpr,
@@ -179,7 +238,7 @@ def normalize_kernel(
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     present = channel < channels
     if PARTS == 1:
-        mean, m2 = part_statistics_kernel(x_ptr, rows, channel, channels, SPAN, TILE_ROWS)
+        mean, m2 = part_statistics_kernel(sum_ptr, x_ptr, addend_ptr, rows, channel, channels, HAS_ADDEND, SPAN, TILE_ROWS)
     else:
         mean, m2 = combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN, PARTS)
     rstd = tl.rsqrt(m2 / rows + eps)
@@ -196,11 +255,12 @@ def normalize_kernel(
     start = part.to(tl.int64) * SPAN
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
     x_ptr += start * channels
+    addend_ptr += start * channels
     residual_ptr += start * channels
     y_ptr += start * channels
     for first in range(0, SPAN, TILE_ROWS):
         offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
-        x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        x = load_input_kernel(x_ptr, addend_ptr, offsets, inside, HAS_ADDEND)
         # The mean goes first: folded into the bias, a large one would cancel.
         y = (x - mean[None, :]) * scale[None, :] + bias[None, :]
         if HAS_RESIDUAL:
@@ -223,6 +283,9 @@ def normalize_kernel(
 # Where z > 0 is taken from x where there is no residual: x is read anyhow, and y need not be, nor kept for it. With a residual either
 # that or y has to be read besides, and y it is, which the next convolution keeps anyhow. The first launch then writes g, which is the
 # gradient of the residual, and the second, if there are two, reads g in place of grad_y and y.
+#
+# Along a shortcut comes grad_skip: where it takes y, it is added to grad_y, where it takes x, to grad_x. Of a sum, grad_x is the gradient
+# of both summands.
 
 
 @jit
@@ -239,9 +302,19 @@ def masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y: tl.constexpr
 
 
 @jit
+def load_gradient_kernel(grad_y_ptr, grad_skip_ptr, offsets, inside, SKIP_OF_Y: tl.constexpr):
+    """The gradient of y, float32, that of its shortcut included."""
+    grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
+    if SKIP_OF_Y:
+        grad_y += tl.load(grad_skip_ptr + offsets, inside, 0.0).to(tl.float32)
+    return grad_y
+
+
+@jit
 def gradient_sums_kernel(
     grad_residual_ptr,
     grad_y_ptr,
+    grad_skip_ptr,
     x_ptr,
     y_ptr,
     mean,
@@ -250,6 +323,7 @@ def gradient_sums_kernel(
     count,
     channel,
     channels,
+    SKIP_OF_Y: tl.constexpr,
     FROM_Y: tl.constexpr,
     RELU: tl.constexpr,
     SPAN: tl.constexpr,
@@ -261,7 +335,7 @@ def gradient_sums_kernel(
     g_x_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
     for first in range(0, SPAN, TILE_ROWS):
         offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
-        grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
+        grad_y = load_gradient_kernel(grad_y_ptr, grad_skip_ptr, offsets, inside, SKIP_OF_Y)
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
         y = tl.load(y_ptr + offsets, inside, 0.0).to(tl.float32) if FROM_Y else x
         g = masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y, RELU)
@@ -277,6 +351,7 @@ def reduce_gradient_kernel(
     partials_ptr,
     grad_residual_ptr,
     grad_y_ptr,
+    grad_skip_ptr,
     x_ptr,
     y_ptr,
     weight_ptr,
@@ -284,6 +359,7 @@ def reduce_gradient_kernel(
     statistics_ptr,
     rows,
     channels,
+    SKIP_OF_Y: tl.constexpr,
     FROM_Y: tl.constexpr,
     RELU: tl.constexpr,
     SPAN: tl.constexpr,
@@ -302,6 +378,7 @@ def reduce_gradient_kernel(
     g_x_sum, g_sum = gradient_sums_kernel(
         grad_residual_ptr + start * channels,
         grad_y_ptr + start * channels,
+        grad_skip_ptr + start * channels,
         x_ptr + start * channels,
         y_ptr + start * channels,
         mean,
@@ -310,6 +387,7 @@ def reduce_gradient_kernel(
         count,
         channel,
         channels,
+        SKIP_OF_Y,
         FROM_Y,
         RELU,
         SPAN,
@@ -328,6 +406,7 @@ def input_gradient_kernel(
     grad_bias_ptr,
     grad_residual_ptr,
     grad_y_ptr,
+    grad_skip_ptr,
     x_ptr,
     y_ptr,
     weight_ptr,
@@ -336,6 +415,8 @@ def input_gradient_kernel(
     partials_ptr,
     rows,
     channels,
+    SKIP_OF_X: tl.constexpr,
+    SKIP_OF_Y: tl.constexpr,
     FROM_Y: tl.constexpr,
     RELU: tl.constexpr,
     SPAN: tl.constexpr,
@@ -354,6 +435,7 @@ def input_gradient_kernel(
         g_x_sum, grad_bias = gradient_sums_kernel(
             grad_residual_ptr,
             grad_y_ptr,
+            grad_skip_ptr,
             x_ptr,
             y_ptr,
             mean,
@@ -362,6 +444,7 @@ def input_gradient_kernel(
             rows,
             channel,
             channels,
+            SKIP_OF_Y,
             FROM_Y,
             RELU,
             SPAN,
@@ -384,16 +467,19 @@ def input_gradient_kernel(
     start = part.to(tl.int64) * SPAN
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
     grad_y_ptr += start * channels
+    grad_skip_ptr += start * channels
     x_ptr += start * channels
     y_ptr += start * channels
     grad_x_ptr += start * channels
     for first in range(0, SPAN, TILE_ROWS):
         offsets, inside = tile_kernel(first, count, channel, channels, TILE_ROWS)
-        grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
+        grad_y = load_gradient_kernel(grad_y_ptr, grad_skip_ptr, offsets, inside, SKIP_OF_Y)
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
         y = tl.load(y_ptr + offsets, inside, 0.0).to(tl.float32) if FROM_Y else x
         g = masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y, RELU)
         grad_x = scale[None, :] * (g - (offset[None, :] + (x - mean[None, :]) * slope[None, :]))
+        if SKIP_OF_X:
+            grad_x += tl.load(grad_skip_ptr + offsets, inside, 0.0).to(tl.float32)
         tl.store(grad_x_ptr + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), inside)
 
 
@@ -437,42 +523,49 @@ def _sizes(x: Tensor) -> tuple[int, int]:
     return count * height * width, channels
 
 
-def _compilations(activation: str, rows: int, channels: int, residual: bool, relu: bool) -> list[Compilation]:
+def _compilations(
+    activation: str, rows: int, channels: int, residual: bool = False, relu: bool = True, addend: bool = False, skip: Skip | None = None
+) -> list[Compilation]:
     """The launches over one shape: four, or two where the rows are one part."""
     span, _, parts, block_c, tile_rows = split(rows, channels)
     types = {name: "i32" if size % 16 else "i32:16" for name, size in (("rows", rows), ("channels", channels))}
     types |= dict.fromkeys(("momentum", "eps"), "fp32")
-    activations = ("x_ptr", "y_ptr", "residual_ptr", "grad_x_ptr", "grad_y_ptr", "grad_residual_ptr")
-    types |= dict.fromkeys(activations, f"*{activation}:16")
+    activations = ("x", "y", "sum", "addend", "residual", "grad_x", "grad_y", "grad_skip", "grad_residual")
+    types |= {f"{name}_ptr": f"*{activation}:16" for name in activations}
     constexprs = {
         "SPAN": span,
         "PARTS": parts,
         "BLOCK_C": block_c,
         "TILE_ROWS": tile_rows,
         "HAS_RESIDUAL": residual,
+        "SKIP_OF_X": skip == "input",
     }
 
-    def compilation(kernel: Any, relu: bool, from_y: bool = False) -> Compilation:
+    def compilation(kernel: Any, relu: bool, from_y: bool = False, addend: bool = addend, of_y: bool = skip == "output") -> Compilation:
         names = inspect.signature(getattr(kernel, "fn", kernel)).parameters
         signature = {name: types.get(name, "*fp32:16") for name in names if name.islower()}
-        masks = {"RELU": relu, "FROM_Y": from_y}
-        return Compilation(kernel, signature, {name: {**constexprs, **masks}[name] for name in names if name.isupper()}, WARPS)
+        flags = {"RELU": relu, "FROM_Y": from_y, "HAS_ADDEND": addend, "SKIP_OF_Y": of_y}
+        return Compilation(kernel, signature, {name: {**constexprs, **flags}[name] for name in names if name.isupper()}, WARPS)
 
     from_y = relu and residual
     if parts == 1:
         return [compilation(normalize_kernel, relu), compilation(input_gradient_kernel, relu, from_y)]
     of_parts = compilation(statistics_kernel, relu), compilation(reduce_gradient_kernel, relu, from_y)
-    return [*of_parts, compilation(normalize_kernel, relu), compilation(input_gradient_kernel, relu and not residual)]
+    of_y = skip == "output" and not from_y
+    normalize = compilation(normalize_kernel, relu, addend=False)
+    return [*of_parts, normalize, compilation(input_gradient_kernel, relu and not residual, of_y=of_y)]
 
 
 COMPILATIONS = [
-    *_compilations("bf16", 128 * 32 * 32, 16, residual=False, relu=True),
-    *_compilations("fp16", 128 * 16 * 16, 128, residual=True, relu=True),
+    *_compilations("bf16", 128 * 32 * 32, 16),
+    *_compilations("fp16", 128 * 16 * 16, 128, residual=True),
     *_compilations("bf16", 128 * 4 * 4, 512, residual=True, relu=False),
-    *_compilations("bf16", 128 * 32 * 32, 64, residual=True, relu=True),
-    *_compilations("fp32", 1024 * 32 * 32, 64, residual=True, relu=True),
-    *_compilations("bf16", 128 * 2 * 2, 1024, residual=True, relu=True),
-    *_compilations("fp32", 128, 2048, residual=False, relu=True),
+    *_compilations("bf16", 128 * 32 * 32, 64, residual=True, skip="output"),
+    *_compilations("fp32", 1024 * 32 * 32, 64, residual=True),
+    *_compilations("bf16", 128 * 2 * 2, 1024, residual=True, skip="output"),
+    *_compilations("fp32", 128, 2048),
+    *_compilations("bf16", 128 * 32 * 32, 16, addend=True, skip="input"),
+    *_compilations("bf16", 128 * 2 * 2, 512, addend=True, skip="input"),
 ]
 
 
@@ -486,25 +579,33 @@ def launch_forward(
     running_mean: Tensor,
     running_var: Tensor,
     residual: Tensor | None,
+    addend: Tensor | None,
     momentum: float,
     eps: float,
     relu: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launches `statistics_kernel`, unless the rows are one part, and `normalize_kernel`, or their wrapped forms, over new outputs."""
     rows, channels = _sizes(x)
     span, grid, parts, block_c, tile_rows = split(rows, channels)
     y = torch.empty_like(x)
     saved = torch.empty((2, channels), dtype=torch.float32, device=x.device)
     partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
+    has_addend = addend is not None
+    total = torch.empty_like(x) if has_addend else torch.empty(0, dtype=x.dtype, device=x.device)
+    # Where there is no addend, some pointers, which are neither read nor written; likewise for the residual.
+    of_sum = (total, x, addend) if has_addend else (x, x, x)
+    blocks = {"SPAN": span, "BLOCK_C": block_c, "TILE_ROWS": tile_rows, "num_warps": WARPS}
     if parts > 1:
-        statistics[grid](partials, x, rows, channels, SPAN=span, BLOCK_C=block_c, TILE_ROWS=tile_rows, num_warps=WARPS)
+        statistics[grid](partials, *of_sum, rows, channels, HAS_ADDEND=has_addend, **blocks)
+        if has_addend:
+            of_sum, has_addend = (total, total, total), False
     normalize[grid](
         y,
         saved,
         running_mean,
         running_var,
-        x,
-        x if residual is None else residual,  # Some pointer, which is not read.
+        *of_sum,
+        x if residual is None else residual,
         weight,
         bias,
         partials,
@@ -512,15 +613,13 @@ def launch_forward(
         channels,
         momentum,
         eps,
+        HAS_ADDEND=has_addend,
         HAS_RESIDUAL=residual is not None,
         RELU=relu,
-        SPAN=span,
         PARTS=parts,
-        BLOCK_C=block_c,
-        TILE_ROWS=tile_rows,
-        num_warps=WARPS,
+        **blocks,
     )
-    return y, saved
+    return y, saved, total
 
 
 @launcher
@@ -528,12 +627,14 @@ def launch_backward(
     reduce_gradient: Any,
     input_gradient: Any,
     grad_y: Tensor,
+    grad_skip: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     statistics: Tensor,
     relu: bool,
+    skip: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launches `reduce_gradient_kernel`, unless the rows are one part, and `input_gradient_kernel`, or their wrapped forms."""
     rows, channels = _sizes(x)
@@ -544,16 +645,18 @@ def launch_backward(
     grad_residual = torch.empty_like(x) if from_y else torch.empty(0, dtype=x.dtype, device=x.device)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
     partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
-    # Where there is no residual, some pointer, which is not written; likewise for y.
+    # Where there is no residual, some pointer, which is not written; likewise for y and the shortcut.
     of_residual, y = (grad_residual, y) if from_y else (grad_x, x)
+    grad_skip = x if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
     blocks = {"SPAN": span, "BLOCK_C": block_c, "TILE_ROWS": tile_rows, "num_warps": WARPS}
-    g, masks, vectors = grad_y, {"FROM_Y": from_y, "RELU": relu}, (weight, bias, statistics)
+    of_y = {"SKIP_OF_Y": skip == "output", "FROM_Y": from_y, "RELU": relu}
+    g, vectors = grad_y, (weight, bias, statistics)
     if parts > 1:
-        reduce_gradient[grid](partials, of_residual, grad_y, x, y, *vectors, rows, channels, **masks, **blocks)
+        reduce_gradient[grid](partials, of_residual, g, grad_skip, x, y, *vectors, rows, channels, **of_y, **blocks)
         if from_y:
-            g, masks = grad_residual, {"FROM_Y": False, "RELU": False}
-    of_vectors = grad_weight, grad_bias
-    input_gradient[grid](grad_x, *of_vectors, of_residual, g, x, y, *vectors, partials, rows, channels, **masks, PARTS=parts, **blocks)
+            g, of_y = grad_residual, dict.fromkeys(of_y, False)
+    outputs, inputs = (grad_x, grad_weight, grad_bias, of_residual), (g, grad_skip, x, y, *vectors, partials)
+    input_gradient[grid](*outputs, *inputs, rows, channels, SKIP_OF_X=skip == "input", **of_y, PARTS=parts, **blocks)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
@@ -565,16 +668,17 @@ def batch_norm_relu_forward(
     running_mean: Tensor,
     running_var: Tensor,
     residual: Tensor | None,
+    addend: Tensor | None,
     momentum: float,
     eps: float,
     relu: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`batch_norm_relu` in training, for arguments that it has checked; carries no gradient.
 
     Returns:
-        y, like `x`, and the statistics float32 (2, C): mean, and 1 / sqrt(variance + eps).
+        y, like `x`; the statistics float32 (2, C): mean, and 1 / sqrt(variance + eps); and `x + addend`, empty without an addend.
     """
-    arguments = x, weight, bias, running_mean, running_var, residual, momentum, eps, relu
+    arguments = x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu
     if use_triton(x):
         return launch_forward(wrap_triton(statistics_kernel), wrap_triton(normalize_kernel), *arguments)
     return forward_reference(*arguments)
@@ -582,23 +686,33 @@ def batch_norm_relu_forward(
 
 @triton_op("fastcifar::batch_norm_relu_backward", mutates_args=())
 def batch_norm_relu_backward(
-    grad_y: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
+    grad_y: Tensor,
+    grad_skip: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    relu: bool,
+    skip: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of `batch_norm_relu_forward`.
 
     Args:
         grad_y: (N, C, H, W) in the dtype of `x`, of any strides.
-        x: as it was.
+        grad_skip: like `grad_y`, that of what the shortcut takes; None where there is none.
+        x: as it was, or the sum that was normalised.
         y: what came of it; None where the ReLU followed on no residual, or there was no ReLU.
         weight: as it was.
         bias: as it was.
         statistics: float32 (2, C), as returned.
         relu: as it was.
+        skip: as it was.
 
     Returns:
         The gradients of x, weight and bias, and that of the residual, which is empty where y is None.
     """
-    arguments = grad_y, x, y, weight, bias, statistics, relu
+    arguments = grad_y, grad_skip, x, y, weight, bias, statistics, relu, skip
     if use_triton(x):
         return launch_backward(wrap_triton(reduce_gradient_kernel), wrap_triton(input_gradient_kernel), *arguments)
     return backward_reference(*arguments)
@@ -616,21 +730,28 @@ class BatchNormReLU(torch.autograd.Function):
         running_mean: Tensor,
         running_var: Tensor,
         residual: Tensor | None,
+        addend: Tensor | None,
         momentum: float,
         eps: float,
         relu: bool,
-    ) -> Tensor:
-        y, statistics = batch_norm_relu_forward(x, weight, bias, running_mean, running_var, residual, momentum, eps, relu)
-        ctx.relu, ctx.masks_residual = relu, relu and residual is not None
-        ctx.has_residual = residual is not None
+        skip: Skip | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        arguments = x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu
+        y, statistics, total = batch_norm_relu_forward(*arguments)
+        x = x if addend is None else total
+        ctx.relu, ctx.skip, ctx.masks_residual = relu, skip, relu and residual is not None
+        ctx.has_residual, ctx.has_addend = residual is not None, addend is not None
         ctx.save_for_backward(x, y if ctx.masks_residual else None, weight, bias, statistics)
-        return y
+        # A tensor that is returned twice would be one to autograd, which would add up both gradients itself.
+        return with_skip(y, x, skip) if skip != "output" else (y, y.view_as(y))
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight, grad_bias, masked = batch_norm_relu_backward(grad_y, *ctx.saved_tensors, ctx.relu)
-        grad_residual = (masked if ctx.masks_residual else grad_y) if ctx.has_residual else None
-        return grad_x, grad_weight, grad_bias, None, None, grad_residual, None, None, None
+    def backward(ctx: Any, grad_y: Tensor, grad_skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight, grad_bias, masked = batch_norm_relu_backward(grad_y, grad_skip, *ctx.saved_tensors, ctx.relu, ctx.skip)
+        grad_residual = None
+        if ctx.has_residual:
+            grad_residual = masked if ctx.masks_residual else grad_y + grad_skip if ctx.skip == "output" else grad_y
+        return grad_x, grad_weight, grad_bias, None, None, grad_residual, grad_x if ctx.has_addend else None, None, None, None, None
 
 
 def batch_norm_relu(
@@ -640,16 +761,18 @@ def batch_norm_relu(
     running_mean: Tensor,
     running_var: Tensor,
     residual: Tensor | None = None,
+    addend: Tensor | None = None,
     *,
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
     relu: bool = True,
-) -> Tensor:
+    skip: Skip | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), per channel: (N, C, H, W) like `x`, differentiable once.
 
-    In training mean and variance are those of `x`, in float32, and the running statistics move towards them as in `nn.BatchNorm2d`. In
-    evaluation, and on the CPU, this is plain torch.
+    In training mean and variance are those of `x`, or of `x + addend`, in float32, and the running statistics move towards them as in
+    `nn.BatchNorm2d`. In evaluation, and on the CPU, this is plain torch.
 
     Args:
         x: (N, C, H, W) float32, bfloat16 or float16, channels last.
@@ -658,26 +781,36 @@ def batch_norm_relu(
         running_mean: (C,) float32; in training written in place.
         running_var: (C,) float32; in training written in place, with the unbiased variance.
         residual: like `x` in shape, dtype, layout and device, added before the ReLU; None for nothing.
+        addend: like `x`, added to it before it is normalised; None for nothing.
         training: whether to normalise by the statistics of `x`, or by the running ones.
         momentum: the share of the new statistics in the running ones.
         eps: is added to the variance.
         relu: whether to end with a ReLU.
+        skip: what to return besides, for a shortcut, whose gradient the backward pass then adds without a kernel of its own: "input", what
+            is normalised, or "output", the result once more.
 
     Raises:
         TypeError: an argument has the wrong dtype.
         ValueError: an argument has the wrong shape, strides or device, or `x` has one row in training.
     """
-    _check(x, weight, bias, running_mean, running_var, residual, training)
-    arguments = x, weight, bias, running_mean, running_var, residual
+    _check(x, weight, bias, running_mean, running_var, residual, addend, training)
+    arguments = x, weight, bias, running_mean, running_var, residual, addend
     # Whether a card is too old is left to the ops: a compiler that traces this function cannot ask the driver.
     plain = not (training and KERNELS_EXIST and (x.device.type == "cuda" or use_triton(x)))
     if plain:
-        return batch_norm_relu_reference(*arguments, training=training, momentum=momentum, eps=eps, relu=relu)
-    return BatchNormReLU.apply(*arguments, momentum, eps, relu)
+        return batch_norm_relu_reference(*arguments, training=training, momentum=momentum, eps=eps, relu=relu, skip=skip)
+    return BatchNormReLU.apply(*arguments, momentum, eps, relu, skip)
 
 
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, residual: Tensor | None, training: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    addend: Tensor | None,
+    training: bool,
 ) -> None:
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32, bfloat16 or float16, not {x.dtype}.")
@@ -694,23 +827,32 @@ def _check(
             raise ValueError(f"{name} must be contiguous of shape {shape}, not {tuple(vector.shape)} with strides {vector.stride()}.")
         if vector.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, not on {vector.device}.")
-    if residual is None:
-        return
-    if residual.dtype != x.dtype:
-        raise TypeError(f"residual must be {x.dtype} like x, not {residual.dtype}.")
-    if residual.shape != x.shape or not residual.is_contiguous(memory_format=torch.channels_last):
-        shape = tuple(residual.shape)
-        raise ValueError(f"residual must be {tuple(x.shape)} like x, channels last, not {shape} with strides {residual.stride()}.")
-    if residual.device != x.device:
-        raise ValueError(f"residual must be on {x.device} like x, not on {residual.device}.")
+    for name, other in (("residual", residual), ("addend", addend)):
+        if other is None:
+            continue
+        if other.dtype != x.dtype:
+            raise TypeError(f"{name} must be {x.dtype} like x, not {other.dtype}.")
+        if other.shape != x.shape or not other.is_contiguous(memory_format=torch.channels_last):
+            shape = tuple(other.shape)
+            raise ValueError(f"{name} must be {tuple(x.shape)} like x, channels last, not {shape} with strides {other.stride()}.")
+        if other.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, not on {other.device}.")
 
 
 def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, residual: Tensor | None, **how: Any
-) -> Tensor:
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    addend: Tensor | None,
+    **how: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
     """`batch_norm_relu` in training through the kernels themselves, without gradients."""
-    arguments = x, weight, bias, running_mean, running_var, residual, how["momentum"], how["eps"], how["relu"]
-    return launch_forward(statistics_kernel, normalize_kernel, *arguments)[0]
+    arguments = x, weight, bias, running_mean, running_var, residual, addend, how["momentum"], how["eps"], how["relu"]
+    y, _, total = launch_forward(statistics_kernel, normalize_kernel, *arguments)
+    return with_skip(y, x if addend is None else total, how["skip"])
 
 
 def _make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
@@ -721,8 +863,10 @@ def _make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
 
     x, weight, bias = activation(2.0, 0.5), torch.rand(channels, device=device) + 0.5, torch.randn(channels, device=device) * 0.3
     residual = activation(1.0, 0.0) if shape["residual"] else None
+    addend = activation(1.0, 0.0) if shape["addend"] else None
     # Where the ReLU is given almost zero, rounding decides whether a gradient passes: none of millions of elements may be so.
-    z = F.batch_norm(x.float(), None, None, weight, bias, training=True)
+    total = x if addend is None else x + addend
+    z = F.batch_norm(total.float(), None, None, weight, bias, training=True)
     z = z if residual is None else z + residual
     return {
         "x": torch.where(z.abs() < 1 / 64, x + 0.125, x).contiguous(memory_format=torch.channels_last),
@@ -731,22 +875,32 @@ def _make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
         "running_mean": torch.randn(channels, device=device),
         "running_var": torch.rand(channels, device=device) + 0.5,
         "residual": residual,
+        "addend": addend,
         "training": True,
         "momentum": 0.1,
         "eps": 1e-5,
         "relu": shape["relu"],
+        "skip": shape["skip"],
     }
 
 
 def _bytes_moved(arguments: Arguments) -> int:
-    x, residual, weight = arguments["x"], arguments["residual"], arguments["weight"]
-    # The output is as large as x. Four vectors are read, and the running statistics written.
-    return (2 + (residual is not None)) * x.nbytes + 6 * weight.nbytes
+    x, residual, addend, weight = (arguments[name] for name in ("x", "residual", "addend", "weight"))
+    # The output is as large as x, as is the sum. Four vectors are read, and the running statistics written.
+    return (2 + (residual is not None) + 2 * (addend is not None)) * x.nbytes + 6 * weight.nbytes
 
 
-def _case(size: tuple[int, int, int, int], residual: bool = False, relu: bool = True, of_a_network: bool = False) -> Case:
-    name = "x".join(map(str, size)) + "-residual" * residual + "-linear" * (not relu)
-    return Case(name, {"size": size, "residual": residual, "relu": relu}, of_a_network)
+def _case(
+    size: tuple[int, int, int, int],
+    residual: bool = False,
+    relu: bool = True,
+    addend: bool = False,
+    skip: Skip | None = None,
+    of_a_network: bool = False,
+) -> Case:
+    name = "x".join(map(str, size)) + "-residual" * residual + "-linear" * (not relu) + "-addend" * addend
+    name += f"-{skip}" if skip else ""
+    return Case(name, {"size": size, "residual": residual, "relu": relu, "addend": addend, "skip": skip}, of_a_network)
 
 
 NETWORK_SIZES = [(128, c, s, s) for c, s in ((64, 8), (16, 32), (32, 16), (64, 32), (128, 16), (256, 8), (512, 4), (1024, 2))]
@@ -762,12 +916,18 @@ SPEC = OpSpec(
     cases=(
         *(_case(size, residual) for size in ODD_SIZES for residual in (False, True)),
         *(_case((3, 17, 5, 7), residual, relu=False) for residual in (False, True)),
+        *(_case(size, addend=True, skip="input") for size in ODD_SIZES),
+        *(_case(size, residual=True, skip="output") for size in ODD_SIZES),
+        *(_case((3, 17, 5, 7), residual, relu=False, skip=skip) for residual in (False, True) for skip in ("input", "output")),
+        _case((3, 17, 5, 7), residual=True, addend=True),
         *(_case(size, residual, of_a_network=True) for size in NETWORK_SIZES for residual in (False, True)),
+        *(_case(size, addend=True, skip="input", of_a_network=True) for size in NETWORK_SIZES[:3]),
+        *(_case(size, residual=True, skip="output", of_a_network=True) for size in NETWORK_SIZES[3:6]),
     ),
     bytes_moved=_bytes_moved,
-    summary="Batch norm, an optional residual and an optional ReLU, for training.",
+    summary="Batch norm for training, with the additions before and after it and the ReLU, where they are.",
     mutates=("running_mean", "running_var"),
-    differentiable=("x", "residual", "weight", "bias"),
+    differentiable=("x", "addend", "residual", "weight", "bias"),
     # Over a few rows the float32 sums of both err by about an eps, either the less by luck.
     multiple={torch.float32: 4.0, torch.bfloat16: 2.0, torch.float16: 2.0},
     ops=("fastcifar::batch_norm_relu_forward", "fastcifar::batch_norm_relu_backward"),

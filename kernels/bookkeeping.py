@@ -203,7 +203,7 @@ SPEC = OpSpec(
     launch=lambda **arguments: launch_advance(advance_kernel, **arguments),
     make=make,
     exact=plain,
-    rival=plain,
+    rival=advance_reference,
     cases=(
         _case("one-rate"),
         _case("four-rates-no-average", rates=4, decays=0),

@@ -39,8 +39,8 @@ class OpSpec:
     """An op, and how to tell that it is right and fast.
 
     Correctness: for each case and dtype, `results(arguments, op(**arguments))` must be as near to `exact`, computed in float64, as a small
-    multiple of what `rival` computes in the dtype itself; the gradients of the arguments named in `differentiable` likewise, for a random
-    gradient of the first result.
+    multiple of what `rival` computes in the dtype itself; the gradients of the arguments named in `differentiable` likewise, for random
+    gradients of what it returns.
     """
 
     op: Callable[..., Any]

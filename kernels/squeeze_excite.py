@@ -48,9 +48,11 @@ def squeeze_excite_reference(
     expand_bias: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
+    skip: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """What `squeeze_excite` computes, in plain torch: in float32, rounded once."""
-    return _forward_reference(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)[0]
+    y = _forward_reference(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)[0]
+    return (y, y) if skip else y
 
 
 def _forward_reference(
@@ -77,6 +79,7 @@ def _forward_reference(
 
 def _backward_reference(
     grad_y: Tensor,
+    grad_skip: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     pooled: Tensor,
@@ -87,7 +90,8 @@ def _backward_reference(
     masks_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `squeeze_excite_backward` computes, in plain torch; its derivation stands there."""
-    grad = grad_y if y is None else grad_y.masked_fill(y <= 0, 0)
+    grad = grad_y if grad_skip is None else grad_y + grad_skip
+    grad = grad if y is None else grad.masked_fill(y <= 0, 0)
     grad_expanded = (grad.float() * x).sum((2, 3)) * gate * (1 - gate)
     with _full_precision(x.device):
         grad_hidden = (grad_expanded @ expand_weight.float()).masked_fill(hidden <= 0, 0)
@@ -171,6 +175,7 @@ def gradient_kernel(
     grad_expanded_ptr,
     grad_hidden_ptr,
     grad_y_ptr,
+    grad_skip_ptr,
     x_ptr,
     y_ptr,
     hidden_ptr,
@@ -181,6 +186,7 @@ def gradient_kernel(
     pixels,
     channels,
     reduced,
+    HAS_SKIP: tl.constexpr,
     RELU: tl.constexpr,
     MASKS_RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -195,6 +201,8 @@ def gradient_kernel(
     values = (sample[:, None, None] * pixels + pixel[None, :, None]) * channels + channel[None, None, :]
     is_value = is_mean[:, None, :] & (pixel < pixels)[None, :, None]
     grad = tl.load(grad_y_ptr + first * pixels * channels + values, is_value, 0).to(tl.float32)
+    if HAS_SKIP:
+        grad += tl.load(grad_skip_ptr + first * pixels * channels + values, is_value, 0).to(tl.float32)
     if RELU:
         # Unlike y > 0, this lets the gradient of a nan pass, as in torch.
         grad = tl.where(tl.load(y_ptr + first * pixels * channels + values, is_value, 0).to(tl.float32) <= 0, 0.0, grad)
@@ -340,6 +348,7 @@ def launch_squeeze_excite_backward(
     kernel: Any,
     of_weights: Any,
     grad_y: Tensor,
+    grad_skip: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     pooled: Tensor,
@@ -353,6 +362,8 @@ def launch_squeeze_excite_backward(
     samples, channels, pixels = len(x), int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])
     reduced = int(reduce_weight.shape[0])
     blocks = _blocks(pixels, channels, reduced)
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    grad_skip = grad_skip if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x) if masks_residual else torch.empty(0, dtype=x.dtype, device=x.device)
     grad_expanded, grad_hidden = torch.empty_like(gate), torch.empty_like(hidden)
@@ -362,8 +373,9 @@ def launch_squeeze_excite_backward(
         grad_expanded,
         grad_hidden,
         grad_y,
+        x if grad_skip is None else grad_skip,  # Some pointer, which is not read; likewise for y.
         x,
-        x if y is None else y,  # Some pointer, which is not read.
+        x if y is None else y,
         hidden,
         gate,
         reduce_weight,
@@ -372,6 +384,7 @@ def launch_squeeze_excite_backward(
         pixels,
         channels,
         reduced,
+        HAS_SKIP=grad_skip is not None,
         RELU=y is not None,
         MASKS_RESIDUAL=masks_residual,
         **blocks,
@@ -404,6 +417,7 @@ def squeeze_excite_forward(
 @triton_op("fastcifar::squeeze_excite_backward", mutates_args=())
 def squeeze_excite_backward(
     grad_y: Tensor,
+    grad_skip: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     pooled: Tensor,
@@ -417,7 +431,7 @@ def squeeze_excite_backward(
 
     With p a pixel of P, c a channel, u a hidden unit, and sums over what the left side lacks (the sample n only in weights and biases):
 
-        pooled_c = sum x_pc / P                                     grad_pc = grad_y_pc, where the ReLU let y pass, else 0
+        pooled_c = sum x_pc / P                                     grad_pc = grad_y_pc + grad_skip_pc where the ReLU let y pass, else 0
         hidden_u = relu(sum reduce_weight_uc pooled_c + bias)       grad_residual_pc = grad_pc
         gate_c = sigmoid(sum expand_weight_cu hidden_u + bias)      grad_expanded_c = gate_c (1 - gate_c) sum grad_pc x_pc
         y_pc = relu(x_pc gate_c + residual_pc)                      grad_hidden_u = [hidden_u > 0] sum expand_weight_cu grad_expanded_c
@@ -427,7 +441,8 @@ def squeeze_excite_backward(
         grad_expand_weight_cu = sum grad_expanded_nc hidden_nu      its bias: sum grad_expanded_nc
 
     Args:
-        grad_y: (N, C, H, W), of the dtype and strides of x.
+        grad_y: (N, C, H, W), of the dtype of x, of any strides.
+        grad_skip: like grad_y, that of the result given to a shortcut, which is added to grad_y; None where there is none.
         x: (N, C, H, W), as given to `squeeze_excite`.
         y: what it returned; None where there was no ReLU.
         pooled: (N, C) float32, as are
@@ -437,34 +452,39 @@ def squeeze_excite_backward(
         expand_weight: (C, R).
         masks_residual: whether a gradient of the residual is wanted that is not simply grad_y; else it comes empty.
     """
-    arguments = grad_y, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual
+    arguments = grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual
     if fits(x, reduce_weight) and use_triton(x):
         return launch_squeeze_excite_backward(wrap_triton(gradient_kernel), wrap_triton(weight_gradient_kernel), *arguments)
     return _backward_reference(*arguments)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, reduce_weight, _, expand_weight, _, residual, relu = inputs
-    y, *intermediates = output
-    ctx.mark_non_differentiable(*intermediates)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, y if relu else None, *intermediates, reduce_weight, expand_weight)
-    ctx.has_residual = residual is not None
+class SqueezeExcite(torch.autograd.Function):
+    """Joins the two ops; `torch.library` lets no op return a tensor twice."""
 
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        reduce_weight: Tensor,
+        reduce_bias: Tensor,
+        expand_weight: Tensor,
+        expand_bias: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        skip: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        y, *intermediates = squeeze_excite_forward(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)
+        ctx.save_for_backward(x, y if relu else None, *intermediates, reduce_weight, expand_weight)
+        ctx.has_residual, ctx.masks_residual = residual is not None, residual is not None and (relu or skip)
+        # The same tensor would be one to autograd, which would add up both gradients itself.
+        return (y, y.view_as(y)) if skip else y
 
-def _backward(ctx: Any, grad_y: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if grad_y is None:
-        return (None,) * 7
-    saved = ctx.saved_tensors
-    masks_residual = ctx.has_residual and saved[1] is not None
-    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
-    grad_x, grad_residual, *of_weights = squeeze_excite_backward(grad_y, *saved, masks_residual)
-    if not masks_residual:
-        grad_residual = grad_y if ctx.has_residual else None
-    return grad_x, *of_weights, grad_residual, None
-
-
-squeeze_excite_forward.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, grad_skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        grad_x, grad_residual, *of_weights = squeeze_excite_backward(grad_y, grad_skip, *ctx.saved_tensors, ctx.masks_residual)
+        if not ctx.masks_residual:
+            grad_residual = grad_y if ctx.has_residual else None
+        return grad_x, *of_weights, grad_residual, None, None
 
 
 def squeeze_excite(
@@ -475,7 +495,8 @@ def squeeze_excite(
     expand_bias: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
+    skip: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scales each channel by sigmoid(expand_weight relu(reduce_weight means + reduce_bias) + expand_bias), then adds and activates.
 
     Computed in float32, under autocast too, and rounded once; the weights are not cast. Deterministic. Differentiable, once, in all
@@ -489,15 +510,16 @@ def squeeze_excite(
         expand_bias: (C,), contiguous.
         residual: like x; added after the scaling.
         relu: whether a ReLU comes last.
+        skip: whether to return the result once more, for a shortcut, whose gradient the backward pass then adds by itself.
 
     Returns:
-        y: like x.
+        y: like x, twice with `skip`.
 
     Raises:
         TypeError: an argument has the wrong dtype.
         ValueError: an argument has the wrong shape, strides or device.
     """
-    return squeeze_excite_forward(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)[0]
+    return SqueezeExcite.apply(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu, skip)
 
 
 def _check(
@@ -545,7 +567,7 @@ NETWORK_SHAPES = ((256, 8), (512, 4), (1024, 2), (2048, 1))
 """Channels and side of the stages of residual networks, from images of 32 by 32."""
 
 
-ACTIVATIONS = ("x_ptr", "y_ptr", "residual_ptr", "grad_x_ptr", "grad_y_ptr", "grad_residual_ptr")
+ACTIVATIONS = ("x_ptr", "y_ptr", "residual_ptr", "grad_x_ptr", "grad_y_ptr", "grad_skip_ptr", "grad_residual_ptr")
 
 
 def _compilation(kernel: Any, dtype: str, constexprs: Mapping[str, int], num_warps: int = 4) -> Compilation:
@@ -559,7 +581,7 @@ def _compilations(dtype: str, channels: int, side: int) -> list[Compilation]:
     """The launches that depend on the shape of the activation."""
     blocks = _blocks(side * side, channels, channels // 16)
     num_warps = blocks.pop("num_warps")
-    launches = (squeeze_excite_kernel, {"HAS_RESIDUAL": True}), (gradient_kernel, {"MASKS_RESIDUAL": True})
+    launches = (squeeze_excite_kernel, {"HAS_RESIDUAL": True}), (gradient_kernel, {"HAS_SKIP": True, "MASKS_RESIDUAL": True})
     return [_compilation(kernel, dtype, {"RELU": True, **flags, **blocks}, num_warps) for kernel, flags in launches]
 
 
@@ -584,6 +606,7 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
         "expand_bias": torch.randn(channels, device=device) / 2,
         "residual": activation() if shape["residual"] else None,
         "relu": shape["relu"],
+        "skip": shape["skip"],
     }
 
 
@@ -595,7 +618,8 @@ def plain(
     expand_bias: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
+    skip: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Squeeze-and-excitation as it is usually written, all in the dtype of x."""
     weights = (
         tensor.to(x.dtype) for tensor in (reduce_weight[:, :, None, None], reduce_bias, expand_weight[:, :, None, None], expand_bias)
@@ -605,7 +629,8 @@ def plain(
     y = x * F.conv2d(hidden, expand_weight, expand_bias).sigmoid()
     if residual is not None:
         y = y + residual
-    return F.relu(y) if relu else y
+    y = F.relu(y) if relu else y
+    return (y, y) if skip else y
 
 
 def launch(
@@ -616,14 +641,16 @@ def launch(
     expand_bias: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
+    skip: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """`squeeze_excite` through its kernel itself."""
-    return launch_squeeze_excite(squeeze_excite_kernel, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)[0]
+    y = launch_squeeze_excite(squeeze_excite_kernel, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)[0]
+    return (y, y) if skip else y
 
 
-def _case(sizes: tuple[int, int, int, int, int], residual: bool, relu: bool, of_a_network: bool = False) -> Case:
-    name = "x".join(map(str, sizes)) + "-residual" * residual + "-relu" * relu
-    return Case(name, {**dict(zip("NCHWR", sizes, strict=True)), "residual": residual, "relu": relu}, of_a_network)
+def _case(sizes: tuple[int, int, int, int, int], residual: bool, relu: bool, skip: bool = False, of_a_network: bool = False) -> Case:
+    name = "x".join(map(str, sizes)) + "-residual" * residual + "-relu" * relu + "-skip" * skip
+    return Case(name, {**dict(zip("NCHWR", sizes, strict=True)), "residual": residual, "relu": relu, "skip": skip}, of_a_network)
 
 
 SPEC = OpSpec(
@@ -637,10 +664,12 @@ SPEC = OpSpec(
         _case((1, 1, 1, 1, 1), False, False),
         _case((3, 3, 5, 7, 2), True, True),
         _case((3, 17, 8, 8, 5), False, True),
-        _case((17, 300, 3, 2, 30), True, True),
+        _case((17, 300, 3, 2, 30), True, True, skip=True),
+        _case((3, 17, 5, 7, 3), True, False, skip=True),
         # Too large for the kernels.
-        _case((1, 130, 13, 17, 37), True, False),
-        *(_case((128, channels, side, side, channels // 16), True, True, True) for channels, side in NETWORK_SHAPES),
+        _case((1, 130, 13, 17, 37), True, False, skip=True),
+        *(_case((128, channels, side, side, channels // 16), True, True, of_a_network=True) for channels, side in NETWORK_SHAPES),
+        _case((128, 256, 8, 8, 16), True, True, skip=True, of_a_network=True),
     ),
     bytes_moved=lambda given: sum(tensor.nbytes for tensor in given.values() if isinstance(tensor, Tensor)) + given["x"].nbytes,
     summary="Squeeze-and-excitation, with the addition of a residual and ReLU where they follow.",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the CPU; torch reads it once, when it is imported
+
 from collections.abc import Iterator
 from pathlib import Path
 

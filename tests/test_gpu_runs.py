@@ -16,28 +16,30 @@ from fastcifar.engine import evaluate, host, run, trainer
 from fastcifar.hardware import native_bf16
 from fastcifar.inference import speed
 
-TRAIN = "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 50 --epochs 3 --compile off".split()
+TRAIN = "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 20 --epochs 2 --compile off".split()
 
 
 @pytest.fixture(autouse=True)
 def small_and_steady(gpu, dali, monkeypatch, tmp_path):
-    """An epoch must not wait, but at its end; and what a GPU would compute in large is small."""
-    run_epoch, synchronize = trainer.Trainer.run_epoch, trainer.synchronize
+    """An epoch must not wait, but at its end and where a snapshot is due; and what a GPU would compute in large is small."""
 
-    def strict_epoch(self, *arguments):
-        with gpu.steady():
-            return run_epoch(self, *arguments)
+    def under(strict, function):
+        def wrapped(*arguments):
+            with gpu.steady(strict):
+                return function(*arguments)
 
-    def allowed(device):
-        with gpu.steady(False):
-            synchronize(device)
+        return wrapped
 
-    monkeypatch.setattr(trainer.Trainer, "run_epoch", strict_epoch)
-    monkeypatch.setattr(trainer, "synchronize", allowed)
-    monkeypatch.setattr(synthetic, "SPLITS", {"train": 620, "test": 230})
+    for owner, name, strict in (
+        (trainer.Trainer, "run_epoch", True),
+        (trainer.Trainer, "keep_snapshot", False),
+        (trainer, "synchronize", False),
+    ):
+        monkeypatch.setattr(owner, name, under(strict, getattr(owner, name)))
+    monkeypatch.setattr(synthetic, "SPLITS", {"train": 260, "test": 130})
     monkeypatch.setitem(host.MATRIX_SIZE, "cuda", 64)
-    monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 100)
-    monkeypatch.setitem(loader.CHUNK_SIZE, "cuda", 200)
+    monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 50)
+    monkeypatch.setitem(loader.CHUNK_SIZE, "cuda", 100)
     monkeypatch.setitem(speed.SIZES, "cuda", (1, 8))
     monkeypatch.setitem(profile.COPIED_BYTES, "cuda", 2**20)
     monkeypatch.chdir(tmp_path)
@@ -71,6 +73,19 @@ def test_every_loader_and_every_way_to_launch_ends_in_the_same_bytes():
         assert weights(number) == weights("0")
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--se-ratio 0.25 --memory-limit 4GB",
+        "--schedule warm-restarts --restart-period 1ep --warmup 0% --snapshots --swa-start 50%",
+        "--schedule plateau --patience 0 --micro-batch 20",
+        "--optimizer muon --sharpness sam --clip-norm 1",
+    ],
+)
+def test_methods(flags):
+    assert cli.main([*TRAIN, *flags.split(), "--out", "run"]) == 0
+
+
 @pytest.mark.parametrize("policy", ["autoaugment", "standard,mixup:0.4", "standard,cutmix"])
 @pytest.mark.parametrize("backend", ["torch", "triton", "dali"])
 def test_policies(policy, backend):
@@ -78,18 +93,18 @@ def test_policies(policy, backend):
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
-    assert cli.main([*TRAIN, "--val-split", "100", "--out", "whole"]) == 0
+    assert cli.main([*TRAIN, "--val-split", "50", "--out", "whole"]) == 0
     launch, launched = trainer.Trainer.launch, []
 
     def stopped(self, *batch):
         launch(self, *batch)
         launched.append(batch)
-        if len(launched) == 13:
+        if len(launched) == 14:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "launch", stopped)
-        assert cli.main([*TRAIN, "--val-split", "100", "--out", "stopped"]) == 128 + signal.SIGTERM
+        assert cli.main([*TRAIN, "--val-split", "50", "--out", "stopped"]) == 128 + signal.SIGTERM
     assert cli.main(["train", "--resume", "stopped"]) == 0
     assert {name: content for name, content in weights("stopped").items() if name != "state.safetensors"} == {
         name: content for name, content in weights("whole").items() if name != "state.safetensors"
@@ -97,7 +112,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
 
 
 def test_float16_with_a_scaled_loss_on_an_old_card(gpu, monkeypatch):
-    monkeypatch.setattr(synthetic, "SPLITS", {"train": 200, "test": 50})
+    monkeypatch.setattr(synthetic, "SPLITS", {"train": 100, "test": 50})
     gpu.capability = (7, 5)
     assert cli.main([*TRAIN, "--epochs", "1", "--capture", "off", "--out", "run"]) == 0
     assert json.loads(Path("run/config.json").read_text())["engine"]["precision"] == "fp16"
@@ -105,7 +120,7 @@ def test_float16_with_a_scaled_loss_on_an_old_card(gpu, monkeypatch):
 
 def test_what_comes_after_training(capsys):
     for seed in "01":
-        assert cli.main([*TRAIN, "--epochs", "1", "--val-split", "100", "--seed", seed, "--out", seed]) == 0
+        assert cli.main([*TRAIN, "--epochs", "1", "--val-split", "50", "--seed", seed, "--out", seed]) == 0
     accuracy = result("0")["test_accuracy"]
     capsys.readouterr()
     assert cli.main(["eval", "0"]) == 0
@@ -120,8 +135,9 @@ def test_what_comes_after_training(capsys):
 
 @pytest.mark.parametrize("capture", ["on", "off"])
 def test_profile(capture, monkeypatch):
-    monkeypatch.setattr(profile, "traced", lambda *arguments: [])
-    monkeypatch.setattr(profile, "parts_on_gpu", lambda course, steps: {"data": 1.0})
+    """But for what only the profiler of a real GPU sees."""
+    monkeypatch.setattr(profile, "traced", lambda course, steps, path, watch: course.run(2, watch) and [])
+    monkeypatch.setattr(profile, "kernel_seconds", lambda events: {"forward": 1.0})
     flags = f"--arch resnet --blocks 1 --channels 8 --dataset synthetic --compile off --capture {capture} --batch-size 20 --steps 8"
     assert cli.main(["profile", *flags.split(), "--out", "profile"]) == 0
     assert json.loads(Path("profile/profile.json").read_text())["captured"] is (capture == "on")
@@ -160,7 +176,7 @@ def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_wh
 
     def failing_next(self, totals):
         record = end_epoch(self, totals)
-        if self.epoch == 2:
+        if self.epoch == 1:
             gpu.failures["replay"] = error
         return record
 

@@ -12,7 +12,9 @@ def forgiven(gpu: PretendedGpu) -> None:
 def test_a_tensor_says_where_it_was_put(gpu):
     there, here = torch.zeros(3, device="cuda"), torch.zeros(3)
     assert (there.device, there.is_cuda, here.device.type, here.is_cuda) == (CARD, True, "cpu", False)
-    assert all(made.is_cuda for made in (there + 1, there[1:], torch.zeros_like(there), here.to("cuda"), torch.nn.Linear(3, 2).to(CARD).bias))
+    assert all(
+        made.is_cuda for made in (there + 1, there[1:], torch.zeros_like(there), here.to("cuda"), torch.nn.Linear(3, 2).to(CARD).bias)
+    )
     assert not any(made.is_cuda for made in (there.cpu(), here, here + 1))
     with pytest.raises(TypeError, match="cuda:0"):
         there.numpy()

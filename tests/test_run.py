@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,7 +31,8 @@ from fastcifar.runs.network import load_network
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
-SMALL = """train --dataset synthetic --arch resnet --blocks 1 --channels 16 --batch-size 250 --epochs 3
+IMAGES = Path(tempfile.gettempdir()) / f"fastcifar-{os.getpid()}.npz"
+SMALL = f"""train --dataset {IMAGES} --arch resnet --blocks 1 --channels 16 --batch-size 50 --epochs 3
     --device cpu --compile off""".split()
 RESULT_KEYS = set(
     """test_accuracy validation_accuracy averaged_test_accuracy averaged_test_accuracies chosen_epochs watched_test_accuracy
@@ -40,6 +44,18 @@ RESULT_KEYS = set(
 def weight_files(run: Path) -> dict[str, bytes]:
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images() -> Iterator[None]:
+    """A quarter of the drawn images, as a data set of one's own."""
+    arrays = {}
+    for split, count in (("train", 2500), ("test", 500)):
+        part = load_dataset("synthetic", split).subset(torch.arange(count))
+        arrays |= {f"{split}_images": part.images.numpy(), f"{split}_labels": part.labels.numpy()}
+    numpy.savez(IMAGES, **arrays)
+    yield
+    IMAGES.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +180,9 @@ def test_the_snapshots_of_a_run_vote_and_teach(finished_with_dropout, tmp_path, 
     together = tmp_path / "together"
     assert cli.main(["ensemble", str(finished_with_dropout), "--out", str(together)]) == 0
     assert [member.weights for member in read_report(together).members] == ["snapshot-1", "snapshot-2", "snapshot-3"]
-    taught = ["--teacher", str(together), "--epochs", "1", "--batch-size", "2500", "--out", str(tmp_path / "student")]
+    taught = ["--teacher", str(together), "--epochs", "1", "--batch-size", "500", "--out", str(tmp_path / "student")]
     assert cli.main([*SMALL, *taught]) == 0
-    teacher = Trainer(Run.open(tmp_path / "student").config(), load_dataset("synthetic", "train")).objective.teacher
+    teacher = Trainer(Run.open(tmp_path / "student").config(), load_dataset(str(IMAGES), "train")).objective.teacher
     for (network, _), name in zip(teacher.members, ("snapshot-1", "snapshot-2", "snapshot-3"), strict=True):
         expected = load_network(finished_with_dropout, torch.device("cpu"), name).model.state_dict()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())

@@ -34,6 +34,8 @@ class BlockShape:
     """Of the branch, in training (stochastic depth)."""
     dropout: float = 0.0
     """Before each convolution of the branch but the first, as in wide ResNets."""
+    followed: bool = False
+    """By another block."""
 
     @property
     def projects(self) -> bool:
@@ -72,7 +74,8 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 class PostActivation(nn.Module):
     """A residual block with the activation after the addition (He et al. 2015, arXiv:1512.03385); the shortcut's convolution has a norm.
 
-    (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up.
+    (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up; twice, for the branch and the shortcut of the block that follows, if one
+    does, so that the gradients of both are added without a kernel of its own.
     """
 
     def __init__(self, shape: BlockShape) -> None:
@@ -80,54 +83,65 @@ class PostActivation(nn.Module):
         gated = bool(shape.reduced or shape.skip_probability)
         self.branch = shape.branch()
         self.norm = BatchNorm2d(shape.channels[-1], relu=not gated)
-        self.merge = Merge(shape, relu=True) if gated else None
+        self.followed = shape.followed
+        self.merge = Merge(shape) if gated else None
         self.shortcut = shape.shortcut()
         if shape.projects:
             self.shortcut.append(BatchNorm2d(shape.channels[-1]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        branch, shortcut = self.branch(x), self.shortcut(x)
-        return self.norm(branch, shortcut) if self.merge is None else self.merge(self.norm(branch), shortcut)
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        x, again = x if isinstance(x, tuple) else (x, x)
+        branch, shortcut = self.branch(x), self.shortcut(again)
+        if self.merge is None:
+            return self.norm(branch, shortcut, "output" if self.followed else None)
+        return self.merge(self.norm(branch), shortcut, self.followed)
 
 
 class PreActivation(nn.Module):
     """A residual block with norm and activation before each convolution (He et al. 2016, arXiv:1603.05027).
 
     Where the shape changes, the shortcut is a bare convolution of the activated input, else the untouched input. Shapes as in
-    `PostActivation`.
+    `PostActivation`, but the block puts out the branch and the shortcut, a pair that whatever follows adds up: the norm of the next block
+    does so without a kernel of its own.
     """
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         self.norm = BatchNorm2d(shape.channels[0], relu=True)
         self.branch = shape.branch()
-        self.merge = Merge(shape, relu=False)
+        self.merge = Merge(shape)
         self.shortcut = shape.shortcut()
         self.projects = shape.projects
 
-    def forward(self, x: Tensor) -> Tensor:
-        activated = self.norm(x)
-        return self.merge(self.branch(activated), self.shortcut(activated) if self.projects else x)
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.projects:
+            activated = self.norm(x)
+            shortcut = self.shortcut(activated)
+        else:
+            activated, shortcut = self.norm(x, skip="input")
+        return self.merge(self.branch(activated)), shortcut
 
 
 class Merge(nn.Module):
-    """The end of a block: squeeze-and-excitation and stochastic depth of the branch, the addition, a ReLU; each where asked for."""
+    """Squeeze-and-excitation and stochastic depth of a branch, each where asked for; with a shortcut also its addition, and a ReLU.
 
-    def __init__(self, shape: BlockShape, relu: bool) -> None:
+    The result comes twice with `skip`.
+    """
+
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         self.excite = SqueezeExcite(shape.channels[-1], shape.reduced) if shape.reduced else None
         self.depth = StochasticDepth(shape.skip_probability) if shape.skip_probability else None
-        self.relu = relu
 
-    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+    def forward(self, branch: Tensor, shortcut: Tensor | None = None, skip: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if self.excite is not None and self.depth is None:
-            return self.excite(branch, shortcut, self.relu)
+            return self.excite(branch, shortcut, shortcut is not None, skip)
         if self.excite is not None:
             branch = self.excite(branch)
         if self.depth is not None:
             branch = self.depth(branch)
-        y = branch + shortcut
-        return F.relu(y) if self.relu else y
+        y = branch if shortcut is None else F.relu(branch + shortcut)
+        return (y, y) if skip else y
 
 
 class StochasticDepth(nn.Module):
@@ -163,14 +177,16 @@ def deep_stem(width: int, out_channels: int, stride: int, entry_stride: int) -> 
 class Pool(nn.Module):
     """Average pooling over `size` x `size` windows, or the whole map where `size` is None: (N, C, H, W) -> (N, features).
 
-    Windows are `stride` apart, `size` by default; what no window covers is not read: 5x5 on an 8x8 map is its top left corner.
+    Windows are `stride` apart, `size` by default; what no window covers is not read: 5x5 on an 8x8 map is its top left corner. Of a pair
+    of maps the sum is pooled.
     """
 
     def __init__(self, size: int | None, stride: int | None = None) -> None:
         super().__init__()
         self.size, self.stride = size, stride
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        x = x[0] + x[1] if isinstance(x, tuple) else x
         return x.mean((2, 3)) if self.size is None else F.avg_pool2d(x, self.size, self.stride).flatten(1)
 
     def extra_repr(self) -> str:

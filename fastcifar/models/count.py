@@ -93,9 +93,10 @@ def count_model(model: nn.Module, image_size: int = 32) -> NetworkCount:
 
 
 def remember(name: str, outputs: dict[str, tuple[int, ...]]) -> Callable[..., None]:
-    """A forward hook that notes the shape a layer puts out."""
+    """A forward hook that notes the shape a layer puts out, of several tensors that of the first."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
         if isinstance(output, Tensor):
             outputs[name] = tuple(output.shape[1:])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.kernels.batch_norm import DTYPES, batch_norm_relu
+from fastcifar.kernels.batch_norm import DTYPES, Skip, batch_norm_relu, with_skip
 from fastcifar.kernels.dispatch import KERNELS_EXIST
 from fastcifar.kernels.squeeze_excite import squeeze_excite
 from fastcifar.models.compiled_norm import CompiledNorm
@@ -20,6 +20,8 @@ from fastcifar.models.compiled_norm import CompiledNorm
 
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch norm, the addition of a residual and ReLU: (N, C, H, W) -> the same, in the dtype of the input, under autocast too.
+
+    The input may be a pair of tensors, whose sum is meant.
 
     `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel launch a step.
     In training on a GPU all is one op, and its result channels_last.
@@ -36,15 +38,21 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked = None
         self.relu = relu
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`x` normalised, plus `residual`, which is like `x`, if there is one."""
-        if self.training and has_kernel(x, self.weight, residual):
-            statistics = self.running_mean, self.running_var
-            how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu}
-            return batch_norm_relu(as_channels_last(x), self.weight, self.bias, *statistics, as_channels_last(residual), **how)
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], residual: Tensor | None = None, skip: Skip | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`x` normalised, plus `residual`, which is like `x`, if there is one; and what a shortcut takes, if so chosen by `skip`."""
+        x, addend = x if isinstance(x, tuple) else (x, None)
+        if self.training and has_kernel(x, self.weight, residual, addend):
+            parameters = self.weight, self.bias, self.running_mean, self.running_var
+            how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu, "skip": skip}
+            return batch_norm_relu(as_channels_last(x), *parameters, as_channels_last(residual), as_channels_last(addend), **how)
+        x = x if addend is None else x + addend
         if self.training and x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() > self.num_features:
-            return self.compiled_for_cpu(x, residual)
-        return add_and_activate(super().forward(x), residual, self.relu)
+            y = self.compiled_for_cpu(x, residual)
+        else:
+            y = add_and_activate(super().forward(x), residual, self.relu)
+        return with_skip(y, x, skip)
 
     def compiled_for_cpu(self, x: Tensor, residual: Tensor | None) -> Tensor:
         y, mean, var = CompiledNorm.apply(x, residual, self.weight, self.bias, self.eps, self.relu)
@@ -78,23 +86,24 @@ class SqueezeExcite(nn.Module):
         self.reduce = nn.Linear(channels, reduced)
         self.expand = nn.Linear(reduced, channels)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """`x` scaled, plus `residual`, which is like `x`, if there is one, and through a ReLU if so chosen."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False, skip: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """`x` scaled, plus `residual`, which is like `x`, if there is one, and through a ReLU if so chosen; twice with `skip`."""
         if has_kernel(x, self.reduce.weight, residual):
             weights = self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias
-            return squeeze_excite(as_channels_last(x), *weights, as_channels_last(residual), relu)
+            return squeeze_excite(as_channels_last(x), *weights, as_channels_last(residual), relu, skip)
         gate = self.expand(F.relu(self.reduce(x.mean((2, 3))))).sigmoid()
-        return add_and_activate(x * gate[:, :, None, None], residual, relu)
+        y = add_and_activate(x * gate[:, :, None, None], residual, relu)
+        return (y, y) if skip else y
 
 
-def has_kernel(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+def has_kernel(x: Tensor, weight: Tensor, *added: Tensor | None) -> bool:
     """Whether an op of `fastcifar.kernels` takes these: on a GPU, float32 or half precision, with weights in float32.
 
     Whether the card is too old for Triton is left to the op: a compiler that traces the layer cannot ask the driver.
     """
     if not (x.is_cuda and KERNELS_EXIST):
         return False
-    return x.dtype in DTYPES and weight.dtype == torch.float32 and (residual is None or residual.dtype == x.dtype)
+    return x.dtype in DTYPES and weight.dtype == torch.float32 and all(tensor is None or tensor.dtype == x.dtype for tensor in added)
 
 
 def as_channels_last(x: Tensor | None) -> Tensor | None:

@@ -196,6 +196,7 @@ class ResNet:
                         reduced=max(1, round(outer * self.se_ratio)) if self.se_ratio else 0,
                         skip_probability=self.stochastic_depth * (before + i + 1) / sum(self.blocks),
                         dropout=self.block_dropout,
+                        followed=before + i + 1 < sum(self.blocks),
                     )
                 )
                 width = outer

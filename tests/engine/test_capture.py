@@ -16,9 +16,8 @@ from fastcifar.optim.optimizers import build_optimizer
 
 
 @pytest.mark.usefixtures("card", "deterministic")
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_captured_steps_equal_launched_ones(method, precision):
+@pytest.mark.parametrize(("precision", "method"), [("fp16", "asam"), ("fp16", "rmsprop"), *(("bf16", method) for method in METHODS)])
+def test_captured_steps_equal_launched_ones(precision, method):
     """To the bit, dropout included; what waits in the middle of a step is launched."""
     engine = EngineConfig(device="cuda:0", precision=precision, compile="off")
     launched, captured = (Trainer(replace(DROPOUT, engine=engine, **METHODS[method]), image_set(100)) for _ in range(2))
@@ -75,7 +74,7 @@ def test_a_recorded_evaluation_is_the_same(monkeypatch):
 
 
 @pytest.mark.usefixtures("card")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["averages", "asam", "adam", "muon"])
 def test_a_captured_epoch_neither_waits_nor_allocates(method):
     trainer = Trainer(
         replace(DROPOUT, engine=EngineConfig(device="cuda:0", precision="bf16", compile="off"), **METHODS[method]), image_set(100)

@@ -10,6 +10,7 @@ from fastcifar.config import OptimConfig, ScheduleConfig
 from fastcifar.engine.step import LiveMeter, Meter, Reading, Totals
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
+from fastcifar.kernels.bookkeeping import NEVER
 
 
 def test_a_loss_that_is_not_finite_ends_the_epoch_within_some_steps():
@@ -57,7 +58,7 @@ def test_on_a_gpu_a_reading_is_of_the_steps_before_its_copy_and_is_never_waited_
     meter = Meter(torch.device("cpu"))
     live = LiveMeter(meter, every=2)
     device = PretendedDevice(live)
-    meter.sums.copy_(torch.tensor([6.0, 3.0, Meter.NEVER]))
+    meter.sums.copy_(torch.tensor([6.0, 3.0, NEVER]))
     assert live(1, 1) is None, "no copy is due"
     assert live(2, 2) is None, "the copy is on its way"
     meter.sums.copy_(torch.tensor([60.0, 30.0, 7.0]))

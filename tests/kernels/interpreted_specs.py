@@ -173,8 +173,9 @@ def several_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("several_tiles")
 @pytest.mark.parametrize("size", [(1, 3, 5, 7), (1, 17, 33, 1), (5, 16, 33, 1)], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
-def test_batch_norm_of_several_tiles(size: tuple[int, ...], residual: bool) -> None:
-    assert_as_accurate(batch_norm_relu, arguments(size, residual))
+@pytest.mark.parametrize(("addend", "skip"), [(False, None), (False, "output"), (True, "input")])
+def test_batch_norm_of_several_tiles(size: tuple[int, ...], residual: bool, addend: bool, skip: batch_norm.Skip | None) -> None:
+    assert_as_accurate(batch_norm_relu, arguments(size, residual, addend=addend, skip=skip))
 
 
 @pytest.mark.usefixtures("several_tiles")

@@ -1,4 +1,4 @@
-"""Batch norm with residual and ReLU: on the CPU, traced for a GPU, in Triton's interpreter, and (marked) on a GPU."""
+"""Batch norm with the additions and the ReLU around it: on the CPU, traced for a GPU, in Triton's interpreter, and (marked) on a GPU."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fastcifar.kernels.batch_norm import (
     SPEC,
     TILE,
     BatchNormReLU,
+    Skip,
     batch_norm_relu,
     batch_norm_relu_backward,
     batch_norm_relu_forward,
@@ -29,16 +30,24 @@ from fastcifar.kernels.batch_norm import (
 from fastcifar.kernels.dispatch import KERNELS_EXIST
 from fastcifar.kernels.spec import Case
 
-NAMES = ("x", "weight", "bias", "residual")
+NAMES = ("x", "weight", "bias", "residual", "addend")
 VARIANTS = [(residual, relu) for residual in (False, True) for relu in (False, True)]
 ODD_CASES = [case for case in SPEC.cases if not case.of_a_network]
 
 needs_kernels = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
 
 
-def arguments(size: tuple[int, ...], residual: bool = True, relu: bool = True, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def arguments(
+    size: tuple[int, ...],
+    residual: bool = True,
+    relu: bool = True,
+    dtype: torch.dtype = torch.float32,
+    addend: bool = False,
+    skip: Skip | None = None,
+) -> dict[str, Any]:
     torch.manual_seed(sum(size))
-    return SPEC.make({"size": size, "residual": residual, "relu": relu}, dtype, torch.device("cpu"))
+    shape = {"size": size, "residual": residual, "relu": relu, "addend": addend, "skip": skip}
+    return SPEC.make(shape, dtype, torch.device("cpu"))
 
 
 def module_and_relu(
@@ -48,19 +57,23 @@ def module_and_relu(
     running_mean: Tensor,
     running_var: Tensor,
     residual: Tensor | None = None,
+    addend: Tensor | None = None,
     *,
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
     relu: bool = True,
-) -> Tensor:
-    """`nn.BatchNorm2d`, an addition and a ReLU."""
+    skip: Skip | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """An addition, `nn.BatchNorm2d`, another addition and a ReLU."""
+    x = x if addend is None else x + addend
     norm = nn.BatchNorm2d(x.shape[1], eps, momentum, dtype=weight.dtype, device=x.device).train(training)
     state = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     state["num_batches_tracked"] = norm.num_batches_tracked
     y = torch.func.functional_call(norm, state, (x,))
     y = y if residual is None else y + residual
-    return F.relu(y) if relu else y
+    y = F.relu(y) if relu else y
+    return (y, x) if skip == "input" else (y, y) if skip == "output" else y
 
 
 def differentiable_ops(
@@ -70,24 +83,28 @@ def differentiable_ops(
     running_mean: Tensor,
     running_var: Tensor,
     residual: Tensor | None,
+    addend: Tensor | None,
     *,
     training: bool,
     momentum: float,
     eps: float,
     relu: bool,
-) -> Tensor:
+    skip: Skip | None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """`batch_norm_relu` through the two ops, as on a GPU, whatever the device."""
     assert training
-    return BatchNormReLU.apply(x, weight, bias, running_mean, running_var, residual, momentum, eps, relu)
+    return BatchNormReLU.apply(x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu, skip)
 
 
-def evaluate(function: Callable[..., Tensor], given: dict[str, Any], grad_y: Tensor) -> dict[str, Tensor]:
-    """The output, the running statistics and the gradients, by name; `given` stays as it is."""
+def evaluate(function: Callable[..., Any], given: dict[str, Any], grad_y: Tensor) -> dict[str, Tensor]:
+    """The outputs, the running statistics and the gradients, by name, the shortcut's gradient being half of `grad_y`; `given` stays."""
     leaves = {name: given[name].detach().requires_grad_() for name in NAMES if given[name] is not None}
     running = {name: given[name].clone() for name in SPEC.mutates}
-    y = function(**{**given, **leaves, **running})
-    gradients = torch.autograd.grad(y, list(leaves.values()), grad_y)
-    return {"y": y.detach(), **running, **dict(zip(leaves, gradients, strict=True))}
+    returned = function(**{**given, **leaves, **running})
+    outputs = dict(zip(("y", "skip"), returned if given["skip"] else (returned,), strict=False))
+    gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), [grad_y, grad_y / 2][: len(outputs)])
+    outputs = {name: output.detach() for name, output in outputs.items()}
+    return {**outputs, **running, **dict(zip(leaves, gradients, strict=True))}
 
 
 def exact_results(given: dict[str, Any], grad_y: Tensor) -> dict[str, Tensor]:
@@ -144,21 +161,25 @@ def test_autocast_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("residual", "relu"), VARIANTS)
-def test_opcheck(residual: bool, relu: bool) -> None:
-    given = arguments((3, 5, 4, 3), residual, relu, torch.bfloat16)
+@pytest.mark.parametrize("addend", [False, True])
+def test_opcheck(residual: bool, relu: bool, addend: bool) -> None:
+    given = arguments((3, 5, 4, 3), residual, relu, torch.bfloat16, addend)
     vectors = [given[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    forward = given["x"], *vectors, given["residual"], 0.1, 1e-5, relu
+    forward = given["x"], *vectors, given["residual"], given["addend"], 0.1, 1e-5, relu
     torch.library.opcheck(batch_norm_relu_forward, forward)
-    y, statistics = batch_norm_relu_forward(*forward)
-    saved_y = y if residual and relu else None
-    torch.library.opcheck(batch_norm_relu_backward, (torch.randn_like(y), given["x"], saved_y, *vectors[:2], statistics, relu))
+    y, statistics, _ = batch_norm_relu_forward(*forward)
+    skip, saved = "input" if addend else "output", (given["x"], y if residual and relu else None, *vectors[:2], statistics)
+    torch.library.opcheck(batch_norm_relu_backward, (torch.randn_like(y), torch.randn_like(y), *saved, relu, skip))
+    torch.library.opcheck(batch_norm_relu_backward, (torch.randn_like(y), None, *saved, relu, None))
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_the_ops_compile_to_one_graph(residual: bool) -> None:
+@pytest.mark.parametrize("addend", [False, True])
+@pytest.mark.parametrize("skip", [None, "input", "output"])
+def test_the_ops_compile_to_one_graph(residual: bool, addend: bool, skip: Skip | None) -> None:
     torch.compiler.reset()
     compiled = torch.compile(differentiable_ops, fullgraph=True, backend="aot_eager")
-    assert_as_accurate(compiled, arguments((5, 16, 3, 3), residual))
+    assert_as_accurate(compiled, arguments((5, 16, 3, 3), residual, addend=addend, skip=skip))
 
 
 @pytest.fixture
@@ -193,17 +214,21 @@ def kernel_writes(function: Callable[..., Any], *given: Any) -> list[list[str]]:
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(("residual", "relu"), VARIANTS)
+@pytest.mark.parametrize(("of_sum", "skip"), [(False, None), (False, "output"), (True, "input")])
 @pytest.mark.parametrize("size", [(2, 16, 16, 16), (2, 16, 16, 17)], ids=["one-launch", "two-launches"])
-def test_on_a_gpu_the_compiled_step_holds_one_kernel_or_two_each_way(size: tuple[int, ...], residual: bool, relu: bool) -> None:
-    given = arguments(size, residual, relu, torch.bfloat16)
+def test_on_a_gpu_the_compiled_step_holds_one_kernel_or_two_each_way(
+    size: tuple[int, ...], residual: bool, relu: bool, of_sum: bool, skip: Skip | None
+) -> None:
+    given = arguments(size, residual, relu, torch.bfloat16, of_sum, skip)
     first = 1 if size[-1] == 16 else 0
-    x, weight, bias, residual_or_none = (given[name] for name in NAMES)
+    x, weight, bias, *added = (given[name] for name in NAMES)
     vectors = weight, bias, given["running_mean"], given["running_var"]
-    forward = kernel_writes(lambda *tensors: batch_norm_relu(*tensors, relu=relu), x, *vectors, residual_or_none)
-    assert forward == [["partials_ptr"], ["y_ptr", "statistics_ptr", "running_mean_ptr", "running_var_ptr"]][first:]
+    forward = kernel_writes(lambda *tensors: batch_norm_relu(*tensors, relu=relu, skip=skip), x, *vectors, *added)
+    total, of_x = ["sum_ptr"] * of_sum, ["y_ptr", "statistics_ptr", "running_mean_ptr", "running_var_ptr"]
+    assert forward == ([[*of_x, *total]] if first else [["partials_ptr", *total], of_x])
 
-    y = torch.randn_like(x) if residual and relu else None
-    backward = kernel_writes(batch_norm_relu_backward, torch.randn_like(x), x, y, weight, bias, torch.ones(2, 16), relu)
+    y, grad_skip = torch.randn_like(x) if residual and relu else None, torch.randn_like(x) if skip else None
+    backward = kernel_writes(batch_norm_relu_backward, torch.randn_like(x), grad_skip, x, y, weight, bias, torch.ones(2, 16), relu, skip)
     masked = [] if y is None else ["grad_residual_ptr"]
     of_x = ["grad_x_ptr", "grad_weight_ptr", "grad_bias_ptr"]
     assert backward == ([[*of_x, *masked]] if first else [["partials_ptr", *masked], of_x])
@@ -221,7 +246,7 @@ def test_the_split_covers_the_rows_and_stays_small(rows: int, channels: int) -> 
     assert all(size & (size - 1) == 0 for size in (parts_held, block_c, tile_rows))
 
 
-GOOD = arguments((3, 5, 4, 2))
+GOOD = arguments((3, 5, 4, 2), addend=True)
 
 
 @pytest.mark.parametrize(
@@ -235,10 +260,10 @@ GOOD = arguments((3, 5, 4, 2))
         *((name, GOOD[name][1:], ValueError) for name in ("weight", "bias", "running_mean", "running_var")),
         *((name, GOOD[name].to("meta"), ValueError) for name in ("weight", "bias", "running_mean", "running_var")),
         ("weight", torch.ones(10)[::2], ValueError),
-        ("residual", GOOD["residual"].half(), TypeError),
-        ("residual", GOOD["residual"][1:], ValueError),
-        ("residual", GOOD["residual"].contiguous(), ValueError),
-        ("residual", GOOD["residual"].to("meta"), ValueError),
+        *((name, GOOD[name].half(), TypeError) for name in ("residual", "addend")),
+        *((name, GOOD[name][1:], ValueError) for name in ("residual", "addend")),
+        *((name, GOOD[name].contiguous(), ValueError) for name in ("residual", "addend")),
+        *((name, GOOD[name].to("meta"), ValueError) for name in ("residual", "addend")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -68,7 +68,10 @@ def tensors(arguments: Arguments) -> dict[str, Tensor]:
 
 
 def outcome(spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None = None) -> dict[str, Tensor]:
-    """What a function computes, by name: its results and, given the gradient of the first of them, those of its arguments."""
+    """What a function computes, by name: its results and, given the gradient of the first of them, those of its arguments.
+
+    The next result, if it has a gradient, has half the first one's.
+    """
     leaves = tensors({name: arguments[name] for name in spec.differentiable}) if gradient is not None else {}
     for leaf in leaves.values():
         leaf.requires_grad_()
@@ -76,7 +79,9 @@ def outcome(spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gr
     found = {f"result {place}": result.detach() for place, result in enumerate(results)}
     if not leaves:
         return found
-    gradients = torch.autograd.grad(results[0], list(leaves.values()), as_gradient_of(results[0], gradient))
+    returned = [result for result in results if result.requires_grad]
+    given = [as_gradient_of(result, gradient / 2**place) for place, result in enumerate(returned)]
+    gradients = torch.autograd.grad(returned, list(leaves.values()), given)
     return {**found, **{f"gradient of {name}": value for name, value in zip(leaves, gradients, strict=True)}}
 
 

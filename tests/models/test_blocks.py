@@ -5,7 +5,8 @@ import torch
 from timm.layers import drop_path
 from torch import nn
 
-from fastcifar.models.blocks import BlockShape, Merge, PostActivation, PreActivation, StochasticDepth
+from fastcifar.models.blocks import BlockShape, Merge, Pool, PostActivation, PreActivation, StochasticDepth
+from fastcifar.models.layers import BatchNorm2d
 
 SAME = BlockShape(channels=(8, 8, 8), kernels=(3, 3))
 WIDER = BlockShape(channels=(8, 12, 12), kernels=(3, 3), stride=2)
@@ -19,9 +20,16 @@ def test_pre_activation_block_follows_the_paper():
         activated = torch.relu(normed(block.norm, x))
         branch = conv2(torch.relu(normed(norm2, conv1(activated))))
         shortcut = block.shortcut[0](activated) if block.projects else x
-        torch.testing.assert_close(block(x), branch + shortcut)
+        torch.testing.assert_close(block(x), (branch, shortcut))
     assert [type(layer) for layer in block.shortcut] == [nn.Conv2d]
-    assert block(x).shape == (2, 12, 3, 3)
+    assert branch.shape == (2, 12, 3, 3)
+
+
+@pytest.mark.parametrize("follower", [PreActivation(SAME), PreActivation(WIDER), BatchNorm2d(8, relu=True), Pool(2)], ids=repr)
+def test_what_follows_a_pre_activation_block_adds_its_branch_and_shortcut(follower):
+    """To the bit, so that a network computes on a CPU what it would if the block added them itself."""
+    branch, shortcut = PreActivation(SAME)(torch.randn(2, 8, 6, 6))
+    torch.testing.assert_close(follower((branch, shortcut)), follower(branch + shortcut), rtol=0, atol=0)
 
 
 def test_post_activation_block_follows_the_paper():
@@ -48,19 +56,19 @@ def test_blocks_keep_and_halve_odd_maps(kernel, size, pool_skip):
     x = torch.randn(2, 4, size, size)
     same = BlockShape(channels=(4, 4, 4), kernels=(kernel, kernel), pool_skip=pool_skip)
     halved = BlockShape(channels=(4, 6, 6), kernels=(kernel, kernel), stride=2, skip_kernel=kernel, pool_skip=pool_skip)
-    for block in (PreActivation, PostActivation):
-        assert block(same)(x).shape == x.shape
-        assert block(halved)(x).shape == (2, 6, (size + 1) // 2, (size + 1) // 2)
+    assert {y.shape for y in (*PreActivation(same)(x), PostActivation(same)(x))} == {x.shape}
+    smaller = (2, 6, (size + 1) // 2, (size + 1) // 2)
+    assert {tuple(y.shape) for y in (*PreActivation(halved)(x), PostActivation(halved)(x))} == {smaller}
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_merge_gates_the_branch_then_adds(relu):
+def test_merge_gates_the_branch_then_adds():
     shape = BlockShape(channels=(8, 8, 8), kernels=(3, 3), reduced=2)
-    merge, branch, shortcut = Merge(shape, relu), torch.randn(3, 8, 5, 5), torch.randn(3, 8, 5, 5)
+    merge, branch, shortcut = Merge(shape), torch.randn(3, 8, 5, 5), torch.randn(3, 8, 5, 5)
     excite = merge.excite
     gate = torch.sigmoid(excite.expand(torch.relu(excite.reduce(branch.mean((2, 3))))))
-    expected = branch * gate[:, :, None, None] + shortcut
-    torch.testing.assert_close(merge(branch, shortcut), torch.relu(expected) if relu else expected)
+    gated = branch * gate[:, :, None, None]
+    torch.testing.assert_close(merge(branch), gated)
+    torch.testing.assert_close(merge(branch, shortcut), torch.relu(gated + shortcut))
 
 
 @pytest.mark.parametrize("style", [PreActivation, PostActivation])
@@ -75,7 +83,7 @@ def test_stochastic_depth_leaves_the_shortcut_or_scales_the_branch(style, reduce
     alive = dropped.flatten(1).any(1)
     assert 12 < alive.sum() < 52
     torch.testing.assert_close(dropped, 2 * branch * alive[:, None, None, None])
-    torch.testing.assert_close(y, torch.relu(dropped + x) if style is PostActivation else dropped + x)
+    torch.testing.assert_close(y, torch.relu(dropped + x) if style is PostActivation else (dropped, x))
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])

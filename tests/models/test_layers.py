@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from fastcifar.kernels.batch_norm import BatchNormReLU
+from fastcifar.kernels.batch_norm import BatchNormReLU, Skip
 from fastcifar.kernels.dispatch import KERNELS_EXIST
-from fastcifar.models import layers
+from fastcifar.models import build_model, layers
 from fastcifar.models.layers import BatchNorm2d, SqueezeExcite, has_kernel
 
 SIZE = (3, 10, 5, 7)
@@ -209,8 +211,8 @@ def test_the_switch_turns_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> No
 def ops_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers call their ops as on a GPU; on a CPU these run their references, forward and backward."""
 
-    def batch_norm_op(x: Tensor, *tensors: Tensor | None, momentum: float, eps: float, relu: bool) -> Tensor:
-        return BatchNormReLU.apply(x, *tensors, momentum, eps, relu)
+    def batch_norm_op(x: Tensor, *tensors: Tensor | None, momentum: float, eps: float, relu: bool, skip: Skip | None) -> Any:
+        return BatchNormReLU.apply(x, *tensors, momentum, eps, relu, skip)
 
     monkeypatch.setattr(layers, "has_kernel", lambda *_: True)
     monkeypatch.setattr(layers, "batch_norm_relu", batch_norm_op)
@@ -222,6 +224,20 @@ def ops_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layer", CALLS)
 def test_the_ops_agree_with_the_plain_layers(layer: str, kind: torch.dtype | str, residual: bool, relu: bool) -> None:
     assert_layer_is_as_accurate(layer, kind, residual, relu, "cpu")
+
+
+@pytest.mark.parametrize("pre_activation", [False, True])
+@pytest.mark.parametrize("se_ratio", [0.0, 0.25])
+def test_a_network_of_ops_trains_as_a_plain_one(pre_activation: bool, se_ratio: float, request: pytest.FixtureRequest) -> None:
+    """What its shortcuts take, and the gradients that come back along them, go through the ops."""
+    options = {"pre_activation": pre_activation, "final_norm": pre_activation, "se_ratio": se_ratio}
+    model = build_model("resnet", blocks=(2, 2), channels=(8, 12), **options)
+    images = torch.randn(16, 3, 9, 9).to(memory_format=torch.channels_last)
+    grad_y = torch.randn(16, 10)
+    plain = outcome(copy.deepcopy(model), torch.float32, [images], grad_y)
+    request.getfixturevalue("ops_on_the_cpu")
+    for found, expected in zip(outcome(model, torch.float32, [images], grad_y), plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.usefixtures("ops_on_the_cpu")

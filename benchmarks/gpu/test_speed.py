@@ -1,0 +1,105 @@
+"""Images a second of training on a GPU: of the networks with a target, of the loaders, of several runs at once; and their profiles."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from timing import measure, seconds
+
+from fastcifar import cli
+from fastcifar.arguments import parse
+from fastcifar.data.image_set import ImageSet
+from fastcifar.data.loader import dali_installed
+from fastcifar.data.synthetic import synthetic
+from fastcifar.diagnostics.profile import Course
+from fastcifar.engine.host import matmul_flops_per_second, peak_memory_bytes
+from fastcifar.engine.resolve import resolve
+from fastcifar.engine.run import prepare_machine
+from fastcifar.engine.trainer import Trainer
+
+NETWORKS = ("resnet20_v2", "resnet_prop")
+EAGER = [f"--arch {network} --batch-size {size} --compile off" for size in (128, 512, 1024) for network in NETWORKS]
+LOADERS = [
+    f"--arch resnet20_v2 --batch-size 512 --compile off --augment {policy} --loader {loader}"
+    for policy in ("standard", "standard,autoaugment")
+    for loader in ("dali", "triton")
+]
+COMPILED = [flags.replace("off", "on") for flags in EAGER]
+REPEATS = 5
+AT_ONCE = 4
+STEPS = 400
+
+
+def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
+    """Ready to train on as many images as CIFAR-10 has, and what was said of that; what they show does not matter to any speed."""
+    config, notes = resolve(parse(["train", "--dataset", "synthetic", "--epochs", "100", *flags]).run)
+    prepare_machine(config.engine)
+    drawn = synthetic("train")
+    images = ImageSet(drawn.images.repeat(REPEATS, 1, 1, 1), drawn.labels.repeat(REPEATS), drawn.classes, drawn.mean, drawn.std)
+    trainer = Trainer(config, images)
+    return trainer, [*notes, trainer.compile(), trainer.capture()]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(pytest.param(flags, marks=pytest.mark.takes(20)) for flags in (*EAGER, *LOADERS, f"{EAGER[0]} --capture off")),
+        *(pytest.param(flags, marks=pytest.mark.takes(60)) for flags in COMPILED),
+    ],
+)
+def test_training(benchmark, device, flags, tiny):
+    """Whole epochs, loading included, compiling and capturing apart."""
+    if "dali" in flags and not dali_installed():
+        pytest.skip("NVIDIA DALI is not installed")
+    trainer, notes = trainer_of([*flags.split(), *tiny])
+    median = measure(benchmark, lambda: trainer.run_epoch(stop=lambda: False, tick=lambda batch: None), device, rounds=3)
+    rate, engine = trainer.steps_per_epoch * trainer.config.batch_size / median, trainer.config.engine
+    benchmark.extra_info.update(
+        images_per_second=rate,
+        flop_utilization=rate * trainer.count.training_flops / matmul_flops_per_second(trainer.device, trainer.precision.dtype),
+        setup_seconds=trainer.seconds["compile"],
+        precision=engine.precision,
+        loader=trainer.loader.backend,
+        compiled=engine.compile,
+        captured=engine.capture,
+        peak_memory_bytes=peak_memory_bytes(trainer.device),
+        notes=notes,
+    )
+
+
+@pytest.mark.takes(60)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_profile(network, record_property, tmp_path, capsys, tiny):
+    status = cli.main(["profile", "--arch", network, "--out", str(tmp_path), *(["--steps", "1", *tiny] if tiny else [])])
+    assert status == 0, capsys.readouterr().err
+    for name, figure in json.loads((tmp_path / "profile.json").read_text()).items():
+        record_property(name, figure)
+
+
+@pytest.mark.takes(40)
+def test_packed(device, record_property, tiny):
+    """Runs on streams of one process, whose steps are launched in turn, against one alone."""
+    one, several = (rate_together(count, 1 if tiny else STEPS, device, tiny) for count in (1, AT_ONCE))
+    record_property("images_per_second", several)
+    record_property("times_one", several / one)
+
+
+def rate_together(count: int, steps: int, device: torch.device, flags: list[str]) -> float:
+    """Images a second of `count` runs together, after as many steps to warm up."""
+    courses = []
+    for _ in range(count):
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            courses.append((stream, Course(trainer_of(["--arch", "resnet20_v2", "--compile", "off", *flags])[0])))
+
+    def train() -> None:
+        for _ in range(steps):
+            for stream, course in courses:
+                with torch.cuda.stream(stream):
+                    course.trainer.launch(*next(course.batches))
+                    course.trainer.batch += 1
+
+    train()
+    return count * steps * courses[0][1].trainer.config.batch_size / seconds(train, device)
