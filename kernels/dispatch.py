@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# From 3.10 on Triton contracts a * b + c only where it is told to; until then it warns. Where the bits matter a kernel says `tl.fma` itself.
+# From 3.10 on Triton contracts a * b + c only where it is told to; until then it warns. Where bits matter a kernel says `tl.fma` itself.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 try:

@@ -144,7 +144,11 @@ def interrupt(run: Path, number: signal.Signals, options: list[str]) -> subproce
     return subprocess.CompletedProcess(process.args, process.returncode, stderr=errors)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT))],
+    ids=lambda number: number.name,
+)
 def test_interrupted_and_resumed_ends_in_the_same_bytes(tmp_path, finished_with_dropout, number):
     run = tmp_path / "run"
     ended = interrupt(run, number, DROPOUT)

@@ -41,6 +41,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_packed_runs_end_in_the_bytes_of_single_ones(tmp_path):
     """At equal thread counts; and what has ended is kept."""
     configs = [replace(CONFIG, seed=seed) for seed in (0, 1)]

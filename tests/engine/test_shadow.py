@@ -54,7 +54,7 @@ def test_a_capture_that_fails_leaves_no_gradient(monkeypatch):
 
 
 @pytest.mark.usefixtures("card", "deterministic")
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.gpu)])
 def test_captured_steps_with_a_shadow_are_those_of_autocast(precision, monkeypatch):
     engine = EngineConfig(device="cuda:0", precision=precision, compile="off")
     shadowed = Trainer(replace(DROPOUT, engine=engine), image_set(100))
