@@ -87,7 +87,8 @@ def test_methods(flags):
 
 
 @pytest.mark.parametrize(
-    ("backend", "policy"), [("torch", "autoaugment,cutmix"), ("triton", "randaugment:2,9,mixup:0.4"), ("dali", "standard,autoaugment,cutmix")]
+    ("backend", "policy"),
+    [("torch", "autoaugment,cutmix"), ("triton", "randaugment:2,9,mixup:0.4"), ("dali", "standard,autoaugment,cutmix")],
 )
 def test_policies(policy, backend):
     assert cli.main([*TRAIN, "--epochs", "1", "--augment", policy, "--loader", backend, "--out", "run"]) == 0

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import fastcifar
 from fastcifar import cli
 from fastcifar.config import RunConfig
-from fastcifar.data.sources import load_dataset
+from fastcifar.data.sources import find, load_dataset
 from fastcifar.diagnostics.plan import cost, outline
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import build_trainer
@@ -229,18 +229,9 @@ def test_python_interface(tmp_path):
 
 
 @pytest.mark.slow
-def test_quickstart_on_the_synthetic_set_reaches_95_percent(tmp_path):
-    run = tmp_path / "run"
-    subprocess.run([*FASTCIFAR, "train", "--recipe", "quickstart", "--dataset", "synthetic", "--out", str(run)], check=True)
-    assert json.loads((run / "result.json").read_text())["test_accuracy"] >= 0.95
-
-
-@pytest.mark.slow
-@pytest.mark.data
-def test_quickstart_on_cifar10_reaches_65_percent(tmp_path):
-    run = tmp_path / "run"
-    done = subprocess.run(
-        [*FASTCIFAR, "train", "--recipe", "quickstart", "--out", str(run)], check=True, capture_output=True, text=True, env=os.environ
-    )
-    assert "cifar10" in done.stdout.splitlines()[0].lower().replace("-", "")
-    assert json.loads((run / "result.json").read_text())["test_accuracy"] >= 0.65
+def test_quickstart_learns(tmp_path):
+    """CIFAR-10 where it is at hand, else the drawn images."""
+    dataset, expected = ("cifar10", 0.65) if find("cifar10") else ("synthetic", 0.95)
+    command = [*FASTCIFAR, "train", "--recipe", "quickstart", "--dataset", dataset, "--out", str(tmp_path / "run")]
+    subprocess.run(command, check=True, env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] >= expected

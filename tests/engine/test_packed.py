@@ -2,12 +2,14 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -18,13 +20,14 @@ from fastcifar.engine.run import train
 from fastcifar.recipes import RECIPES
 from fastcifar.runs.interrupt import Interrupted
 
+IMAGES = Path(tempfile.gettempdir()) / f"fastcifar-packed-{os.getpid()}.npz"
 CONFIG = RunConfig(
     model=ModelConfig("resnet", blocks=(1,), channels=(8,)),
-    data=DataConfig("synthetic"),
+    data=DataConfig(str(IMAGES)),
     average=AverageConfig((0.9,)),
     engine=EngineConfig(device="cpu", compile="off", threads=1),
     epochs=1,
-    batch_size=500,
+    batch_size=100,
 )
 
 
@@ -39,6 +42,17 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images() -> Iterator[None]:
+    draw, arrays = torch.Generator().manual_seed(0), {}
+    for split, count in (("train", 2000), ("test", 300)):
+        arrays[f"{split}_images"] = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=draw).numpy()
+        arrays[f"{split}_labels"] = (torch.arange(count) % 10).numpy()
+    numpy.savez(IMAGES, **arrays)
+    yield
+    IMAGES.unlink()
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_stochastic_depth_grows_linearly_to_the_last_block():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("resnet20_v2", {"stochastic_depth": 0.2, "dropout": 0.1}),
+        ("resnet", {"blocks": (2, 1), "channels": (16, 32), "pre_activation": True, "stochastic_depth": 0.2, "dropout": 0.1}),
         ("resnet", {"blocks": (1, 1), "channels": (16, 16), "block": "bottleneck", "groups": 4, "se_ratio": 0.25, "stochastic_depth": 0.2}),
         ("resnet", {"blocks": (1, 1), "channels": (16, 32)}),
     ],
