@@ -146,7 +146,7 @@ def interrupt(run: Path, number: signal.Signals, options: list[str]) -> subproce
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT))],
+    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
     ids=lambda number: number.name,
 )
 def test_interrupted_and_resumed_ends_in_the_same_bytes(tmp_path, finished_with_dropout, number):
