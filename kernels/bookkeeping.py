@@ -81,21 +81,9 @@ def advance_kernel(
 
 
 @launcher
-def launch_advance(
-    kernel: Any,
-    sums: Tensor,
-    step: Tensor,
-    rates: Tensor,
-    decays: Tensor,
-    loss: Tensor,
-    correct: Tensor,
-    lr_table: Tensor,
-    ratios: Tensor,
-    decay_table: Tensor,
-    images: int,
-) -> None:
-    """Launches `kernel`, which is `advance_kernel` or its wrapped form."""
-    tensors = sums, step, rates, decays, loss, correct, lr_table, ratios, decay_table
+def launch_advance(kernel: Any, *tensors: Tensor, images: int) -> None:
+    """Launches `kernel`, which is `advance_kernel` or its wrapped form, on the tensors that `advance_` takes, in their order."""
+    rates, decays, lr_table = tensors[2], tensors[3], tensors[6]
     kernel[(1,)](*tensors, images, len(lr_table) - 1, RATES=len(rates), DECAYS=len(decays), NEVER=NEVER, num_warps=1)
 
 
@@ -128,7 +116,7 @@ def advance_(
         images: of the step.
     """
     if use_triton(sums):
-        launch_advance(wrap_triton(advance_kernel), sums, step, rates, decays, loss, correct, lr_table, ratios, decay_table, images)
+        launch_advance(wrap_triton(advance_kernel), sums, step, rates, decays, loss, correct, lr_table, ratios, decay_table, images=images)
     else:
         advance_reference(sums, step, rates, decays, loss, correct, lr_table, ratios, decay_table, images)
 
@@ -200,7 +188,7 @@ def _case(name: str, *, of_a_network: bool = False, **shape: float) -> Case:
 SPEC = OpSpec(
     op=advance_,
     reference=advance_reference,
-    launch=lambda **arguments: launch_advance(advance_kernel, **arguments),
+    launch=lambda images, **tensors: launch_advance(advance_kernel, *(tensors[name] for name in TENSORS), images=images),
     make=make,
     exact=plain,
     rival=advance_reference,

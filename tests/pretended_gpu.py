@@ -8,7 +8,7 @@ beginning and the end of its capture: a replay runs these on the same memory and
 A rule that is broken raises `Broken` on the spot, and again when the test ends, in case the code under test caught it:
 
 - a host sync, or a copy from memory that is not pinned, within `steady()`;
-- either of them in a capture, or a random number drawn from a generator that the capture does not know;
+- either of them in a capture;
 - an operator over tensors of both devices, but for numbers;
 - memory used by a stream that has not waited for the one that wrote it, or given back while another stream still reads it.
 """

@@ -158,6 +158,15 @@ def test_a_capture_that_fails_in_python_is_launched(gpu, capsys):
     assert "Not captured, since that failed (no such thing)" in capsys.readouterr().out
 
 
+def test_weights_that_cannot_be_put_back_after_a_capture_are_not_trained_on(monkeypatch, capsys):
+    def no_room(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(trainer.snapshot, "restore", no_room)
+    assert cli.main([*TRAIN, "--out", "run"]) == 2
+    assert "the GPU's memory ran out" in capsys.readouterr().err
+
+
 def test_a_capture_that_fails_in_cuda_ends_in_a_sentence(gpu, capsys):
     gpu.failures["capture"] = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
     assert cli.main([*TRAIN, "--out", "run"]) == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,15 +35,13 @@ class Recorder:
         """
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
-        mode = torch.cuda.get_sync_debug_mode()
         try:
             with torch.cuda.stream(self.stream):
                 for _ in range(WARM_UP_STEPS - 1):
                     call()
-                torch.cuda.set_sync_debug_mode("error")
-                call()
+                with refusing_to_wait():
+                    call()
         finally:
-            torch.cuda.set_sync_debug_mode(mode)
             current.wait_stream(self.stream)
 
     def __call__(self, call: Callable[[], None]) -> Replay:
@@ -50,6 +50,19 @@ class Recorder:
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             call()
         return graph.replay
+
+
+@contextmanager
+def refusing_to_wait() -> Iterator[None]:
+    """Within the block whatever would make the host wait for the GPU raises RuntimeError, where torch notices."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*debug mode is a prototype.*")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 class CapturedSteps:

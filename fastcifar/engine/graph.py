@@ -55,7 +55,7 @@ def mark_of(config: RunConfig, device: torch.device, options: dict[str, int | bo
 
 
 def obstacle_to_compiling(requested: str, steps: int, step_seconds: Callable[[], float], device: str, cached: bool) -> str | None:
-    """Why a run is not compiled, or None where it is: "on" was asked for, or "auto" and the time saved exceeds the time of compiling.
+    """A line on why a run is not compiled, or None where it is: as asked, or for "auto" since the time saved exceeds that of compiling.
 
     Args:
         requested: "auto", "on" or "off".
@@ -65,15 +65,15 @@ def obstacle_to_compiling(requested: str, steps: int, step_seconds: Callable[[],
         cached: whether the same was compiled before, and its artefacts are kept.
     """
     if not steps:
-        return ": no step is left to run"
+        return "Not compiled: no step is left to run."
     if requested == "off":
-        return ", as asked"
+        return "Not compiled, as asked."
     if requested == "on":
         return None
     eager, cost = steps * step_seconds(), WARM_SECONDS if cached else COLD_SECONDS
     if eager * (1 - 1 / SPEEDUP[device]) >= cost:
         return None
-    return f": {eager:.0f} s of training would not win back the {cost:.0f} s"
+    return f"Not compiled: {eager:.0f} s of training would not win back the {cost:.0f} s."
 
 
 def compile_function(

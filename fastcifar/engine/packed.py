@@ -1,8 +1,8 @@
 """Several runs at a time on one device: which, how many, and with how many threads each; the processes are `engine.workers`.
 
 Processes, since each is then the run that it would have been alone: random state, threads, memory limits and compiled code belong to a
-process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU the kernels of several processes take turns, which gains
-nothing, unless NVIDIA's Multi-Process Service runs them side by side.
+process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU, where nothing of this is measured yet, the kernels of several
+processes take turns unless NVIDIA's Multi-Process Service runs them side by side; without it a run has the GPU to itself.
 """
 
 from __future__ import annotations

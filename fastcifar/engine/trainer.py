@@ -153,7 +153,7 @@ class Trainer:
         with self.clock("compile"):
             obstacle = obstacle_to_compiling(requested, remaining, self.eager_step_seconds, self.device.type, mark.exists())
             if obstacle:
-                outcome = Compiled(self.objective, not remaining and requested == "on", f"Not compiled{obstacle}.")
+                outcome = Compiled(self.objective, not remaining and requested == "on", obstacle)
             else:
                 announce()
                 outcome = compile_function(self.objective, self.rehearse, mark, options)
@@ -163,7 +163,7 @@ class Trainer:
         return outcome.message
 
     def eager_step_seconds(self) -> float:
-        """A step that is not compiled takes so long: captured where it can be, since launching would count the host's time."""
+        """Seconds that a step takes which is not compiled, but captured where it can be, since launching would count the host's time."""
         if self.obstacle_to_capture() or self.try_capture():
             return min([timed(self.rehearse, self.objective) for _ in range(4)][1:])
 
@@ -212,18 +212,25 @@ class Trainer:
         Raises FastcifarError where CUDA itself reports an error, after which nothing on the device is to be trusted.
         """
         try:
-            images, labels = self.blank_batch(self.config.batch_size)
-            steps = 8 if self.config.batch_size * self.count.training_flops < SMALL_STEP_FLOPS else 1
-            recorder = Recorder(self.device)
             with self.leaving_no_trace():
-                recorder.warm_up(lambda: self.step(Workspace(None, images, labels)))
-                self.captured = CapturedSteps(self.step, images, labels, steps, recorder)
-                self.evaluator.capture(images.shape[2:], recorder)
-            return None
+                return self.record_steps()
         except torch.AcceleratorError as error:
             raise FastcifarError(
                 f"recording a step as a CUDA graph failed ({reason(error)}); try --capture off, which launches every kernel by itself."
             ) from error
+
+    def record_steps(self) -> str | None:
+        """Records steps and evaluations, for which it takes a few steps. Returns why it failed, but raises CUDA's own errors."""
+        try:
+            images, labels = self.blank_batch(self.config.batch_size)
+            steps = 8 if self.config.batch_size * self.count.training_flops < SMALL_STEP_FLOPS else 1
+            recorder = Recorder(self.device)
+            recorder.warm_up(lambda: self.step(Workspace(None, images, labels)))
+            self.captured = CapturedSteps(self.step, images, labels, steps, recorder)
+            self.evaluator.capture(images.shape[2:], recorder)
+            return None
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             self.captured = None
             return f"since that failed ({reason(error)})"

@@ -70,8 +70,8 @@ def test_what_was_asked_for_is_not_timed():
         raise AssertionError
 
     assert obstacle_to_compiling("on", 1, refuse, "cpu", cached=False) is None
-    assert obstacle_to_compiling("off", 1, refuse, "cpu", cached=False) == ", as asked"
-    assert obstacle_to_compiling("on", 0, refuse, "cpu", cached=False) == ": no step is left to run"
+    assert obstacle_to_compiling("off", 1, refuse, "cpu", cached=False) == "Not compiled, as asked."
+    assert obstacle_to_compiling("on", 0, refuse, "cpu", cached=False) == "Not compiled: no step is left to run."
 
 
 @pytest.mark.usefixtures("card")
