@@ -61,12 +61,12 @@ class Outcome:
     batch_size: int
     dataset: str
     images: int
-    """Of an epoch."""
+    """Images of an epoch."""
     epochs: int
     precision: str
-    """Of all loops but the reports', which compute in float32."""
+    """The precision of all loops but the reports', which compute in float32."""
     images_per_second: float
-    """Of the median epoch, loading included."""
+    """The rate of the median epoch, loading included."""
     times: dict[str, float]
     """The rate as a multiple of those of other loops in the same process."""
     setup_seconds: float
@@ -75,7 +75,7 @@ class Outcome:
     """On the test set after each epoch, measured while the clock stands."""
     target: float
     seconds_to_target: float | None
-    """Of training until the end of the first epoch that reached the target; None where none did."""
+    """The time of training until the end of the first epoch that reached the target; None where none did."""
 
 
 class PlainLoop(ABC):

@@ -110,7 +110,7 @@ class Averages:
         count = len(config.decays)
         self.ema = tuple(flat.repeat(count, 1) for flat in buckets.flat)
         self.decays = decay_table(config.decays, total).to(device)
-        """Of each step, float32 (steps, averages)."""
+        """The decays of each step, float32 (steps, averages)."""
         self.flat = {f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)}
         """The averaged weights, in the form of `Buckets.flat`."""
         self.swa_start = None

@@ -48,7 +48,7 @@ class Setting:
     name: str
     positional: bool
     kind: type
-    """Of one value: int, float, str, Path or bool."""
+    """The type of one value: int, float, str, Path or bool."""
     many: bool
     """Whether it takes several values."""
     choices: tuple[str, ...]

@@ -664,7 +664,7 @@ def _shifts_and_mirrors(count: int, width: int, device: torch.device) -> Tensor:
 
 
 def _bytes_moved(arguments: Arguments) -> int:
-    """Of the data set, what is drawn from it counts."""
+    """The bytes that are moved; of the data set only the images that are drawn count."""
     images, per_image = arguments["images"], ("index", "warp", "grey", "boxes")
     drawn = sum(arguments[name].nbytes for name in per_image if arguments[name] is not None)
     return drawn + images.numel() * (1 + arguments["out_dtype"].itemsize)

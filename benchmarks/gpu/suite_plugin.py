@@ -172,7 +172,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def one_of_each(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Of each test in `tests`, and of each operation, the first for a GPU, which `tests/conftest.py` would skip; and all others."""
+    """Keeps the first case that needs a GPU of each test and operation in `tests`, and everything else."""
     chosen = {}
     for item in items:
         if ROOT / "tests" not in item.path.parents:

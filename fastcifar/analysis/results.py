@@ -40,7 +40,7 @@ class Row:
     """What the recipe sets other than by default, as it stood then."""
     test_accuracy: float
     averaged_test_accuracies: dict[str, float]
-    """Of every average by its name."""
+    """The accuracy of every average, by its name."""
     watched_test_accuracy: float | None
     """The highest of any epoch, chosen by the test set."""
     seconds: float
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def average(self) -> float | None:
-        """Of the first average that the run keeps."""
+        """The accuracy of the first average that the run keeps."""
         return next(iter(self.averaged_test_accuracies.values()), None)
 
 

@@ -23,7 +23,7 @@ class Resampling:
     fill: str = "constant"
     """Beyond the border: constant, one colour; reflect, the picture mirrored about its edge; clamp, the nearest edge pixel."""
     colour: tuple[int, int, int] = (0, 0, 0)
-    """Of the constant fill, 0 to 255."""
+    """The colour of the constant fill, 0 to 255."""
 
 
 def identity(count: int) -> Tensor:

@@ -30,7 +30,7 @@ Pictures = dict[str, list[Path]]
 """The files of each class, both in ascending order of their names."""
 
 VERSION = 1
-"""Of the decoding: another number leaves the caches of earlier versions unread."""
+"""The version of the decoding: another number leaves the caches of earlier versions unread."""
 
 
 def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:

@@ -28,7 +28,7 @@ def torch_at_hand() -> tuple[str | None, str | None, str]:
 
 
 def driver_version() -> str | None:
-    """Of NVIDIA's driver, from Linux or from nvidia-smi; None where there is none."""
+    """The version of NVIDIA's driver, from Linux or from nvidia-smi; None where there is none."""
     try:
         found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", Path("/proc/driver/nvidia/version").read_text())
     except OSError:

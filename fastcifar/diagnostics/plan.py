@@ -54,7 +54,7 @@ class Outline:
     """To train on."""
     steps_per_epoch: int
     lr: list[float]
-    """Of every step."""
+    """The learning rate of every step."""
     kinks: list[int]
     """Steps at which the learning rate bends or jumps."""
     snapshots: tuple[int, ...] = ()
@@ -77,11 +77,11 @@ class Cost:
 
     parameters: int
     flops: int
-    """Of the forward and backward passes of all steps; a multiplication and an addition are two."""
+    """FLOPs of the forward and backward passes of all steps; a multiplication and an addition are two."""
     memory: MemoryPlan
     """As the run lays itself out; without bound where the device is not here, or the system does not tell how much is free."""
     seconds: float | None
-    """Of the forward and backward passes, before compiling; None where the device is not here."""
+    """Seconds of the forward and backward passes, before compiling; None where the device is not here."""
     measured: str
     """What `seconds` rests on, or why there are none."""
 

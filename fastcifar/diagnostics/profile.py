@@ -49,7 +49,7 @@ WARM_UP_STEPS = 3
 MOST_TRACED = 16
 """Steps, rounded up to whole chunks: more would only make the trace larger."""
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
-"""Of the tensor whose copying is timed, more than caches hold."""
+"""The size of the tensor whose copying is timed: more than caches hold."""
 COPY_SECONDS = 0.25
 NAMES: dict[type, str] = {
     Forward: "forward",

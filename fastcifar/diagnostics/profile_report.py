@@ -17,7 +17,7 @@ from fastcifar.engine.memory import size
 from fastcifar.runs.files import write_text
 
 PARTS = ("data", "forward", "backward", "optimiser", "averages", "other", "idle")
-"""Of the time of a step. `other` is what counts and measures; idle is the device's, and on a CPU that of the loop itself."""
+"""The parts of the time of a step. `other` is what counts and measures; idle is the device's, and on a CPU that of the loop itself."""
 MARK = "part: "
 """What the names of a step's parts begin with in a trace."""
 SHOWN = 10
@@ -80,9 +80,9 @@ class Figures:
     bytes_per_step: float
     """That convolutions read and write, and that the update of the weights does: the least there is to move."""
     matmul_flops_per_second: float
-    """Of a large matrix product on this device, measured beside the steps."""
+    """The rate of a large matrix product on this device, measured beside the steps."""
     copy_bytes_per_second: float
-    """Of a large copy, likewise."""
+    """The rate of a large copy, measured likewise."""
     costliest: tuple[Cost, ...]
     peak_memory_bytes: int | None
     versions: dict[str, str]
@@ -98,12 +98,12 @@ class Figures:
 
     @property
     def flop_utilization(self) -> float:
-        """Of the rate of a large matrix product."""
+        """The share of the rate of a large matrix product."""
         return self.floors["arithmetic"] / self.step_seconds
 
     @property
     def bandwidth_share(self) -> float:
-        """Of the rate of a large copy, at the least: what is moved besides `bytes_per_step` is not counted."""
+        """The share of the rate of a large copy, at the least: what is moved besides `bytes_per_step` is not counted."""
         return self.floors["bandwidth"] / self.step_seconds
 
     def to_json(self) -> str:
@@ -128,7 +128,7 @@ def of_kind(events: Iterable[Event], *categories: str) -> list[Event]:
 
 
 def share_busy(events: Sequence[Event]) -> float:
-    """Of the time from the first kernel to the end of the last: how much of it any kernel runs."""
+    """The share of the time from the first kernel to the end of the last in which any kernel runs."""
     kernels, busy, reached = of_kind(events, *ON_DEVICE), 0.0, float("-inf")
     for kernel in kernels:
         busy += max(0.0, kernel.end - max(kernel.start, reached))

@@ -21,9 +21,9 @@ COLD_SECONDS, WARM_SECONDS = 40.0, 4.0
 """Typical cost of compiling a network's forward and backward pass, anew and from cached artefacts (resnet20_v2, two CPU cores: 38 and
 2 s)."""
 CPU_OPTIONS = {"realize_reads_threshold": 8, "inplace_buffers": False}
-"""Of the compiler. By default it would store a batch norm's gradient behind the ReLU, which reads more than four tensors, in float32, and
-write what it computes from an activation over it, after which each iteration of the loop waits for the one before (16 channels: 1.6 ms in
-place of 0.7)."""
+"""Options of the compiler. By default it would store a batch norm's gradient behind the ReLU, which reads more than four tensors, in
+float32, and write what it computes from an activation over it, after which each iteration of the loop waits for the one before (16
+channels: 1.6 ms in place of 0.7)."""
 SPEEDUP = {"cpu": 1.3, "cuda": 1.05}
 """Typical gain of a compiled step over an eager one. resnet20_v2 gains 1.35 on two CPU cores. On a GPU our own kernels leave the compiler
 13 of 174 launches, and a captured step does not wait for the host; no card has shown yet what that comes to."""

@@ -17,7 +17,7 @@ from fastcifar.losses import build_loss
 
 
 class Outcome(NamedTuple):
-    """Of a batch; both ()."""
+    """What came of a batch; both ()."""
 
     loss: Tensor
     """Mean, float32."""

@@ -363,13 +363,13 @@ def flop_utilization(trainer: Trainer) -> float | None:
 
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
-    """Of any epoch and weights, where the test set was watched."""
+    """The highest of any epoch and weights, where the test set was watched."""
     watched = [record for record in records if record.test_accuracy is not None]
     return max((max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0) for record in watched), default=None)
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """The versions of what the figures depend on."""
     packages = ("fastcifar", "torch", "triton", "nvidia-dali-cuda130", "numpy")
     found = {"python": platform.python_version()}
     for package in packages:

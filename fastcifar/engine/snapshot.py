@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BestWeights:
-    """Of the best epoch so far on the validation split."""
+    """The weights of the best epoch so far on the validation split."""
 
     score: Best
     flat: Flat

@@ -115,7 +115,7 @@ class Totals:
     """Sums over the steps of an epoch."""
 
     loss: float
-    """Of the loss times the images of a step."""
+    """The sum of the loss times the images of a step."""
     correct: float
     first_bad_step: int | None
     """Whose loss was not finite."""
@@ -166,7 +166,7 @@ class DeviceBook:
         self.lr_table = torch.tensor(lr, device=device)
         self.ratios = torch.tensor([group["lr_ratio"] for group in optimizer.param_groups], device=device)
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
-        """Of the next step."""
+        """The number of the next step."""
         self.rates, self.decays = torch.zeros_like(self.ratios), torch.zeros_like(decays[0])
         for group, rate in zip(optimizer.param_groups, self.rates.unbind(), strict=True):
             group["lr"] = rate
@@ -194,7 +194,7 @@ class Reading:
 
     totals: Totals
     steps: int
-    """Of the epoch, which they are over."""
+    """The steps of the epoch that the totals are over."""
 
 
 class LiveMeter:

@@ -441,7 +441,7 @@ def build_plateau(schedule: ScheduleConfig) -> Plateau | None:
 
 
 def averaged_accuracies(found: dict[str, Evaluation]) -> dict[str, float]:
-    """Of all but the weights themselves."""
+    """The accuracies of all but the weights themselves."""
     return {name: evaluation.accuracy for name, evaluation in found.items() if name != WEIGHTS}
 
 

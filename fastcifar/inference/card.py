@@ -103,7 +103,7 @@ def card(
 
 
 def row_of(network: TrainedNetwork) -> str:
-    """Of the table of members."""
+    """A row of the table of members."""
     return f"| {network.path.name} | {network.weights} | {arch_name(network)} | {parameters_of(network):,} |"
 
 

@@ -26,7 +26,7 @@ class Classifier:
     """From bytes to logits, by one network or by the mean probabilities of several, each of which counts the same."""
 
     networks: tuple[TrainedNetwork, ...]
-    """Of the same classes and image size."""
+    """Networks of the same classes and image size."""
     device: torch.device
     precision: Precision
 

@@ -179,7 +179,7 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def validation_outcome(classifier: Classifier, configs: Sequence[RunConfig], data_dir: Path | None, tta: TTA) -> Outcome | None:
-    """Of the images that all of the classifier's runs set apart; None where there are none, or they are not on disk."""
+    """The result on the images that all of the classifier's runs set apart; None where there are none, or they are not on disk."""
     data = configs[0].data
     if split_obstacle(configs) or data.dataset == GIVEN:
         return None

@@ -25,11 +25,11 @@ from fastcifar.runs.folder import Run
 from fastcifar.runs.network import TrainedNetwork, load_networks
 
 TOLERANCE = 1e-5
-"""Of a probability, in float32."""
+"""The tolerance of a probability, in float32."""
 CHECKED = 64
 """Images that an export is compared on."""
 BATCHES = (1, 7, CHECKED)
-"""Of these images, as the batch sizes that an export must take."""
+"""The batch sizes that an export must take."""
 
 
 class Deployed(nn.Module):
@@ -170,7 +170,7 @@ def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set:
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:
-    """Of the probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the tolerance."""
+    """The largest difference of the probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the tolerance."""
     with torch.inference_mode():
         gaps = [(classify(images[:count]) - expected[:count]).abs().max().item() for count in BATCHES]
     difference = max(gaps)

@@ -35,7 +35,7 @@ class Images:
     size: int
     """Pixels a side, once read."""
     names: Sequence[str] | None = None
-    """Of the files, where each image has one of its own."""
+    """The names of the files, where each image has one of its own."""
     resized: Counter[tuple[int, int]] = field(default_factory=Counter)
     """How many of those read so far had another size, by width and height."""
 

@@ -43,7 +43,7 @@ class Answers:
 
     @property
     def accuracies(self) -> list[float]:
-        """Of each member."""
+        """The accuracy of each member."""
         return [share(predicted == self.labels) for predicted in self.predictions]
 
     def of(self, members: Sequence[int]) -> Answers:
@@ -51,7 +51,7 @@ class Answers:
 
 
 def share(chosen: Tensor) -> float:
-    """Of a bool (N,), what is true."""
+    """The share of a bool (N,) that is true."""
     return int(chosen.sum()) / len(chosen)
 
 

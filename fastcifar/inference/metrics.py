@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BINS = 15
-"""Of the calibration error, as Guo et al. 2017 count them."""
+"""The bins of the calibration error, as Guo et al. 2017 count them."""
 NORMAL_95 = 1.959963984540054
 """The normal distribution's 97.5% quantile."""
 TEMPERATURES = (0.01, 100.0)
@@ -24,9 +24,9 @@ class ClassScore:
     name: str
     images: int
     recall: float | None
-    """Of its images, those given to it."""
+    """The share of the class's images that were given to it."""
     precision: float | None
-    """Of the images given to it, those of it."""
+    """The share of the images given to the class that are of it."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastcifar.runs.console import percent
 
 @dataclass(frozen=True)
 class Score:
-    """Of some weights on a labelled set."""
+    """How some weights do on a labelled set."""
 
     images: int
     accuracy: float

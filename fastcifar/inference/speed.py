@@ -21,7 +21,7 @@ WARM_UP, FEWEST = 2, 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Of bytes on the device to logits on the device, as plain calls that are waited for one by one."""
+    """The time from bytes on the device to logits on the device, as plain calls that are waited for one by one."""
 
     batch_size: int
     latency_seconds: float

@@ -30,7 +30,7 @@ class Architecture:
 
 RESNET, WRN, RESNET_RS = "fastcifar.models.resnet:resnet", "fastcifar.models.wide:wrn", "fastcifar.models.resnet_rs:resnetrs50"
 PYTORCH = {"weight_init": "pytorch"}
-"""Of what reports 1 and 4 took from github.com/kuangliu/pytorch-cifar, which leaves the weights as PyTorch makes them."""
+"""The setting of what reports 1 and 4 took from github.com/kuangliu/pytorch-cifar, which leaves the weights as PyTorch makes them."""
 LAST = ("dropout", "stochastic_depth", "weight_init")
 SE = ("se_ratio", *LAST)
 V2 = ("final_norm", *SE)

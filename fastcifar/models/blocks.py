@@ -31,7 +31,7 @@ class BlockShape:
     reduced: int = 0
     """Width within squeeze-and-excitation; 0 for none."""
     skip_probability: float = 0.0
-    """Of the branch, in training (stochastic depth)."""
+    """How likely the branch is skipped in training (stochastic depth)."""
     dropout: float = 0.0
     """Before each convolution of the branch but the first, as in wide ResNets."""
     followed: bool = False

@@ -45,17 +45,17 @@ class ResNet:
     """What a deep stem puts out; twice its width by default."""
     stem_stride: int = 1
     entry_stride: int = 1
-    """Of the convolution that ends a deep stem."""
+    """The stride of the convolution that ends a deep stem."""
     resnet_d: bool = False
     """A deep stem; shortcuts that pool; a convolution on the shortcut of every stage's first block (arXiv:1812.01187, 2103.07579)."""
     pool: int | None = None
     """Window of the average pooling; None pools the whole map."""
     pool_stride: int | None = None
-    """Of the pooling; its window by default."""
+    """The stride of the pooling; its window by default."""
     block: str = "basic"
     """Two convolutions (basic), or 1x1, one, and 1x1 (bottleneck). The first that is not 1x1 carries the stride."""
     groups: int = 1
-    """Of the middle convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
+    """The groups of the middle convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
     group_width: int | None = None
     """Channels of each group in the first stage, growing as the stages do; by default the middle convolution has its stage's width."""
     pre_activation: bool = False

@@ -73,12 +73,12 @@ class Network(TypedDict):
 
     arch: str
     options: dict[str, Any]
-    """Of `build_model`, with `classes` and `image_size`."""
+    """Options of `build_model`, with `classes` and `image_size`."""
     classes: list[str]
     """Their names."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    """Of the normalisation, as fractions of 255."""
+    """The deviation of the normalisation, like its mean as fractions of 255."""
 
 
 @dataclass(frozen=True)

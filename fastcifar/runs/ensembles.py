@@ -39,13 +39,13 @@ class Standing:
     members: tuple[int, ...]
     """By their place among the members."""
     validation_accuracy: float | None
-    """Of the soft vote."""
+    """The accuracy of the soft vote."""
     soft_accuracy: float
-    """Of the class of the greatest mean probability."""
+    """The accuracy of the class of the greatest mean probability."""
     soft_interval: tuple[float, float]
     """95%, by Wilson."""
     hard_accuracy: float
-    """Of the class that most choose."""
+    """The accuracy of the class that most choose."""
     ties: int
     """Images for which several classes had as many votes; the summed probability decided."""
     mean_member: float
@@ -55,7 +55,7 @@ class Standing:
     disagreement: float | None
     """Share of images to which two of them give different classes, mean over pairs; None for one."""
     q_statistic: float | None
-    """Of their right answers, mean over pairs; None where it is not defined."""
+    """Yule's Q of their right answers, mean over pairs; None where it is not defined."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ class EnsembleReport:
 
     dataset: str
     images: int
-    """Of the test set."""
+    """Images of the test set."""
     tta: str
     """Test-time augmentation of all members."""
     members: tuple[Member, ...]
     whole: Standing
-    """Of all members."""
+    """The vote of all members."""
     chosen: Standing | None
-    """Of those chosen greedily on the validation split; None where there is none that they share."""
+    """The vote of those chosen greedily on the validation split; None where there is none that they share."""
     not_chosen: str | None
     """Why there is no choice."""
     sizes: tuple[Standing, ...]
-    """Of each number of members, those that are best on the validation split."""
+    """For each number of members, the vote of those that are best on the validation split."""
 
     @property
     def best(self) -> Standing:

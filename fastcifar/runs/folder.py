@@ -34,13 +34,13 @@ class Result:
     """What a run came to; accuracies are fractions, times seconds, sizes bytes; what does not apply is None."""
 
     test_accuracy: float
-    """Of the best epoch's weights on the validation split; without one, of the last."""
+    """The accuracy of the best epoch's weights on the validation split; without one, of the last."""
     validation_accuracy: float | None
-    """Of the same weights."""
+    """The accuracy of the same weights."""
     averaged_test_accuracy: float | None
     """The same of the first average that the run keeps."""
     averaged_test_accuracies: dict[str, float]
-    """Of every average by its name."""
+    """The accuracy of every average, by its name."""
     chosen_epochs: dict[str, int]
     """The best epoch on the validation split, by name of the weights; empty without one."""
     watched_test_accuracy: float | None

@@ -30,7 +30,7 @@ class TrainedNetwork:
     """A network ready to classify, and how to feed it."""
 
     path: Path
-    """Of its run."""
+    """The folder of its run."""
     model: nn.Module
     """In eval mode, channels_last; (N, 3, image_size, image_size), normalised -> logits (N, classes)."""
     normalization: Normalization
@@ -48,7 +48,7 @@ class StoredNetwork:
     """What a checkpoint holds of a network, on the CPU."""
 
     path: Path
-    """Of the run."""
+    """The folder of the run."""
     network: Network
     weights: dict[str, dict[str, Tensor]]
     """By name: "weights" first, then each average that the run keeps, and each snapshot."""

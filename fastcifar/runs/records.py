@@ -23,7 +23,7 @@ class EpochRecord:
     step: int
     """Steps done."""
     lr: float
-    """Of the last step."""
+    """The rate of the last step."""
     train_loss: float
     train_accuracy: float
     """Running: of augmented images, with the weights of each step."""
