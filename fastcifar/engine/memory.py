@@ -30,7 +30,7 @@ WEIGHT_BYTES = 4
 RESERVE = 10
 """One part in so many stays free, for workspaces of convolutions and what the allocator cannot use."""
 CHUNK_VALUE_BYTES = 16
-"""Bytes that each value of a chunk under augmentation takes: those of this chunk and the next, and float32 copies and indices in between."""
+"""Bytes that a value of a chunk under augmentation takes: those of this chunk and the next, and float32 copies and indices in between."""
 CHUNK_SHARE, EVALUATION_SHARE = 16, 8
 """A chunk, and a slice of an evaluation where memory is short, each take at most one part in so many."""
 MAPS_IN_FLIGHT = 4

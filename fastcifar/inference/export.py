@@ -170,7 +170,7 @@ def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set:
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:
-    """The largest difference of the probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the tolerance."""
+    """Between probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the tolerance."""
     with torch.inference_mode():
         gaps = [(classify(images[:count]) - expected[:count]).abs().max().item() for count in BATCHES]
     difference = max(gaps)

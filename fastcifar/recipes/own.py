@@ -41,5 +41,5 @@ def resnet18_asam() -> RunConfig:
 
 @declare("ours", 0.9768, "ensemble")
 def resnet18_asam_member() -> RunConfig:
-    """A member of an ensemble by ASAM: trained for half as long, which pays for twice the members. All vote, so that no images need be set apart."""
+    """A member of an ensemble by ASAM, trained for half as long, so that twice as many can be afforded; all vote, and no split is needed."""
     return derive(resnet18_asam(), epochs=200)
