@@ -41,5 +41,5 @@ def resnet18_asam() -> RunConfig:
 
 @declare("ours", 0.9768, "ensemble")
 def resnet18_asam_member() -> RunConfig:
-    """A member of an ensemble by ASAM, trained for half as long, so that twice as many can be afforded; all vote, and no split is needed."""
+    """A member of an ensemble by ASAM, trained for half as long, so that twice as many can be afforded; all vote, without a split."""
     return derive(resnet18_asam(), epochs=200)
