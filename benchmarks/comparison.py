@@ -1,5 +1,6 @@
-"""Four loops that train the same network on the same images, at the same batch size and learning rates: the reports' own, two that data
-on the device makes possible, and fastcifar. The first three are plain torch, as their users would write and tune them.
+"""Four loops that train the same network on the same images, at the same batch size and learning rates: the reports'
+own, two that data on the device makes possible, and fastcifar. The first three are plain torch, as their users would
+write and tune them.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ class Outcome:
 
 
 class PlainLoop(ABC):
-    """What the plain loops share: SGD with Nesterov's momentum, the learning rates of `task`, and, where `amp` is set, autocast."""
+    """What the plain loops share: SGD with Nesterov's momentum, the learning rates of `task`, and, where `amp` is
+    set, autocast.
+    """
 
     amp = channels_last = compiled = fused = False
 
@@ -98,7 +101,9 @@ class PlainLoop(ABC):
         # None lets torch choose; False would have it update one parameter after another.
         self.optimizer = torch.optim.SGD(self.model.parameters(), peak, fused=self.fused or None, **own)
         rates = lr_table(config.schedule, peak, len(task.train) // config.batch_size, config.epochs)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rates[min(step, len(rates) - 1)] / peak)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: rates[min(step, len(rates) - 1)] / peak
+        )
         self.precision = Precision(config.engine.precision if self.amp else "fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
 
@@ -157,7 +162,9 @@ class PlainNorm(BatchNorm2d):
 
 
 def in_plain_torch(model: nn.Module) -> nn.Module:
-    """`model` itself, without our kernels, which its layers would call on a GPU, and without our loops for a compiled CPU."""
+    """`model` itself, without our kernels, which its layers would call on a GPU, and without our loops for a
+    compiled CPU.
+    """
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.__class__ = PlainNorm
@@ -193,7 +200,9 @@ class Pictures(Dataset):
     def __init__(self, images: ImageSet) -> None:
         self.arrays, self.labels = images.images.numpy(), images.labels.tolist()
         crop, flip = transforms.RandomCrop(images.images.shape[1:3], padding=PADDING), transforms.RandomHorizontalFlip()
-        self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(images.mean, images.std)])
+        self.transform = transforms.Compose(
+            [crop, flip, transforms.ToTensor(), transforms.Normalize(images.mean, images.std)]
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -220,7 +229,9 @@ class EagerAmp(PlainLoop):
 
 
 class Compiled(EagerAmp):
-    """The same as the documentation of PyTorch speeds it up: compiled in the default mode, channels_last, a fused optimiser."""
+    """The same as the documentation of PyTorch speeds it up: compiled in the default mode, channels_last, a fused
+    optimiser.
+    """
 
     channels_last = compiled = fused = True
 
@@ -245,7 +256,12 @@ class Fastcifar:
 
 Loop = PlainLoop | Fastcifar
 
-LOOPS: dict[str, type[Loop]] = {"reports": ReportsLoop, "eager_amp": EagerAmp, "compiled": Compiled, "fastcifar": Fastcifar}
+LOOPS: dict[str, type[Loop]] = {
+    "reports": ReportsLoop,
+    "eager_amp": EagerAmp,
+    "compiled": Compiled,
+    "fastcifar": Fastcifar,
+}
 """fastcifar last, since it sets the process up for itself."""
 
 
@@ -268,12 +284,15 @@ def cropped_and_flipped(padded: Tensor, index: Tensor) -> Tensor:
 
 
 def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) as float32 (B, 3, H, W) in channels_last, by a mean and a deviation in grey levels, float32 (3,)."""
+    """uint8 (B, H, W, 3) as float32 (B, 3, H, W) in channels_last, by a mean and a deviation in grey levels, float32
+    (3,).
+    """
     return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
 def task_for(device: str, batch_size: int = 128, *, smoke: bool = False) -> Task:
-    """The comparison that suits a device: on a GPU `resnet_prop` and CIFAR-10 where it is at hand, on a CPU what takes minutes.
+    """The comparison that suits a device: on a GPU `resnet_prop` and CIFAR-10 where it is at hand, on a CPU what takes
+    minutes.
 
     Args:
         device: "cuda" or "cpu".

@@ -1,4 +1,6 @@
-"""fastcifar against three plain loops (`comparison.py`), in one run: each row's time is that of an epoch, and it holds the accuracies."""
+"""fastcifar against three plain loops (`comparison.py`), in one run: each row's time is that of an epoch, and it
+holds the accuracies.
+"""
 
 from __future__ import annotations
 

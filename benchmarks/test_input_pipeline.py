@@ -1,6 +1,8 @@
-"""Augmented, normalised float32 batches a second: the loader against what else there is, on one CPU core, or on the GPU there is.
+"""Augmented, normalised float32 batches a second: the loader against what else there is, on one CPU core, or on the GPU
+there is.
 
-The rivals run in a `DataLoader`, as their documentation has it. kornia and albumentations come with `pip install '.[bench]'`.
+The rivals run in a `DataLoader`, as their documentation has it. kornia and albumentations come with `pip install
+'.[bench]'`.
 """
 
 from __future__ import annotations
@@ -60,11 +62,18 @@ def albumentations_images(images: ImageSet, policy: str) -> Dataset:
     library = pytest.importorskip("albumentations", reason="albumentations is not installed")
     if "auto" in policy:
         pytest.skip("albumentations has no AutoAugment")
-    steps = [library.PadIfNeeded(40, 40, border_mode=0), library.RandomCrop(32, 32), library.HorizontalFlip(), library.Normalize()]
+    steps = [
+        library.PadIfNeeded(40, 40, border_mode=0),
+        library.RandomCrop(32, 32),
+        library.HorizontalFlip(),
+        library.Normalize(),
+    ]
     transform = library.Compose(steps)
     arrays = list(images.images[:RIVAL_IMAGES].numpy())
     return Transformed(
-        arrays, images.labels[:RIVAL_IMAGES], lambda image: torch.from_numpy(transform(image=image)["image"]).permute(2, 0, 1)
+        arrays,
+        images.labels[:RIVAL_IMAGES],
+        lambda image: torch.from_numpy(transform(image=image)["image"]).permute(2, 0, 1),
     )
 
 
@@ -89,10 +98,14 @@ def test_kornia(benchmark, images, policy):
     library = pytest.importorskip("kornia.augmentation", reason="kornia is not installed")
     steps = [library.RandomCrop((32, 32), padding=4), library.RandomHorizontalFlip()]
     automatic = [library.auto.AutoAugment("cifar10")] if "auto" in policy else []
-    transform = torch.nn.Sequential(*steps, *automatic, library.Normalize(torch.tensor(images.mean), torch.tensor(images.std)))
+    transform = torch.nn.Sequential(
+        *steps, *automatic, library.Normalize(torch.tensor(images.mean), torch.tensor(images.std))
+    )
     batches = (images.images[:RIVAL_IMAGES].permute(0, 3, 1, 2).float() / 255).contiguous().split(BATCH_SIZE)
     with one_core():
-        median = measure(benchmark, lambda: [transform(batch).shape for batch in batches], torch.device("cpu"), rounds=3)
+        median = measure(
+            benchmark, lambda: [transform(batch).shape for batch in batches], torch.device("cpu"), rounds=3
+        )
     rates["kornia", policy] = RIVAL_IMAGES / median
     benchmark.extra_info.update(policy=policy, device="cpu, one core", images_per_second=RIVAL_IMAGES / median)
 

@@ -1,7 +1,9 @@
-"""Every op against its rival, made from its `OpSpec`: forward, and backward apart from it, with only the backward inside the clock.
+"""Every op against its rival, made from its `OpSpec`: forward, and backward apart from it, with only the backward
+inside the clock.
 
-On a GPU the calls are replayed from a CUDA graph, so that launching costs what it does in a captured training step, and each has arguments
-of its own, together larger than the second-level cache. On a CPU only each op's first network case is timed, at its first dtype.
+On a GPU the calls are replayed from a CUDA graph, so that launching costs what it does in a captured training step, and
+each has arguments of its own, together larger than the second-level cache. On a CPU only each op's first network case
+is timed, at its first dtype.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def forward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) ->
 
 def backward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> Call:
     """A call of the backward alone, once only; the forward has been run."""
-    returned = [result for result in spec.results(arguments, forward(spec, function, arguments)()) if result.requires_grad]
+    returned = [
+        result for result in spec.results(arguments, forward(spec, function, arguments)()) if result.requires_grad
+    ]
     gradients = [torch.randn_like(result) for result in returned]
     return lambda: torch.autograd.grad(returned, differentiable(spec, arguments), gradients)
 
@@ -59,7 +63,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test a spec, network case, dtype and direction; small cases in a dry run."""
     small = metafunc.config.getoption("dry_run", False)
     rows = [
-        pytest.param(spec, case, dtype, direction, id=f"{spec.name}-{case.name}-{str(dtype).removeprefix('torch.')}-{direction}")
+        pytest.param(
+            spec, case, dtype, direction, id=f"{spec.name}-{case.name}-{str(dtype).removeprefix('torch.')}-{direction}"
+        )
         for spec in all_specs()
         for case in (spec.small_cases() if small else spec.network_cases())[: None if ON_A_GPU else 1]
         for dtype in spec.dtypes[: None if ON_A_GPU else 1]
@@ -69,8 +75,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @contextmanager
-def rounds_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> Iterator[tuple[Callable[[], Call], int]]:
-    """What prepares the call that a round times, and how many of the prepared calls it holds: on a GPU as many as outgrow the cache."""
+def rounds_of(
+    prepare: Callable[[], Call], device: torch.device, moved: int
+) -> Iterator[tuple[Callable[[], Call], int]]:
+    """What prepares the call that a round times, and how many of the prepared calls it holds: on a GPU as many as
+    outgrow the cache.
+    """
 
     def replay() -> None:
         with torch.cuda.stream(stream):  # whose memory it uses
@@ -108,7 +118,13 @@ def test_op(benchmark, device, copy_bandwidth, spec: OpSpec, case: Case, dtype: 
         return DIRECTIONS[direction](spec, function, spec.make(case.shape, dtype, device))
 
     with rounds_of(partial(prepare, spec.op), device, moved) as (fresh, count):
-        benchmark.pedantic(lambda call: seconds(call, device), setup=lambda: ((fresh(),), {}), rounds=ROUNDS, iterations=1, warmup_rounds=1)
+        benchmark.pedantic(
+            lambda call: seconds(call, device),
+            setup=lambda: ((fresh(),), {}),
+            rounds=ROUNDS,
+            iterations=1,
+            warmup_rounds=1,
+        )
     own = benchmark.stats.stats.median / count
     rivals = {"rival": spec.rival}
     if device.type == "cuda":
@@ -118,4 +134,6 @@ def test_op(benchmark, device, copy_bandwidth, spec: OpSpec, case: Case, dtype: 
     benchmark.extra_info.update(seconds=own, **ratios)
     # What a spec counts is the forward.
     if direction == "forward":
-        benchmark.extra_info.update(bytes_moved=moved, bytes_per_second=moved / own, share_of_copy_bandwidth=moved / own / copy_bandwidth)
+        benchmark.extra_info.update(
+            bytes_moved=moved, bytes_per_second=moved / own, share_of_copy_bandwidth=moved / own / copy_bandwidth
+        )

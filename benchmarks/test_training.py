@@ -29,7 +29,9 @@ def test_plain_script(benchmark, images, device):
     model = build_model(ARCH).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     dataset = pil(images, "standard", COUNT)
-    loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        dataset, BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True, pin_memory=device.type == "cuda"
+    )
 
     def epoch() -> None:
         for batch, labels in loader:
@@ -47,17 +49,23 @@ def test_plain_script(benchmark, images, device):
 def test_fastcifar(benchmark, images, device, compiled):
     if device.type == "cpu":
         keep_freed_memory()
-    config, _ = resolve(RunConfig(model=ModelConfig(ARCH), engine=EngineConfig(compile=compiled), batch_size=BATCH_SIZE, epochs=100))
+    config, _ = resolve(
+        RunConfig(model=ModelConfig(ARCH), engine=EngineConfig(compile=compiled), batch_size=BATCH_SIZE, epochs=100)
+    )
     few = ImageSet(images.images[:COUNT], images.labels[:COUNT], images.classes, images.mean, images.std)
     trainer = Trainer(config, few)
     trainer.compile()
-    median = measure(benchmark, lambda: trainer.run_epoch(stop=lambda: False, tick=lambda batch: None), device, rounds=5)
+    median = measure(
+        benchmark, lambda: trainer.run_epoch(stop=lambda: False, tick=lambda batch: None), device, rounds=5
+    )
     rate = COUNT / median
     seconds = copy.copy(trainer.seconds)
     benchmark.extra_info.update(
         images_per_second=rate,
         precision=config.engine.precision,
         times_plain_script=rate / plain_rate[ARCH] if plain_rate else None,
-        share_of_matrix_product_rate=rate * count_network(ARCH).training_flops / matmul_flops_per_second(device, trainer.precision.dtype),
+        share_of_matrix_product_rate=rate
+        * count_network(ARCH).training_flops
+        / matmul_flops_per_second(device, trainer.precision.dtype),
         share_of_time_loading=seconds["load"] / (seconds["load"] + seconds["train"]),
     )

@@ -1,7 +1,7 @@
 """How a figure is measured.
 
-Every figure is images (or bytes) a second of work that has finished, compiling and warming up left out; speeds are compared as ratios
-within one run, since machines differ and are noisy.
+Every figure is images (or bytes) a second of work that has finished, compiling and warming up left out; speeds are
+compared as ratios within one run, since machines differ and are noisy.
 """
 
 from __future__ import annotations

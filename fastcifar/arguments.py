@@ -117,7 +117,9 @@ def parser_of(name: str, known: Sequence[Setting]) -> Parser:
     groups: dict[str, Any] = {"": parser}
     for setting in known:
         if setting.title not in groups:
-            groups[setting.title] = parser.add_argument_group(setting.title, inspect.getdoc(setting.part).partition("\n")[0])
+            groups[setting.title] = parser.add_argument_group(
+                setting.title, inspect.getdoc(setting.part).partition("\n")[0]
+            )
         required = setting.default is MISSING
         options: dict[str, Any] = {"help": setting.help.replace("%", "%%")}
         if setting.kind is bool:
@@ -148,7 +150,9 @@ def overview() -> str:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """The command that `arguments` ask for; help and the version are printed, and exit. Raises FastcifarError for what cannot be used."""
+    """The command that `arguments` ask for; help and the version are printed, and exit. Raises FastcifarError for
+    what cannot be used.
+    """
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "--version"):
         print(f"fastcifar {fastcifar.__version__}" if name == "--version" else overview().rstrip())
@@ -158,7 +162,9 @@ def parse(arguments: Sequence[str]) -> Command:
     given = given_settings(name, rest)
     if "resume" in given:
         if not given.keys() <= {"resume", "epochs"}:
-            raise ConfigError("--resume RUN keeps the settings of that run, but for --epochs N; leave the other flags out.")
+            raise ConfigError(
+                "--resume RUN keeps the settings of that run, but for --epochs N; leave the other flags out."
+            )
         return Resume(given["resume"], given.get("epochs"))
     check_data_dir(given.get("data_dir"))
     return build(COMMANDS[name], given)
@@ -176,7 +182,9 @@ def given_settings(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def check_flags(command: str, arguments: Iterable[str], flags: Collection[str]) -> None:
-    """Raises ConfigError, with the flag that was probably meant, where one of `arguments` is a flag but none of `flags`."""
+    """Raises ConfigError, with the flag that was probably meant, where one of `arguments` is a flag but none of
+    `flags`.
+    """
     for argument in takewhile(lambda argument: argument != "--", arguments):
         flag = argument.partition("=")[0]
         if flag in flags or not re.match("--?[a-zA-Z]", flag):
@@ -192,12 +200,18 @@ def stray_value(command: str, value: str, known: Iterable[Setting]) -> str:
     """A sentence on a `value` that belongs to no flag."""
     flags = {name: setting.flags[0] for setting in known if setting.flags for name in setting.names}
     nearest = get_close_matches(value, flags, n=1, cutoff=0.8)
-    hint = f"did you mean {flags[nearest[0]]} {nearest[0]}?" if nearest else f"`fastcifar {command} --help` says what it takes."
+    hint = (
+        f"did you mean {flags[nearest[0]]} {nearest[0]}?"
+        if nearest
+        else f"`fastcifar {command} --help` says what it takes."
+    )
     return f"{command} cannot use {value!r}; {hint}"
 
 
 def build(kind: type, given: Mapping[str, Any]) -> Command:
-    """The command `kind`, and the configuration within it, with what was given in place of the defaults. Raises ConfigError."""
+    """The command `kind`, and the configuration within it, with what was given in place of the defaults. Raises
+    ConfigError.
+    """
     hints, values = get_type_hints(kind), {}
     for field in fields(kind):
         part = hints[field.name]
@@ -211,7 +225,9 @@ def build(kind: type, given: Mapping[str, Any]) -> Command:
 
 
 def starting_point(given: Mapping[str, Any]) -> RunConfig:
-    """The configuration that flags override: of --config or --recipe, where one is given. Raises ConfigError where it is not there."""
+    """The configuration that flags override: of --config or --recipe, where one is given. Raises ConfigError where
+    it is not there.
+    """
     start, path = RunConfig(), given.get("config")
     if path and "recipe" in given:
         raise ConfigError("--config and --recipe both name a configuration to start from; give one of them.")

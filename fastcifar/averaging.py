@@ -26,9 +26,9 @@ Flat = tuple[Tensor, ...]
 class Buckets:
     """A model's parameters and its buffers, each moved into one flat float32 tensor of which they become views.
 
-    So whatever runs over all weights is one kernel. Shapes and strides (channels_last) stay. Parameters and buffers are kept apart, because
-    a forward pass writes the buffers, and a compiled one must see that it does not write the parameters. Integer buffers, whose average
-    would mean nothing, are left where they are.
+    So whatever runs over all weights is one kernel. Shapes and strides (channels_last) stay. Parameters and buffers are
+    kept apart, because a forward pass writes the buffers, and a compiled one must see that it does not write the
+    parameters. Integer buffers, whose average would mean nothing, are left where they are.
 
     Raises:
         ConfigError: weights that are not float32.
@@ -40,7 +40,8 @@ class Buckets:
         for tensor in (*parameters, *buffers):
             if tensor.dtype != torch.float32:
                 raise ConfigError(
-                    f"the network has weights of type {tensor.dtype}; expected float32, which autocast turns to lower precision."
+                    f"the network has weights of type {tensor.dtype}; expected float32, which autocast turns to "
+                    "lower precision."
                 )
         self.flat = (flatten(parameters), flatten(buffers))
 
@@ -69,8 +70,8 @@ class Buckets:
 def flatten(tensors: list[Tensor]) -> Tensor:
     """One float32 tensor with the contents of `tensors`, each of which is repointed to its part of it.
 
-    Every part starts at a multiple of `ALIGNMENT` elements, with zeros between: the compiler copies what it finds less aligned at every
-    call, and kernels over the whole load 16 bytes at a time.
+    Every part starts at a multiple of `ALIGNMENT` elements, with zeros between: the compiler copies what it finds less
+    aligned at every call, and kernels over the whole load 16 bytes at a time.
     """
     offsets = list(accumulate((-(-tensor.numel() // ALIGNMENT) * ALIGNMENT for tensor in tensors), initial=0))
     flat = torch.zeros(offsets[-1], dtype=torch.float32, device=tensors[0].device if tensors else None)
@@ -83,7 +84,8 @@ def flatten(tensors: list[Tensor]) -> Tensor:
 
 
 def decay_table(decays: Sequence[float], steps: int) -> Tensor:
-    """The decays of each step, float32 (steps, decays): `min(decay, (1 + step) / (10 + step))`, so that the start is soon forgotten.
+    """The decays of each step, float32 (steps, decays): `min(decay, (1 + step) / (10 + step))`, so that the start is
+    soon forgotten.
 
     The warm-up is TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
     """
@@ -111,13 +113,18 @@ class Averages:
         self.ema = tuple(flat.repeat(count, 1) for flat in buckets.flat)
         self.decays = decay_table(config.decays, total).to(device)
         """The decays of each step, float32 (steps, averages)."""
-        self.flat = {f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)}
+        self.flat = {
+            f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)
+        }
         """The averaged weights, in the form of `Buckets.flat`."""
         self.swa_start = None
         if config.swa_start is not None:
             self.swa_start = Duration.parse(config.swa_start).steps(steps_per_epoch, total)
             if self.swa_start > total - steps_per_epoch:
-                raise ConfigError(f"swa_start {config.swa_start} leaves no epoch to average; start before the last of the {epochs} epochs.")
+                raise ConfigError(
+                    f"swa_start {config.swa_start} leaves no epoch to average; start before the last of the {epochs} "
+                    "epochs."
+                )
             self.flat[SWA] = buckets.copies()
             averaged = torch.arange(epochs, dtype=torch.float64)
             self.swa_decays = (averaged / (averaged + 1)).float().to(device)
@@ -131,7 +138,8 @@ class Averages:
     def end_epoch(self, epoch: int) -> None:
         """Takes the weights after `epoch` epochs into the mean over epochs, once it has started.
 
-        Izmailov et al. 2018, arXiv:1803.05407. The mean of batch norm statistics belongs to no network; see `estimate_statistics`.
+        Izmailov et al. 2018, arXiv:1803.05407. The mean of batch norm statistics belongs to no network; see
+        `estimate_statistics`.
         """
         if self.swa_start is None or epoch * self.steps_per_epoch <= self.swa_start:
             return
@@ -142,8 +150,12 @@ class Averages:
             else:
                 average.copy_(source)
 
-    def estimate_statistics(self, model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
-        """Measures the batch norm statistics of SWA's weights over `batches`, each of which `forward` puts through `model`."""
+    def estimate_statistics(
+        self, model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]
+    ) -> None:
+        """Measures the batch norm statistics of SWA's weights over `batches`, each of which `forward` puts through
+        `model`.
+        """
         with self.buckets.holding(self.flat[SWA]):
             estimate_statistics(model, forward, batches)
             self.flat[SWA][1].copy_(self.buckets.flat[1])
@@ -151,11 +163,14 @@ class Averages:
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
-    """Sets the running statistics of every batch norm to their mean over `batches`, as `torch.optim.swa_utils.update_bn` does.
+    """Sets the running statistics of every batch norm to their mean over `batches`, as
+    `torch.optim.swa_utils.update_bn` does.
 
     The model must be in training mode, and stays so.
     """
-    norms = {module: module.momentum for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    norms = {
+        module: module.momentum for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
     try:
         for number, batch in enumerate(batches, start=1):
             for module in norms:

@@ -13,7 +13,9 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
         raise ConfigError(unknown(kind, name, valid))
 
 
-def check_range(name: str, value: float | None, low: float, high: float = float("inf"), *, exclusive: bool = False) -> None:
+def check_range(
+    name: str, value: float | None, low: float, high: float = float("inf"), *, exclusive: bool = False
+) -> None:
     """Raises ConfigError where `value` is given and below `low`, above `high`, or, if `exclusive`, equal to `low`."""
     if value is None or (low <= value <= high and not (exclusive and value == low)):
         return

@@ -1,4 +1,6 @@
-"""The command line: one short function a command. What needs torch is imported inside them, so that help and refusals are immediate."""
+"""The command line: one short function a command. What needs torch is imported inside them, so that help and
+refusals are immediate.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ SIGPIPE = 13
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `fastcifar`; returns the exit status.
 
-    That is 0; 1 where `doctor` finds that training could not run; 2 for bad input; 128 plus the number of the signal that stopped it.
+    That is 0; 1 where `doctor` finds that training could not run; 2 for bad input; 128 plus the number of the signal
+    that stopped it.
     """
     try:
         try:
@@ -101,7 +104,12 @@ def evaluate(command: Eval) -> int:
 def predict(command: Predict) -> int:
     from fastcifar.inference.predict import write_predictions
 
-    options = {"which": command.weights, "tta": command.tta, "probabilities": command.probabilities, "trust": command.trust}
+    options = {
+        "which": command.weights,
+        "tta": command.tta,
+        "probabilities": command.probabilities,
+        "trust": command.trust,
+    }
     images = write_predictions(command.runs, command.images, command.out, **options)
     if images.note:
         print(images.note)
@@ -115,7 +123,8 @@ def ensemble(command: Ensemble) -> int:
     given = {name: getattr(command, name) for name in ("seeds", "epochs", "val_split", "at_once")}
     if command.runs and (any(value is not None for value in given.values()) or command.engine != EngineConfig()):
         raise ConfigError(
-            "seeds, epochs, val_split, at_once and the engine's settings are for training; name a --recipe or leave them out."
+            "seeds, epochs, val_split, at_once and the engine's settings are for training; name a --recipe or leave "
+            "them out."
         )
     chosen = select([command.recipe]) if command.recipe else []
     out = command.out or Path("runs", f"{command.recipe}-ensemble" if command.recipe else "ensemble")

@@ -25,7 +25,9 @@ class Train:
     out: Path | None = None
     """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings; the only flag beside it is --epochs, to train for longer than planned."""
+    """Go on with the run in this folder, by its own settings; the only flag beside it is --epochs, to train for
+    longer than planned.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a run, or an ensemble, on its test set: accuracy, classes, calibration, mistakes, speed; the pictures go into its folder."""
+    """Measure a run, or an ensemble, on its test set: accuracy, classes, calibration, mistakes, speed; the pictures
+    go into its folder.
+    """
 
     run: Positional[Path]
     """Folder of the run, or of an ensemble, of which every member that votes is measured, and all of them together."""
     data_dir: Path | None = None
     """Folder to look for the data set in; the run's own by default."""
     weights: str | None = None
-    """Weights of a run to look at closely: weights, or an average such as ema-0.999; the best on the validation split, or else an average.
-    An ensemble says itself which vote."""
+    """Weights of a run to look at closely: weights, or an average such as ema-0.999; the best on the validation split,
+    or else an average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     images: tuple[str, ...] = ()
@@ -77,16 +81,16 @@ class Predict:
     """Classify unlabelled images by one run, or by several together, into a .csv file."""
 
     runs: Positional[tuple[Path, ...]]
-    """Folders of runs, or of ensembles, which stand for their members that vote. Several networks decide by the mean of their
-    probabilities, in which each counts the same."""
+    """Folders of runs, or of ensembles, which stand for their members that vote. Several networks decide by the mean of
+    their probabilities, in which each counts the same."""
     images: Path
-    """A picture, a folder of pictures in the order of their paths, a .npy or .npz file, or a pickled CIFAR batch. Images of another size
-    than the run's are cut to their largest centred square and resized."""
+    """A picture, a folder of pictures in the order of their paths, a .npy or .npz file, or a pickled CIFAR batch.
+    Images of another size than the run's are cut to their largest centred square and resized."""
     out: Path = Path("predictions.csv")
     """The table: file,prediction for pictures, else index,prediction."""
     weights: str | None = None
-    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an average. An ensemble says
-    itself which vote."""
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an
+    average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     probabilities: bool = False
@@ -97,7 +101,9 @@ class Predict:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Let runs and their snapshots vote, chosen on a validation split: runs that are there, or a recipe's, trained several at a time."""
+    """Let runs and their snapshots vote, chosen on a validation split: runs that are there, or a recipe's, trained
+    several at a time.
+    """
 
     runs: Positional[tuple[Path, ...]] = ()
     """Folders of runs; none with --recipe."""
@@ -112,12 +118,14 @@ class Ensemble:
     at_once: int | None = None
     """Runs at a time; by default as many as the CPU has threads, or as suit the GPU's memory."""
     out: Path | None = None
-    """Folder of ensemble.json, and of the runs that are trained; ./runs/RECIPE-ensemble, or ./runs/ensemble, by default."""
+    """Folder of ensemble.json, and of the runs that are trained; ./runs/RECIPE-ensemble, or ./runs/ensemble, by
+    default.
+    """
     data_dir: Path | None = None
     """Folder to look for the data set in; the runs' own by default."""
     weights: str | None = None
-    """Weights of each run: weights, or an average such as ema-0.999; its snapshots, or else the best on the validation split, or else an
-    average."""
+    """Weights of each run: weights, or an average such as ema-0.999; its snapshots, or else the best on the validation
+    split, or else an average."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     trust: bool = False
@@ -127,7 +135,9 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's network, or an ensemble's, as a file that needs no fastcifar, from bytes to probabilities, with a model card."""
+    """Write a run's network, or an ensemble's, as a file that needs no fastcifar, from bytes to probabilities, with
+    a model card.
+    """
 
     run: Positional[Path]
     """Folder of the run, or of an ensemble, whose members that vote become one file."""
@@ -136,8 +146,8 @@ class Export:
     out: Path | None = None
     """The file; `model` in the run's folder by default."""
     weights: str | None = None
-    """Weights of a run to export: weights, or an average such as ema-0.999; the best on the validation split, or else an average. An
-    ensemble says itself which vote."""
+    """Weights of a run to export: weights, or an average such as ema-0.999; the best on the validation split, or else
+    an average. An ensemble says itself which vote."""
     data_dir: Path | None = None
     """Folder to look for the data set in, on which the file is checked."""
     trust: bool = False
@@ -177,7 +187,9 @@ class Count:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Look at this machine: what training would use, and what to install or change; exits with 1 where it could not train."""
+    """Look at this machine: what training would use, and what to install or change; exits with 1 where it could not
+    train.
+    """
 
     device: str = "auto"
     """The device that would train: auto, cpu, cuda or cuda:INDEX."""
@@ -210,7 +222,9 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run recipes by seed, and set what comes out beside what was claimed; the same command goes on where it was stopped."""
+    """Run recipes by seed, and set what comes out beside what was claimed; the same command goes on where it was
+    stopped.
+    """
 
     recipes: Positional[tuple[str, ...]]
     """Names, or globs such as 'r1_*'."""
@@ -227,7 +241,9 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Completion:
-    """Print a script by which a shell completes commands, flags and names, as in: source <(fastcifar completion bash)"""
+    """Print a script by which a shell completes commands, flags and names, as in: source <(fastcifar completion
+    bash)
+    """
 
     shell: Positional[Shell]
     """The shell that the script is for."""
@@ -235,7 +251,22 @@ class Completion:
     """What the script asks for in turn: after `--`, the words of a line up to the one to complete."""
 
 
-Command = Train | Resume | Plan | Eval | Predict | Ensemble | Export | Preview | Count | Doctor | Profile | Recipes | Reproduce | Completion
+Command = (
+    Train
+    | Resume
+    | Plan
+    | Eval
+    | Predict
+    | Ensemble
+    | Export
+    | Preview
+    | Count
+    | Doctor
+    | Profile
+    | Recipes
+    | Reproduce
+    | Completion
+)
 
 COMMANDS: dict[str, type] = {
     "train": Train,

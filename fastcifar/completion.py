@@ -1,4 +1,6 @@
-"""Completion in a shell: a short script asks, at each press of Tab, what may stand at the end of the line; free of torch."""
+"""Completion in a shell: a short script asks, at each press of Tab, what may stand at the end of the line; free of
+torch.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ complete -c fastcifar -f -a '(__fastcifar)'""",
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last of `words`, which may be empty, can become: a command, a flag or a name; nothing where any value or file will do.
+    """What the last of `words`, which may be empty, can become: a command, a flag or a name; nothing where any value or
+    file will do.
 
     `words` are those of a line after `fastcifar`. Bash makes a word of its own of the `=` in `--flag=value`.
     """
@@ -49,7 +52,9 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def names_after(words: Sequence[str], known: Sequence[Setting]) -> Sequence[str]:
-    """The names that may follow `words`: of the flag that still takes a value, of what is given by its place, or else the flags."""
+    """The names that may follow `words`: of the flag that still takes a value, of what is given by its place, or
+    else the flags.
+    """
     for count, word in enumerate(reversed(words)):
         if word.startswith("-"):
             for setting in known:

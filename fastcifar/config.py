@@ -30,7 +30,9 @@ class ModelConfig:
     """The network. What is left out is the architecture's own; what it does not read is refused."""
 
     arch: str = "resnet_prop"
-    """Architecture: one of these names, timm:NAME, or package.module:function; `fastcifar count --arch NAME` describes one."""
+    """Architecture: one of these names, timm:NAME, or package.module:function; `fastcifar count --arch NAME`
+    describes one.
+    """
     blocks: tuple[int, ...] | None = None
     """Residual blocks of each stage."""
     channels: tuple[int, ...] | None = None
@@ -62,15 +64,23 @@ class ModelConfig:
     pre_activation: bool = False
     """Norm and ReLU before each convolution, in place of after it."""
     final_norm: bool | None = None
-    """Norm and ReLU before the pooling of a pre-activation network; resnet_prop has it by default, to learn in short runs too."""
+    """Norm and ReLU before the pooling of a pre-activation network; resnet_prop has it by default, to learn in short
+    runs too.
+    """
     se_ratio: float | None = None
-    """Squeeze-and-excitation in every block, with so many times its features within; none by default (1/16 in resnetrs50), or 0."""
+    """Squeeze-and-excitation in every block, with so many times its features within; none by default (1/16 in
+    resnetrs50), or 0.
+    """
     dropout: float | None = None
-    """Probability of dropping a feature before the last layer; in wide ResNets, a value between the convolutions of a block."""
+    """Probability of dropping a feature before the last layer; in wide ResNets, a value between the convolutions of
+    a block.
+    """
     stochastic_depth: float | None = None
     """Probability of skipping the last block's residual branch; those before it are skipped linearly less."""
     weight_init: Literal["he", "pytorch"] | None = None
-    """How the convolutions begin: by He's rule, or as PyTorch makes them, which the code behind reports 1 and 4 kept."""
+    """How the convolutions begin: by He's rule, or as PyTorch makes them, which the code behind reports 1 and 4
+    kept.
+    """
     max_params: float | None = None
     """Refuse a network of more parameters, such as 5e6."""
 
@@ -82,7 +92,11 @@ class ModelConfig:
     def options(self) -> dict[str, Any]:
         """What was asked for besides the name, as keyword arguments of `build_model`."""
         own = ("arch", "max_params")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default}
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in own and getattr(self, f.name) != f.default
+        }
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,9 @@ class DataConfig:
     """The images, and what is done to them on their way to the network."""
 
     dataset: str = "cifar10"
-    """Data set: one of these names, or the path of a .npz file, a folder of .npy files, or one of pictures (at 48 pixels: PATH@48).
-    `auto` takes CIFAR-10 where it is at hand or quickly downloaded, else the built-in synthetic set."""
+    """Data set: one of these names, or the path of a .npz file, a folder of .npy files, or one of pictures (at 48
+    pixels: PATH@48). `auto` takes CIFAR-10 where it is at hand or quickly downloaded, else the built-in synthetic
+    set."""
     data_dir: Path | None = None
     """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
     val_split: int = 0
@@ -99,7 +114,9 @@ class DataConfig:
     split_seed: int = 0
     """Seed of their draw, apart from the run's own, so that runs of several seeds set the same images apart."""
     augment: str = "standard"
-    """Augmentation policy: names and settings joined by commas, such as standard,cutout:1x16 or transform2,rotate:20."""
+    """Augmentation policy: names and settings joined by commas, such as standard,cutout:1x16 or
+    transform2,rotate:20.
+    """
     normalize: str = "true"
     """Mean and deviation of the colours; true has the data set's own."""
     loader: str = "auto"
@@ -137,7 +154,9 @@ class OptimConfig:
     clip_norm: float | None = None
     """Largest norm of the whole gradient; unclipped by default."""
     sharpness: Literal["none", "sam", "asam"] = "none"
-    """Step by the gradient at the worst point nearby (SAM), or nearby in relation to each weight (ASAM); doubles the work."""
+    """Step by the gradient at the worst point nearby (SAM), or nearby in relation to each weight (ASAM); doubles the
+    work.
+    """
     rho: float | None = None
     """Radius of that neighbourhood: 0.05 for SAM and 0.5 for ASAM by default."""
     eta: float | None = None
@@ -180,12 +199,16 @@ class ScheduleConfig:
     schedule: str = "cosine"
     """Course of the learning rate after the warm-up; swa is constant, then linear, then constant."""
     warmup: str | None = None
-    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run; none before one-cycle, else by default `auto`: 5%, at least
-    200 steps, at most a quarter of the run."""
+    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run; none before one-cycle, else by default
+    `auto`: 5%, at least 200 steps, at most a quarter of the run."""
     per: Literal["step", "epoch"] | None = None
-    """Whether the schedule moves on every step, as by default, or once an epoch; the warm-up always rises every step."""
+    """Whether the schedule moves on every step, as by default, or once an epoch; the warm-up always rises every
+    step.
+    """
     horizon: str | None = None
-    """Where in the run the schedule comes to its end, which is then held; the end of the run by default. It may lie beyond."""
+    """Where in the run the schedule comes to its end, which is then held; the end of the run by default. It may lie
+    beyond.
+    """
     start_lr: float | None = None
     """Share of the peak at the start: 1 by default in linear, 0.04 in one-cycle."""
     final_lr: float | None = None
@@ -211,7 +234,12 @@ class ScheduleConfig:
         check_name("schedule", self.schedule, SCHEDULES)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("schedule", "warmup")}
         settings["snapshots"] = self.snapshots or None
-        check_reads(self.schedule, settings, [name for name in SCHEDULES[self.schedule].defaults if name in settings], "schedule")
+        check_reads(
+            self.schedule,
+            settings,
+            [name for name in SCHEDULES[self.schedule].defaults if name in settings],
+            "schedule",
+        )
         warmup = None if self.warmup == AUTO else self.warmup
         for text in (warmup, self.horizon, self.step_size, self.restart_period, *(self.milestones or ())):
             if text is not None:
@@ -256,7 +284,9 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_reads(self.loss, {"gamma_pos": self.gamma_pos, "gamma_neg": self.gamma_neg}, LOSSES[self.loss], "loss")
         if self.teacher is None and (self.temperature, self.distill_weight) != (None, None):
-            raise ConfigError("temperature and distill_weight belong to a teacher; add --teacher RUN or leave them out.")
+            raise ConfigError(
+                "temperature and distill_weight belong to a teacher; add --teacher RUN or leave them out."
+            )
         check_range("label_smoothing", self.label_smoothing, 0, 1)
         check_range("gamma_pos", self.gamma_pos, 0)
         check_range("gamma_neg", self.gamma_neg, 0)
@@ -284,13 +314,18 @@ class AverageConfig:
     ema_decay: tuple[float, ...] = (0.999,)
     """Decays a step of exponential averages, at most four, each warmed up from 0; 0 keeps none."""
     swa_start: str | None = None
-    """From here on, average the weights at the end of every epoch (SWA), such as 75%; batch norm statistics are measured anew."""
+    """From here on, average the weights at the end of every epoch (SWA), such as 75%; batch norm statistics are
+    measured anew.
+    """
 
     def __post_init__(self) -> None:
         for decay in self.ema_decay:
             check_range("ema_decay", decay, 0, 1)
         if len(set(self.decays)) != len(self.decays) or len(self.decays) > 4:
-            raise ConfigError(f"ema_decay {' '.join(map(str, self.ema_decay))} does not suit; give one to four different decays, or 0.")
+            raise ConfigError(
+                f"ema_decay {' '.join(map(str, self.ema_decay))} does not suit; give one to four different decays, "
+                "or 0."
+            )
         if self.swa_start is not None:
             Duration.parse(self.swa_start)
 
@@ -302,7 +337,9 @@ class AverageConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """On what, and in what manner, the run computes. `auto` is decided once, when the run starts, and stored with it."""
+    """On what, and in what manner, the run computes. `auto` is decided once, when the run starts, and stored with
+    it.
+    """
 
     device: str = "auto"
     """Where to compute; auto takes a GPU where there is one, and cuda:1 the second one."""
@@ -315,7 +352,9 @@ class EngineConfig:
     threads: int | None = None
     """CPU threads; torch's own choice by default."""
     micro_batch: int | None = None
-    """Images a pass; the gradient of a batch is the sum over its passes. All at once where memory allows, by default."""
+    """Images a pass; the gradient of a batch is the sum over its passes. All at once where memory allows, by
+    default.
+    """
     memory_limit: str | None = None
     """Stay within so much memory, such as 6GB (a GB being 2**30 bytes, as on cards); within what is free by default."""
     deterministic: bool = False
@@ -327,7 +366,9 @@ class EngineConfig:
         check_range("threads", self.threads, 1)
         check_range("micro_batch", self.micro_batch, 1)
         if self.memory_limit is not None and not self.memory_limit_bytes:
-            raise ConfigError(f"memory_limit {self.memory_limit!r} is no size; write gigabytes as 6GB, or megabytes as 900MB.")
+            raise ConfigError(
+                f"memory_limit {self.memory_limit!r} is no size; write gigabytes as 6GB, or megabytes as 900MB."
+            )
 
     @property
     def memory_limit_bytes(self) -> int | None:

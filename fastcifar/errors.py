@@ -23,7 +23,9 @@ def reason(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """A sentence saying that `name` is no such `kind`, with the nearest valid names, or all of them where none is near."""
+    """A sentence saying that `name` is no such `kind`, with the nearest valid names, or all of them where none is
+    near.
+    """
     valid = sorted(valid)
     nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     if nearest:

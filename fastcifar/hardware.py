@@ -17,7 +17,9 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. A GPU copies it from pinned memory, behind the host's back; for any other memory the host may have to wait."""
+    """`tensor` on `device`. A GPU copies it from pinned memory, behind the host's back; for any other memory the
+    host may have to wait.
+    """
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

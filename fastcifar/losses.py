@@ -14,19 +14,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy, in float32: logits (N, classes) of any float dtype, labels int64 (N,) or shares (N, classes) -> ().
+    """Mean cross-entropy, in float32: logits (N, classes) of any float dtype, labels int64 (N,) or shares (N, classes)
+    -> ().
 
-    With `smoothing`, that share of each target is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    With `smoothing`, that share of each target is spread evenly over all classes (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7).
     """
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def asymmetric(logits: Tensor, labels: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, smoothing: float = 0.1) -> Tensor:
+def asymmetric(
+    logits: Tensor, labels: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, smoothing: float = 0.1
+) -> Tensor:
     """The single-label asymmetric loss, in float32: arguments and result as `cross_entropy`.
 
-    A cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and p^gamma_neg for the others, so
-    that wrong classes count only where they are likely (Ben-Baruch et al. 2021, arXiv:2009.14119, as their code applies it to one label;
-    gradients flow through the focusing). Shares, as of mixed images, take both focusings in proportion.
+    A cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and p^gamma_neg
+    for the others, so that wrong classes count only where they are likely (Ben-Baruch et al. 2021, arXiv:2009.14119, as
+    their code applies it to one label; gradients flow through the focusing). Shares, as of mixed images, take both
+    focusings in proportion.
     """
     log_p = F.log_softmax(logits.float(), dim=1)
     classes = log_p.shape[1]

@@ -4,7 +4,9 @@ import importlib
 from typing import Any
 
 GIVEN = "given"
-"""What a run records as its network or its data set where that was given in Python, so that only Python can give it again."""
+"""What a run records as its network or its data set where that was given in Python, so that only Python can give it
+again.
+"""
 
 
 def load(target: str) -> Any:

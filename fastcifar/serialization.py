@@ -19,7 +19,8 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
         kind: a dataclass, a TypedDict, or the type of one of their fields.
         value: what `json.loads` returned.
         where: what the error's sentence begins with.
-        complete: whether every key of a dataclass must be there, those with a default too; of a TypedDict they always must.
+        complete: whether every key of a dataclass must be there, those with a default too; of a TypedDict they always
+        must.
 
     Raises:
         ConfigError: keys are missing or unknown, or a value is of another type or refused by the dataclass.
@@ -41,7 +42,13 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
         return float(value)
     if kind is Any or (origin is Literal and value in arguments) or (isinstance(kind, type) and type(value) is kind):
         return value
-    expected = " or ".join(map(str, arguments)) if origin is Literal else kind.__name__ if isinstance(kind, type) else str(kind)
+    expected = (
+        " or ".join(map(str, arguments))
+        if origin is Literal
+        else kind.__name__
+        if isinstance(kind, type)
+        else str(kind)
+    )
     raise ConfigError(f"{where} is {reprlib.repr(value)}; expected {expected}.")
 
 

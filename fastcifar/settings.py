@@ -1,4 +1,6 @@
-"""What each command takes: the fields of its dataclass, and of the configurations within it, as arguments; free of torch."""
+"""What each command takes: the fields of its dataclass, and of the configurations within it, as arguments; free of
+torch.
+"""
 
 from __future__ import annotations
 
@@ -130,5 +132,7 @@ def documentation(module: str) -> dict[str, dict[str, str]]:
                 for first, second in pairwise(node.body)
                 if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr)
             ]
-            texts[node.name] = {ast.unparse(target): inspect.cleandoc(ast.literal_eval(value)) for target, value in pairs}
+            texts[node.name] = {
+                ast.unparse(target): inspect.cleandoc(ast.literal_eval(value)) for target, value in pairs
+            }
     return texts

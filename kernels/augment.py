@@ -1,7 +1,8 @@
 """Augmentation in one pass over memory: gather, warp, greyscale, erase, normalise and lay out.
 
-Source: the resampling is that of PIL (Geometry.c), the greyscale that of its mode L (Convert.c), both in integers, so that kernel,
-reference and PIL agree to the last bit; the bilinear one is within a grey level of PIL, which computes it in float64.
+Source: the resampling is that of PIL (Geometry.c), the greyscale that of its mode L (Convert.c), both in integers, so
+that kernel, reference and PIL agree to the last bit; the bilinear one is within a grey level of PIL, which computes it
+in float64.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ ONE = 1 << 16
 """A pixel, in the fixed point of maps."""
 
 FILLS = ("constant", "reflect", "clamp")
-"""What lies beyond the border: one colour; the picture mirrored about its edge (the edge pixel repeated); the nearest edge pixel."""
+"""What lies beyond the border: one colour; the picture mirrored about its edge (the edge pixel repeated); the
+nearest edge pixel.
+"""
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,24 +39,28 @@ LONGEST_SIDE = 32767
 # A weight of 11 bits is as fine as two of them, multiplied by a byte, allow in int32.
 WEIGHT_BITS = 11
 
-# Images of 32 by 32: bilinear resampling takes 35 us an image in chunks of 64, and 60 or more in chunks of 512 (one core of a Xeon with
-# 2 MB of second-level cache).
+# Images of 32 by 32: bilinear resampling takes 35 us an image in chunks of 64, and 60 or more in chunks of 512 (one
+# core of a Xeon with 2 MB of second-level cache).
 CPU_CHUNK = 64
 
-# A thread of the default four warps computes eight neighbouring bytes or halves; those of an image of 32 by 32 fill three blocks. Chosen
-# by the width of the stores, 16 bytes, not by timing.
+# A thread of the default four warps computes eight neighbouring bytes or halves; those of an image of 32 by 32 fill
+# three blocks. Chosen by the width of the stores, 16 bytes, not by timing.
 BLOCK = 1024
 
 
-def warp_reference(images: Tensor, warp: Tensor, fill: str = "constant", colour: Sequence[int] = BLACK, bilinear: bool = False) -> Tensor:
+def warp_reference(
+    images: Tensor, warp: Tensor, fill: str = "constant", colour: Sequence[int] = BLACK, bilinear: bool = False
+) -> Tensor:
     """Resamples each image along a map of its own: uint8 (N, H, W, 3) -> the same shape.
 
-    Pixels are read as PIL's `Image.transform` with AFFINE reads them. A warp on the CPU is looked at, whatever the images' device: shifted
-    and mirrored images then cost little more than a copy. Coordinates must stay within 32768 pixels, as PIL's own fixed point demands.
+    Pixels are read as PIL's `Image.transform` with AFFINE reads them. A warp on the CPU is looked at, whatever the
+    images' device: shifted and mirrored images then cost little more than a copy. Coordinates must stay within 32768
+    pixels, as PIL's own fixed point demands.
 
     Args:
         images: uint8 (N, H, W, 3).
-        warp: int32 (N, 6), a b c d e f in fixed point: the output pixel in column i and row j is read at (a i + b j + c, d i + e j + f),
+        warp: int32 (N, 6), a b c d e f in fixed point: the output pixel in column i and row j is read at (a i + b j +
+        c, d i + e j + f),
             in which the half pixel to its centre is included. On the CPU or with the images.
         fill: one of `FILLS`.
         colour: of the constant fill, three bytes.
@@ -79,7 +86,9 @@ def _readable(tensor: Tensor) -> bool:
 
 
 def whole_pixels(warp: Tensor, bilinear: bool) -> Tensor:
-    """Which maps only shift by whole pixels and mirror left to right: int32 (N, 6) -> bool (N,). The nearest pixel is always whole."""
+    """Which maps only shift by whole pixels and mirror left to right: int32 (N, 6) -> bool (N,). The nearest pixel
+    is always whole.
+    """
     a, b, c, d, e, f = warp.unbind(1)
     straight = (a.abs() == ONE) & (b == 0) & (d == 0) & (e == ONE)
     return straight & (c % ONE == ONE // 2) & (f % ONE == ONE // 2) if bilinear else straight
@@ -88,7 +97,8 @@ def whole_pixels(warp: Tensor, bilinear: bool) -> Tensor:
 def shift_and_mirror(images: Tensor, warp: Tensor, colour: Sequence[int] = BLACK) -> Tensor:
     """`warp_reference` for maps that `whole_pixels` found, over a constant fill; the warp is on the CPU.
 
-    A shifted row is one run of bytes in the images with a margin, so this is a selection of rows, at the speed of a copy.
+    A shifted row is one run of bytes in the images with a margin, so this is a selection of rows, at the speed of a
+    copy.
     """
     count, height, width, channels = images.shape
     device = images.device
@@ -122,7 +132,9 @@ def _framed(images: Tensor, margin: int, colour: Sequence[int]) -> Tensor:
 
 
 def _repeated(colour: Sequence[int], width: int, images: Tensor) -> Tensor:
-    """A row of pixels of one colour on the images' device: uint8 (3 width,). Its length lets the CPU's loops run at full speed."""
+    """A row of pixels of one colour on the images' device: uint8 (3 width,). Its length lets the CPU's loops run at
+    full speed.
+    """
     return upload(torch.tensor(colour, dtype=torch.uint8).repeat(width), images.device)
 
 
@@ -161,7 +173,9 @@ def _resample_in_chunks(images: Tensor, warp: Tensor, *resampling: Any) -> Tenso
 
 
 def into_image(position: Tensor, size: int, fill: str) -> Tensor:
-    """The pixels that are read at any positions along a side: int32 -> int32, 0 to size - 1; -1 or `size` for a constant fill."""
+    """The pixels that are read at any positions along a side: int32 -> int32, 0 to size - 1; -1 or `size` for a
+    constant fill.
+    """
     if fill == "constant":
         return position.clamp(-1, size)
     if fill == "clamp":
@@ -171,7 +185,8 @@ def into_image(position: Tensor, size: int, fill: str) -> Tensor:
 
 
 def neighbours(coordinate: Tensor, size: int, fill: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels before and after coordinates in fixed point along a side, and the weight of the latter, of 2 ** WEIGHT_BITS: int32 each.
+    """The pixels before and after coordinates in fixed point along a side, and the weight of the latter, of 2 **
+    WEIGHT_BITS: int32 each.
 
     A constant fill begins at the border itself: within, the edge pixels reach out to it, as in PIL.
     """
@@ -234,9 +249,11 @@ def erase_reference(images: Tensor, boxes: Tensor, colour: Sequence[int] = BLACK
 
 
 def normalize_reference(images: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
-    """byte * scale + offset, each rounded to float32, then to `dtype`: uint8 (N, H, W, 3), float32 (3,) twice -> (N, H, W, 3).
+    """byte * scale + offset, each rounded to float32, then to `dtype`: uint8 (N, H, W, 3), float32 (3,) twice -> (N, H,
+    W, 3).
 
-    Scale and offset are laid out for a whole row: over an innermost dimension of three, the CPU's loops are four times slower.
+    Scale and offset are laid out for a whole row: over an innermost dimension of three, the CPU's loops are four times
+    slower.
     """
     count, height, width, channels = images.shape
     scale, offset = (upload(tensor, images.device).repeat(width) for tensor in (scale, offset))
@@ -293,7 +310,9 @@ def read_kernel(
     COLOUR: tl.constexpr,
     WEIGHT_BITS: tl.constexpr,
 ):
-    """A channel of an image at coordinates in fixed point, as int32. All loads are within the image, wherever the coordinates lead."""
+    """A channel of an image at coordinates in fixed point, as int32. All loads are within the image, wherever the
+    coordinates lead.
+    """
     byte_ptr = image_ptr + channel
     if BILINEAR:
         from_left, from_top = x - 32768, y - 32768
@@ -344,8 +363,8 @@ def augment_kernel(
     WEIGHT_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # An element of the block is one channel of one pixel. The three of a pixel repeat its coordinates, so that stores are as contiguous
-    # as the output: arithmetic is cheaper than memory.
+    # An element of the block is one channel of one pixel. The three of a pixel repeat its coordinates, so that stores
+    # are as contiguous as the output: arithmetic is cheaper than memory.
     sample = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel, column, row = offsets % 3, offsets // 3 % WIDTH, offsets // (3 * WIDTH)
@@ -374,7 +393,8 @@ def augment_kernel(
         value = tl.where(between & beside, (ERASE_COLOUR >> (8 * channel)) & 255, value)
 
     if NORMALIZED:
-        # Adding zero makes the product round by itself, as in the reference, where a plain one might be fused with the sum.
+        # Adding zero makes the product round by itself, as in the reference, where a plain one might be fused with the
+        # sum.
         product = tl.fma(value.to(tl.float32), tl.load(scale_ptr + channel), 0.0)
         result = product + tl.load(offset_ptr + channel)
     else:
@@ -410,11 +430,24 @@ STANDARD = {
 }
 
 COMPILATIONS = [
-    Compilation(kernel=augment_kernel, signature={"output_ptr": f"*{output}:16", **INPUTS}, constexprs={**STANDARD, **others})
+    Compilation(
+        kernel=augment_kernel, signature={"output_ptr": f"*{output}:16", **INPUTS}, constexprs={**STANDARD, **others}
+    )
     for output, others in (
         ("bf16", {}),
         ("fp16", {"HAS_GREY": True, "BOXES": 64, "BILINEAR": True, "COLOUR": 0x727A7D}),
-        ("fp32", {"HEIGHT": 33, "WIDTH": 31, "HAS_GREY": True, "BOXES": 1, "BILINEAR": True, "CONSTANT": False, "REFLECT": True}),
+        (
+            "fp32",
+            {
+                "HEIGHT": 33,
+                "WIDTH": 31,
+                "HAS_GREY": True,
+                "BOXES": 1,
+                "BILINEAR": True,
+                "CONSTANT": False,
+                "REFLECT": True,
+            },
+        ),
         ("u8", {"HAS_INDEX": False, "NORMALIZED": False, "CONSTANT": False}),
     )
 ]
@@ -436,7 +469,9 @@ def launch_augment(
     bilinear: bool,
     erase_colour: Sequence[int],
 ) -> Tensor:
-    """Launches `kernel`, which is `augment_kernel` or its wrapped form, over a new output; tensors on the CPU follow the images."""
+    """Launches `kernel`, which is `augment_kernel` or its wrapped form, over a new output; tensors on the CPU follow
+    the images.
+    """
     # Sizes are compiled into the kernel, so that they are numbers even where a graph is traced for all sizes.
     height, width, channels = (int(length) for length in images.shape[1:])
     count = len(images if index is None else index)
@@ -483,8 +518,9 @@ def augment(
 ) -> Tensor:
     """Gathers images, then warps, greys, erases and normalises them: (N, H, W, 3) of `out_dtype`, contiguous.
 
-    What is None is left out. All tensors but the images may stay on the CPU; a warp there lets the reference take its short cut. On a GPU
-    the values of tensors are not looked at, so that nothing waits: an index beyond the images reads foreign memory.
+    What is None is left out. All tensors but the images may stay on the CPU; a warp there lets the reference take its
+    short cut. On a GPU the values of tensors are not looked at, so that nothing waits: an index beyond the images reads
+    foreign memory.
 
     Args:
         images: uint8 (M, H, W, 3), contiguous: a whole data set.
@@ -528,7 +564,9 @@ def _check(
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8, not {images.dtype}.")
     if images.dim() != 4 or images.shape[3] != 3 or not images.is_contiguous():
-        raise ValueError(f"images must be contiguous (M, H, W, 3), not {tuple(images.shape)} with strides {images.stride()}.")
+        raise ValueError(
+            f"images must be contiguous (M, H, W, 3), not {tuple(images.shape)} with strides {images.stride()}."
+        )
     if not all(0 < side <= LONGEST_SIDE for side in images.shape[1:3]):
         raise ValueError(f"images must have sides of 1 to {LONGEST_SIDE} pixels, not {tuple(images.shape[1:3])}.")
     if index is not None:
@@ -562,7 +600,9 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[in
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, not {tensor.dtype}.")
     if tensor.shape != shape or not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous of shape {shape}, not {tuple(tensor.shape)} with strides {tensor.stride()}.")
+        raise ValueError(
+            f"{name} must be contiguous of shape {shape}, not {tuple(tensor.shape)} with strides {tensor.stride()}."
+        )
     if tensor.device != device and tensor.device.type != "cpu":
         raise ValueError(f"{name} must be on {device} like images, or on the CPU, not on {tensor.device}.")
 
@@ -583,7 +623,10 @@ def augment_by_indexing(
 ) -> Tensor:
     """What `augment` is by definition, a pixel at a time by torch's indexing; normalises in the dtype of `scale`."""
     images = images if index is None else images[index]
-    row, column = torch.arange(images.shape[1], device=images.device)[:, None], torch.arange(images.shape[2], device=images.device)
+    row, column = (
+        torch.arange(images.shape[1], device=images.device)[:, None],
+        torch.arange(images.shape[2], device=images.device),
+    )
     if warp is not None:
         a, b, c, d, e, f = warp.long()[..., None, None].unbind(1)
         images = _read_by_indexing(images, a * column + b * row + c, d * column + e * row + f, fill, colour, bilinear)
@@ -598,7 +641,9 @@ def augment_by_indexing(
 
 
 def _row(values: Sequence[int], like: Tensor) -> Tensor:
-    """int64 (len(values),), filled in on the device of `like`: a copy from the CPU would wait, which a captured graph forbids."""
+    """int64 (len(values),), filled in on the device of `like`: a copy from the CPU would wait, which a captured
+    graph forbids.
+    """
     return torch.stack([like.new_full((), value, dtype=torch.int64) for value in values])
 
 
@@ -635,14 +680,18 @@ def augment_exactly(scale: Tensor | None, out_dtype: torch.dtype, **others: Any)
 
 
 def _arguments(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
-    """A data set with as many images as are drawn from it; every other map shifts and mirrors alone, or all where `shifts` says so."""
+    """A data set with as many images as are drawn from it; every other map shifts and mirrors alone, or all where
+    `shifts` says so.
+    """
     count, (height, width) = shape["count"], shape["size"]
     tensors = {
         "images": torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, device=device),
         "index": torch.randint(0, max(count, 1), (count,), device=device),
         "warp": _shifts_and_mirrors(count, width, device),
         "grey": torch.rand(count, device=device) < 0.3,
-        "boxes": torch.randint(-2, max(height, width) + 2, (count, shape.get("boxes", 2), 4), dtype=torch.int32, device=device),
+        "boxes": torch.randint(
+            -2, max(height, width) + 2, (count, shape.get("boxes", 2), 4), dtype=torch.int32, device=device
+        ),
         "scale": torch.tensor([0.0171, 0.0175, 0.0174], device=device),
         "offset": torch.tensor([-2.118, -2.036, -1.804], device=device),
     }
@@ -651,7 +700,14 @@ def _arguments(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.devic
         tensors["warp"][::2, 2::3] *= width
     absent = (*shape.get("absent", ()), *(("scale", "offset") if dtype == torch.uint8 else ()))
     options = {"fill": shape.get("fill", "constant"), "bilinear": shape.get("bilinear", False)}
-    return {**tensors, **dict.fromkeys(absent), **options, "out_dtype": dtype, "colour": (125, 123, 114), "erase_colour": (1, 2, 255)}
+    return {
+        **tensors,
+        **dict.fromkeys(absent),
+        **options,
+        "out_dtype": dtype,
+        "colour": (125, 123, 114),
+        "erase_colour": (1, 2, 255),
+    }
 
 
 def _shifts_and_mirrors(count: int, width: int, device: torch.device) -> Tensor:
@@ -685,7 +741,10 @@ SPEC = OpSpec(
             for fill in FILLS
             for how in ("nearest", "bilinear")
         ),
-        *(Case(f"without-{name}", {"count": 3, "size": (5, 8), "absent": (name,)}) for name in ("index", "warp", "grey", "boxes")),
+        *(
+            Case(f"without-{name}", {"count": 3, "size": (5, 8), "absent": (name,)})
+            for name in ("index", "warp", "grey", "boxes")
+        ),
         Case("images-alone", {"count": 3, "size": (5, 8), "absent": ("index", "warp", "grey", "boxes")}),
         Case("1x1", {"count": 2, "size": (1, 1), "fill": "reflect", "bilinear": True}),
         Case("33x31", {"count": 2, "size": (33, 31), "bilinear": True}),
@@ -693,7 +752,9 @@ SPEC = OpSpec(
         Case("one-image", {"count": 1, "size": (5, 8), "boxes": 64}),
         Case("two-cpu-chunks", {"count": CPU_CHUNK + 3, "size": (2, 3)}),
         Case("512-standard", {"count": 512, **STANDARD_POLICY}, of_a_network=True),
-        Case("512-bilinear-grey-boxes", {"count": 512, "size": (32, 32), "bilinear": True, "boxes": 1}, of_a_network=True),
+        Case(
+            "512-bilinear-grey-boxes", {"count": 512, "size": (32, 32), "bilinear": True, "boxes": 1}, of_a_network=True
+        ),
         Case("32768-standard", {"count": 32768, **STANDARD_POLICY}, of_a_network=True),
     ),
     bytes_moved=_bytes_moved,

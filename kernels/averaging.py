@@ -1,10 +1,11 @@
 """Averages of weights along a run, updated in one launch and one pass over memory for a flat bucket of them.
 
-The kernel keeps exponential moving averages of several decays at once. A running mean is one whose decay is n / (n + 1) after n updates.
-Integer buffers, such as `num_batches_tracked`, are in no bucket: no average of them has a meaning, and the caller copies them.
+The kernel keeps exponential moving averages of several decays at once. A running mean is one whose decay is n / (n + 1)
+after n updates. Integer buffers, such as `num_batches_tracked`, are in no bucket: no average of them has a meaning, and
+the caller copies them.
 
-Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; with exponential weights as in Tarvainen and
-Valpola, "Mean teachers are better role models", 2017.
+Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; with exponential weights as
+in Tarvainen and Valpola, "Mean teachers are better role models", 2017.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 MOST_AVERAGES = 4
 
-# A thread holds four elements: 16 bytes of float32, and one layout for every dtype. With eight of them Triton loads a half precision
-# source eight elements wide and moves it through shared memory. Chosen by the compiled code, not by timing.
+# A thread holds four elements: 16 bytes of float32, and one layout for every dtype. With eight of them Triton loads a
+# half precision source eight elements wide and moves it through shared memory. Chosen by the compiled code, not by
+# timing.
 BLOCK = 1024
 WARPS = 8
 
-# Elements: with its temporary a piece stays in the second-level cache. Of 2^13 to 2^20, this is the fastest for 11 million elements (two
-# cores of a Xeon with 2 MB each): 4 ms, against 17 ms in one piece.
+# Elements: with its temporary a piece stays in the second-level cache. Of 2^13 to 2^20, this is the fastest for 11
+# million elements (two cores of a Xeon with 2 MB each): 4 ms, against 17 ms in one piece.
 CPU_PIECE = 1 << 17
 
 
 def pieces(tensor: Tensor) -> Iterator[slice]:
-    """Slices that cover the vector `tensor`: on a CPU of `CPU_PIECE` elements; elsewhere, or where a compiler fuses what follows, one."""
+    """Slices that cover the vector `tensor`: on a CPU of `CPU_PIECE` elements; elsewhere, or where a compiler fuses
+    what follows, one.
+    """
     length = tensor.numel()
     size = length if tensor.device.type != "cpu" or is_traced(tensor) else CPU_PIECE
     return (slice(start, start + size) for start in range(0, length, size or 1))
@@ -61,8 +65,8 @@ def ema_kernel(averages_ptr, source_ptr, decays_ptr, length, AVERAGES: tl.conste
     for row in tl.static_range(AVERAGES):
         weight = 1 - tl.load(decays_ptr + row)
         average = tl.load(averages_ptr + offsets, inside)
-        # Adding zero makes the product round by itself, as in the reference: the bits agree, but for the sign of a zero. A plain product
-        # would be fused with the sum, or not, at the pleasure of the Triton version.
+        # Adding zero makes the product round by itself, as in the reference: the bits agree, but for the sign of a
+        # zero. A plain product would be fused with the sum, or not, at the pleasure of the Triton version.
         tl.store(averages_ptr + offsets, average + tl.fma(weight, source - average, 0.0), inside)
         averages_ptr += length
 
@@ -72,21 +76,24 @@ def launch_ema_update(kernel: Any, averages: Tensor, source: Tensor, decays: Ten
     """Launches `kernel`, which is `ema_kernel` or its wrapped form, over all of `averages`."""
     length, count = source.numel(), int(decays.numel())
     if length:
-        kernel[(triton.cdiv(length, BLOCK),)](averages, source, decays, length, AVERAGES=count, BLOCK=BLOCK, num_warps=WARPS)
+        kernel[(triton.cdiv(length, BLOCK),)](
+            averages, source, decays, length, AVERAGES=count, BLOCK=BLOCK, num_warps=WARPS
+        )
 
 
 @triton_op("fastcifar::ema_update_", mutates_args={"averages"})
 def ema_update_(averages: Tensor, source: Tensor, decays: Tensor) -> None:
     """Moves averages towards `source` in place: averages += (1 - decay) * (source - averages), in float32.
 
-    The decays stay on the device, so that a schedule can change them without a host sync, a recompile or a new graph capture. An average
-    carries no gradient: `source` may require grad, none flows. Fastest where N is a multiple of 16, since only then are the kernel's
-    accesses 16 bytes wide.
+    The decays stay on the device, so that a schedule can change them without a host sync, a recompile or a new graph
+    capture. An average carries no gradient: `source` may require grad, none flows. Fastest where N is a multiple of 16,
+    since only then are the kernel's accesses 16 bytes wide.
 
     Args:
         averages: (N,), or (K, N) for K = 1 to 4 decays, float32, contiguous; does not require grad.
         source: (N,) float32, bfloat16 or float16, contiguous, on the device of `averages`.
-        decays: (), or (K,), float32, contiguous, on the device of `averages`; the shares of the old averages that are kept.
+        decays: (), or (K,), float32, contiguous, on the device of `averages`; the shares of the old averages that are
+        kept.
 
     Raises:
         TypeError: an argument has the wrong dtype.
@@ -116,7 +123,9 @@ def _check(averages: Tensor, source: Tensor, decays: Tensor) -> None:
     for name, tensor, shape in (("decays", decays, averages.shape[:-1]), ("source", source, averages.shape[-1:])):
         if tensor.shape != shape or not tensor.is_contiguous():
             expected, found, strides = tuple(shape), tuple(tensor.shape), tensor.stride()
-            raise ValueError(f"{name} must be contiguous of shape {expected}, not of shape {found} with strides {strides}.")
+            raise ValueError(
+                f"{name} must be contiguous of shape {expected}, not of shape {found} with strides {strides}."
+            )
         if tensor.device != averages.device:
             raise ValueError(f"{name} must be on {averages.device} like averages, not on {tensor.device}.")
 
@@ -124,7 +133,12 @@ def _check(averages: Tensor, source: Tensor, decays: Tensor) -> None:
 COMPILATIONS = [
     Compilation(
         kernel=ema_kernel,
-        signature={"averages_ptr": "*fp32:16", "source_ptr": f"*{source}:16", "decays_ptr": "*fp32:16", "length": length},
+        signature={
+            "averages_ptr": "*fp32:16",
+            "source_ptr": f"*{source}:16",
+            "decays_ptr": "*fp32:16",
+            "length": length,
+        },
         constexprs={"AVERAGES": averages, "BLOCK": BLOCK},
         num_warps=WARPS,
     )

@@ -1,12 +1,14 @@
-"""Batch norm for training, channels last, with the additions and the ReLU around it: two launches each way, or one where rows are few.
+"""Batch norm for training, channels last, with the additions and the ReLU around it: two launches each way, or one
+where rows are few.
 
-Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", 2015,
-arXiv:1502.03167; the statistics of parts are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
-computing sample variances", 1979.
+Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate
+shift", 2015, arXiv:1502.03167; the statistics of parts are combined as in Chan, Golub and LeVeque, "Updating formulae
+and a pairwise algorithm for computing sample variances", 1979.
 
-An activation (N, C, H, W), channels last, is a matrix of N * H * W rows and C columns. The first launch of each direction reduces parts
-of the rows, the second combines the few partial results, each program for its own channels, and goes over the rows again. Where the rows
-are few, the second does without the first, and goes over all of them twice. There are no atomics: the same inputs give the same bits.
+An activation (N, C, H, W), channels last, is a matrix of N * H * W rows and C columns. The first launch of each
+direction reduces parts of the rows, the second combines the few partial results, each program for its own channels, and
+goes over the rows again. Where the rows are few, the second does without the first, and goes over all of them twice.
+There are no atomics: the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Skip = Literal["input", "output"]
 """What a shortcut takes, past the norm or from it on."""
 
-# Rows of 32 half-precision channels are 64 bytes, two sectors of memory; fewer channels a program leave more programs to share them.
-# A tile is 16 elements a thread of eight warps, two loads of 16 bytes. Twice that takes more than 200 registers in the backward reduction,
-# which leaves room for one program on a multiprocessor. Chosen by the compiled code, not by timing.
+# Rows of 32 half-precision channels are 64 bytes, two sectors of memory; fewer channels a program leave more programs
+# to share them. A tile is 16 elements a thread of eight warps, two loads of 16 bytes. Twice that takes more than 200
+# registers in the backward reduction, which leaves room for one program on a multiprocessor. Chosen by the compiled
+# code, not by timing.
 MOST_CHANNELS = 32
 MOST_PARTS = 256
 
-# So many rows, such as those of 128 maps of 2 by 2 pixels, are one part, of which a program holds as many channels: a launch less is worth
-# more than the programs that are then missing (estimated, not timed).
+# So many rows, such as those of 128 maps of 2 by 2 pixels, are one part, of which a program holds as many channels: a
+# launch less is worth more than the programs that are then missing (estimated, not timed).
 ROWS_OF_ONE_PART = 512
 CHANNELS_OF_ONE_PART = 16
 
@@ -68,7 +71,9 @@ def batch_norm_relu_reference(
 
 
 def with_skip(y: Tensor, x: Tensor, skip: Skip | None) -> Tensor | tuple[Tensor, Tensor]:
-    """The result `y`, and with it what a shortcut takes, if there is one: what was normalised, or the result once more."""
+    """The result `y`, and with it what a shortcut takes, if there is one: what was normalised, or the result once
+    more.
+    """
     return y if skip is None else (y, x if skip == "input" else y)
 
 
@@ -86,7 +91,9 @@ def forward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `batch_norm_relu_forward` computes, in plain torch."""
     x = x if addend is None else x + addend
-    y, mean, rstd = torch.ops.aten._native_batch_norm_legit(x, weight, bias, running_mean, running_var, True, momentum, eps)
+    y, mean, rstd = torch.ops.aten._native_batch_norm_legit(
+        x, weight, bias, running_mean, running_var, True, momentum, eps
+    )
     if residual is not None:
         y = y + residual
     # Float32 they are, but torch's fakes do not know it.
@@ -113,7 +120,9 @@ def backward_reference(
         g = g.masked_fill(z <= 0, 0)
     # In any other layout torch rounds the gradients of weight and bias to half precision.
     g = torch.empty_like(x).copy_(g)
-    of_norm = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, rstd, True, 0.0, [True, True, True])
+    of_norm = torch.ops.aten.native_batch_norm_backward(
+        g, x, weight, None, None, mean, rstd, True, 0.0, [True, True, True]
+    )
     grad_x, grad_weight, grad_bias = of_norm
     grad_x = grad_x + grad_skip if skip == "input" else grad_x
     return grad_x, grad_weight, grad_bias, x.new_empty(0) if y is None else g
@@ -123,7 +132,8 @@ def backward_reference(
 def tile_kernel(first, count, channel, channels, TILE_ROWS: tl.constexpr):
     """The offsets of rows `first` on, int32 (TILE_ROWS, BLOCK_C), and which lie within `count` rows.
 
-    It must not load: torch takes what a function returns to stem from all its arguments, a pointer among them to be written with them.
+    It must not load: torch takes what a function returns to stem from all its arguments, a pointer among them to be
+    written with them.
     """
     row = first + tl.arange(0, TILE_ROWS)[:, None]
     return row * channels + channel[None, :], (row < count) & (channel < channels)[None, :]
@@ -141,14 +151,23 @@ def load_input_kernel(x_ptr, addend_ptr, offsets, inside, HAS_ADDEND: tl.constex
 
 @jit
 def part_statistics_kernel(
-    sum_ptr, x_ptr, addend_ptr, count, channel, channels, HAS_ADDEND: tl.constexpr, SPAN: tl.constexpr, TILE_ROWS: tl.constexpr
+    sum_ptr,
+    x_ptr,
+    addend_ptr,
+    count,
+    channel,
+    channels,
+    HAS_ADDEND: tl.constexpr,
+    SPAN: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
 ):
-    """Mean and sum of squared deviations, float32 (BLOCK_C,) each, of the `count` rows of one part, which starts at the pointers.
+    """Mean and sum of squared deviations, float32 (BLOCK_C,) each, of the `count` rows of one part, which starts at the
+    pointers.
 
     It writes what it sums up of two addends.
     """
-    # With d = x - shift the sum of squared deviations is sum(d^2) - sum(d)^2 / count. The shift being the mean of the first tile, what
-    # cancels is at most count / TILE_ROWS times what remains, whatever the data.
+    # With d = x - shift the sum of squared deviations is sum(d^2) - sum(d)^2 / count. The shift being the mean of the
+    # first tile, what cancels is at most count / TILE_ROWS times what remains, whatever the data.
     offsets, inside = tile_kernel(0, count, channel, channels, TILE_ROWS)
     x = load_input_kernel(x_ptr, addend_ptr, offsets, inside, HAS_ADDEND)
     if HAS_ADDEND:
@@ -196,13 +215,16 @@ def statistics_kernel(
 
 @jit
 def combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN: tl.constexpr, PARTS: tl.constexpr):
-    """Mean and sum of squared deviations over all rows, float32 (BLOCK_C,) each, from those of the parts (Chan et al.)."""
+    """Mean and sum of squared deviations over all rows, float32 (BLOCK_C,) each, from those of the parts (Chan et
+    al.).
+    """
     part = tl.arange(0, PARTS)
     count = tl.minimum(tl.maximum(rows - part * SPAN, 0), SPAN)[:, None]
     pointers = partials_ptr + part[:, None] * 2 * channels + channel[None, :]
     inside = (count > 0) & (channel < channels)[None, :]
     means, m2s = tl.load(pointers, inside, 0.0), tl.load(pointers + channels, inside, 0.0)
-    # Differences from one of them are small where the mean is large: nothing is rounded at the size of the mean but the mean itself.
+    # Differences from one of them are small where the mean is large: nothing is rounded at the size of the mean but the
+    # mean itself.
     some_mean = tl.load(partials_ptr + channel, channel < channels, 0.0)
     mean = some_mean + tl.sum(count * (means - some_mean[None, :]), 0) / rows
     deviation = means - mean[None, :]
@@ -238,7 +260,9 @@ def normalize_kernel(
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     present = channel < channels
     if PARTS == 1:
-        mean, m2 = part_statistics_kernel(sum_ptr, x_ptr, addend_ptr, rows, channel, channels, HAS_ADDEND, SPAN, TILE_ROWS)
+        mean, m2 = part_statistics_kernel(
+            sum_ptr, x_ptr, addend_ptr, rows, channel, channels, HAS_ADDEND, SPAN, TILE_ROWS
+        )
     else:
         mean, m2 = combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN, PARTS)
     rstd = tl.rsqrt(m2 / rows + eps)
@@ -271,26 +295,30 @@ def normalize_kernel(
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), inside)
 
 
-# The gradients. Per channel, with m rows, xhat = (x - mean) * rstd and z = xhat * weight + bias (+ residual), y = max(z, 0):
+# The gradients. Per channel, with m rows, xhat = (x - mean) * rstd and z = xhat * weight + bias (+ residual), y =
+# max(z, 0):
 #
 #     g = dL/dz = grad_y where z > 0, else 0        (grad_y without the ReLU)      grad_residual = g
 #     grad_bias = sum(g)                            grad_weight = sum(g * xhat)
 #     grad_x = weight * rstd * (g - (grad_bias + xhat * grad_weight) / m)
 #
-# for dL/dxhat = g * weight, and xhat depends on x directly and through mean and rstd: d xhat_i / d x_j = rstd * ([i = j] - 1 / m -
-# xhat_i * xhat_j / m).
+# for dL/dxhat = g * weight, and xhat depends on x directly and through mean and rstd: d xhat_i / d x_j = rstd * ([i =
+# j] - 1 / m - xhat_i * xhat_j / m).
 #
-# Where z > 0 is taken from x where there is no residual: x is read anyhow, and y need not be, nor kept for it. With a residual either
-# that or y has to be read besides, and y it is, which the next convolution keeps anyhow. The first launch then writes g, which is the
-# gradient of the residual, and the second, if there are two, reads g in place of grad_y and y.
+# Where z > 0 is taken from x where there is no residual: x is read anyhow, and y need not be, nor kept for it. With a
+# residual either that or y has to be read besides, and y it is, which the next convolution keeps anyhow. The first
+# launch then writes g, which is the gradient of the residual, and the second, if there are two, reads g in place of
+# grad_y and y.
 #
-# Along a shortcut comes grad_skip: where it takes y, it is added to grad_y, where it takes x, to grad_x. Of a sum, grad_x is the gradient
-# of both summands.
+# Along a shortcut comes grad_skip: where it takes y, it is added to grad_y, where it takes x, to grad_x. Of a sum,
+# grad_x is the gradient of both summands.
 
 
 @jit
 def masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y: tl.constexpr, RELU: tl.constexpr):
-    """`grad_y` where the output of the ReLU is positive, told from `y`, or from `x` as `normalize_kernel` computes it."""
+    """`grad_y` where the output of the ReLU is positive, told from `y`, or from `x` as `normalize_kernel` computes
+    it.
+    """
     if FROM_Y:
         g = tl.where(y <= 0, 0.0, grad_y)
     elif RELU:
@@ -330,7 +358,9 @@ def gradient_sums_kernel(
     BLOCK_C: tl.constexpr,
     TILE_ROWS: tl.constexpr,
 ):
-    """The sums of g * (x - mean) and of g over one part, float32 (BLOCK_C,) each; from y it writes g as the gradient of the residual."""
+    """The sums of g * (x - mean) and of g over one part, float32 (BLOCK_C,) each; from y it writes g as the gradient
+    of the residual.
+    """
     g_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
     g_x_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
     for first in range(0, SPAN, TILE_ROWS):
@@ -501,8 +531,9 @@ class Split(NamedTuple):
 def split(rows: int, channels: int) -> Split:
     """Chooses by the shape alone.
 
-    A program reads the partial results of all P parts, 8 P bytes a channel, besides rows / P activations, at least 4 bytes each with what
-    is written. With 4 P^2 <= rows the former are at most half of the latter, and come from the cache.
+    A program reads the partial results of all P parts, 8 P bytes a channel, besides rows / P activations, at least 4
+    bytes each with what is written. With 4 P^2 <= rows the former are at most half of the latter, and come from the
+    cache.
     """
     one_part = rows <= ROWS_OF_ONE_PART
     block_c = min(CHANNELS_OF_ONE_PART if one_part else MOST_CHANNELS, _power_of_two(channels))
@@ -518,13 +549,21 @@ def _power_of_two(least: int) -> int:
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
-    """Rows and channels of an activation (N, C, H, W): numbers even where a graph is traced for all sizes, since kernels depend on them."""
+    """Rows and channels of an activation (N, C, H, W): numbers even where a graph is traced for all sizes, since
+    kernels depend on them.
+    """
     count, channels, height, width = (int(length) for length in x.shape)
     return count * height * width, channels
 
 
 def _compilations(
-    activation: str, rows: int, channels: int, residual: bool = False, relu: bool = True, addend: bool = False, skip: Skip | None = None
+    activation: str,
+    rows: int,
+    channels: int,
+    residual: bool = False,
+    relu: bool = True,
+    addend: bool = False,
+    skip: Skip | None = None,
 ) -> list[Compilation]:
     """The launches over one shape: four, or two where the rows are one part."""
     span, _, parts, block_c, tile_rows = split(rows, channels)
@@ -541,11 +580,15 @@ def _compilations(
         "SKIP_OF_X": skip == "input",
     }
 
-    def compilation(kernel: Any, relu: bool, from_y: bool = False, addend: bool = addend, of_y: bool = skip == "output") -> Compilation:
+    def compilation(
+        kernel: Any, relu: bool, from_y: bool = False, addend: bool = addend, of_y: bool = skip == "output"
+    ) -> Compilation:
         names = inspect.signature(getattr(kernel, "fn", kernel)).parameters
         signature = {name: types.get(name, "*fp32:16") for name in names if name.islower()}
         flags = {"RELU": relu, "FROM_Y": from_y, "HAS_ADDEND": addend, "SKIP_OF_Y": of_y}
-        return Compilation(kernel, signature, {name: {**constexprs, **flags}[name] for name in names if name.isupper()}, WARPS)
+        return Compilation(
+            kernel, signature, {name: {**constexprs, **flags}[name] for name in names if name.isupper()}, WARPS
+        )
 
     from_y = relu and residual
     if parts == 1:
@@ -584,7 +627,9 @@ def launch_forward(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches `statistics_kernel`, unless the rows are one part, and `normalize_kernel`, or their wrapped forms, over new outputs."""
+    """Launches `statistics_kernel`, unless the rows are one part, and `normalize_kernel`, or their wrapped forms,
+    over new outputs.
+    """
     rows, channels = _sizes(x)
     span, grid, parts, block_c, tile_rows = split(rows, channels)
     y = torch.empty_like(x)
@@ -636,7 +681,9 @@ def launch_backward(
     relu: bool,
     skip: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launches `reduce_gradient_kernel`, unless the rows are one part, and `input_gradient_kernel`, or their wrapped forms."""
+    """Launches `reduce_gradient_kernel`, unless the rows are one part, and `input_gradient_kernel`, or their wrapped
+    forms.
+    """
     rows, channels = _sizes(x)
     span, grid, parts, block_c, tile_rows = split(rows, channels)
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
@@ -676,7 +723,8 @@ def batch_norm_relu_forward(
     """`batch_norm_relu` in training, for arguments that it has checked; carries no gradient.
 
     Returns:
-        y, like `x`; the statistics float32 (2, C): mean, and 1 / sqrt(variance + eps); and `x + addend`, empty without an addend.
+        y, like `x`; the statistics float32 (2, C): mean, and 1 / sqrt(variance + eps); and `x + addend`, empty without
+        an addend.
     """
     arguments = x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu
     if use_triton(x):
@@ -719,7 +767,9 @@ def batch_norm_relu_backward(
 
 
 class BatchNormReLU(torch.autograd.Function):
-    """Joins the two ops: `torch.library` registers no gradient for an op that writes its arguments, here the running statistics."""
+    """Joins the two ops: `torch.library` registers no gradient for an op that writes its arguments, here the running
+    statistics.
+    """
 
     @staticmethod
     def forward(
@@ -747,11 +797,25 @@ class BatchNormReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight, grad_bias, masked = batch_norm_relu_backward(grad_y, grad_skip, *ctx.saved_tensors, ctx.relu, ctx.skip)
+        grad_x, grad_weight, grad_bias, masked = batch_norm_relu_backward(
+            grad_y, grad_skip, *ctx.saved_tensors, ctx.relu, ctx.skip
+        )
         grad_residual = None
         if ctx.has_residual:
             grad_residual = masked if ctx.masks_residual else grad_y + grad_skip if ctx.skip == "output" else grad_y
-        return grad_x, grad_weight, grad_bias, None, None, grad_residual, grad_x if ctx.has_addend else None, None, None, None, None
+        return (
+            grad_x,
+            grad_weight,
+            grad_bias,
+            None,
+            None,
+            grad_residual,
+            grad_x if ctx.has_addend else None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def batch_norm_relu(
@@ -769,10 +833,11 @@ def batch_norm_relu(
     relu: bool = True,
     skip: Skip | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), per channel: (N, C, H, W) like `x`, differentiable once.
+    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), per channel: (N, C, H, W) like `x`,
+    differentiable once.
 
-    In training mean and variance are those of `x`, or of `x + addend`, in float32, and the running statistics move towards them as in
-    `nn.BatchNorm2d`. In evaluation, and on the CPU, this is plain torch.
+    In training mean and variance are those of `x`, or of `x + addend`, in float32, and the running statistics move
+    towards them as in `nn.BatchNorm2d`. In evaluation, and on the CPU, this is plain torch.
 
     Args:
         x: (N, C, H, W) float32, bfloat16 or float16, channels last.
@@ -786,7 +851,8 @@ def batch_norm_relu(
         momentum: the share of the new statistics in the running ones.
         eps: is added to the variance.
         relu: whether to end with a ReLU.
-        skip: what to return besides, for a shortcut, whose gradient the backward pass then adds without a kernel of its own: "input", what
+        skip: what to return besides, for a shortcut, whose gradient the backward pass then adds without a kernel of its
+        own: "input", what
             is normalised, or "output", the result once more.
 
     Raises:
@@ -798,7 +864,9 @@ def batch_norm_relu(
     # Whether a card is too old is left to the ops: a compiler that traces this function cannot ask the driver.
     plain = not (training and KERNELS_EXIST and (x.device.type == "cuda" or use_triton(x)))
     if plain:
-        return batch_norm_relu_reference(*arguments, training=training, momentum=momentum, eps=eps, relu=relu, skip=skip)
+        return batch_norm_relu_reference(
+            *arguments, training=training, momentum=momentum, eps=eps, relu=relu, skip=skip
+        )
     return BatchNormReLU.apply(*arguments, momentum, eps, relu, skip)
 
 
@@ -815,16 +883,22 @@ def _check(
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32, bfloat16 or float16, not {x.dtype}.")
     if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"x must be (N, C, H, W), channels last, not of shape {tuple(x.shape)} with strides {x.stride()}.")
+        raise ValueError(
+            f"x must be (N, C, H, W), channels last, not of shape {tuple(x.shape)} with strides {x.stride()}."
+        )
     if training and x.numel() <= x.shape[1]:
-        raise ValueError(f"x must have more than one value per channel in training, which its shape {tuple(x.shape)} has not.")
+        raise ValueError(
+            f"x must have more than one value per channel in training, which its shape {tuple(x.shape)} has not."
+        )
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     for name, vector in vectors.items():
         if vector.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, not {vector.dtype}.")
         if vector.shape != x.shape[1:2] or not vector.is_contiguous():
             shape = tuple(x.shape[1:2])
-            raise ValueError(f"{name} must be contiguous of shape {shape}, not {tuple(vector.shape)} with strides {vector.stride()}.")
+            raise ValueError(
+                f"{name} must be contiguous of shape {shape}, not {tuple(vector.shape)} with strides {vector.stride()}."
+            )
         if vector.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, not on {vector.device}.")
     for name, other in (("residual", residual), ("addend", addend)):
@@ -834,7 +908,9 @@ def _check(
             raise TypeError(f"{name} must be {x.dtype} like x, not {other.dtype}.")
         if other.shape != x.shape or not other.is_contiguous(memory_format=torch.channels_last):
             shape = tuple(other.shape)
-            raise ValueError(f"{name} must be {tuple(x.shape)} like x, channels last, not {shape} with strides {other.stride()}.")
+            raise ValueError(
+                f"{name} must be {tuple(x.shape)} like x, channels last, not {shape} with strides {other.stride()}."
+            )
         if other.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, not on {other.device}.")
 
@@ -859,12 +935,22 @@ def _make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) ->
     channels = shape["size"][1]
 
     def activation(scale: float, mean: float) -> Tensor:
-        return torch.randn(shape["size"], device=device).mul_(scale).add_(mean).to(dtype, memory_format=torch.channels_last)
+        return (
+            torch.randn(shape["size"], device=device)
+            .mul_(scale)
+            .add_(mean)
+            .to(dtype, memory_format=torch.channels_last)
+        )
 
-    x, weight, bias = activation(2.0, 0.5), torch.rand(channels, device=device) + 0.5, torch.randn(channels, device=device) * 0.3
+    x, weight, bias = (
+        activation(2.0, 0.5),
+        torch.rand(channels, device=device) + 0.5,
+        torch.randn(channels, device=device) * 0.3,
+    )
     residual = activation(1.0, 0.0) if shape["residual"] else None
     addend = activation(1.0, 0.0) if shape["addend"] else None
-    # Where the ReLU is given almost zero, rounding decides whether a gradient passes: none of millions of elements may be so.
+    # Where the ReLU is given almost zero, rounding decides whether a gradient passes: none of millions of elements may
+    # be so.
     total = x if addend is None else x + addend
     z = F.batch_norm(total.float(), None, None, weight, bias, training=True)
     z = z if residual is None else z + residual
@@ -903,7 +989,9 @@ def _case(
     return Case(name, {"size": size, "residual": residual, "relu": relu, "addend": addend, "skip": skip}, of_a_network)
 
 
-NETWORK_SIZES = [(128, c, s, s) for c, s in ((64, 8), (16, 32), (32, 16), (64, 32), (128, 16), (256, 8), (512, 4), (1024, 2))]
+NETWORK_SIZES = [
+    (128, c, s, s) for c, s in ((64, 8), (16, 32), (32, 16), (64, 32), (128, 16), (256, 8), (512, 4), (1024, 2))
+]
 ODD_SIZES = [(1, 3, 5, 7), (7, 5, 1, 1), (1, 17, 33, 1), (3, 130, 5, 7), (2, 1, 3, 3), (5, 16, 33, 5)]
 
 SPEC = OpSpec(
@@ -918,7 +1006,11 @@ SPEC = OpSpec(
         *(_case((3, 17, 5, 7), residual, relu=False) for residual in (False, True)),
         *(_case(size, addend=True, skip="input") for size in ODD_SIZES),
         *(_case(size, residual=True, skip="output") for size in ODD_SIZES),
-        *(_case((3, 17, 5, 7), residual, relu=False, skip=skip) for residual in (False, True) for skip in ("input", "output")),
+        *(
+            _case((3, 17, 5, 7), residual, relu=False, skip=skip)
+            for residual in (False, True)
+            for skip in ("input", "output")
+        ),
         _case((3, 17, 5, 7), residual=True, addend=True),
         *(_case(size, residual, of_a_network=True) for size in NETWORK_SIZES for residual in (False, True)),
         *(_case(size, addend=True, skip="input", of_a_network=True) for size in NETWORK_SIZES[:3]),

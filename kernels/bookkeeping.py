@@ -1,5 +1,6 @@
-"""The end of a training step on a GPU, in one launch of one program: the sums of the epoch, the number of the next step, its learning
-rates and its decays. All of it stays on the device, so that nothing waits for the host and a captured step reads what is due to it.
+"""The end of a training step on a GPU, in one launch of one program: the sums of the epoch, the number of the next
+step, its learning rates and its decays. All of it stays on the device, so that nothing waits for the host and a
+captured step reads what is due to it.
 """
 
 from __future__ import annotations
@@ -42,8 +43,12 @@ def advance_reference(
 
 
 @torch.no_grad()
-def set_rates_and_decays(step: Tensor, rates: Tensor, decays: Tensor, lr_table: Tensor, ratios: Tensor, decay_table: Tensor) -> None:
-    """Fills `rates` and `decays` with what is due at `step`, or at the last step of the tables, without waiting for its value."""
+def set_rates_and_decays(
+    step: Tensor, rates: Tensor, decays: Tensor, lr_table: Tensor, ratios: Tensor, decay_table: Tensor
+) -> None:
+    """Fills `rates` and `decays` with what is due at `step`, or at the last step of the tables, without waiting for
+    its value.
+    """
     place = step.clamp(max=len(lr_table) - 1)
     torch.mul(lr_table.index_select(0, place), ratios, out=rates)
     decays.copy_(decay_table.index_select(0, place)[0])
@@ -82,7 +87,9 @@ def advance_kernel(
 
 @launcher
 def launch_advance(kernel: Any, *tensors: Tensor, images: int) -> None:
-    """Launches `kernel`, which is `advance_kernel` or its wrapped form, on the tensors that `advance_` takes, in their order."""
+    """Launches `kernel`, which is `advance_kernel` or its wrapped form, on the tensors that `advance_` takes, in
+    their order.
+    """
     rates, decays, lr_table = tensors[2], tensors[3], tensors[6]
     kernel[(1,)](*tensors, images, len(lr_table) - 1, RATES=len(rates), DECAYS=len(decays), NEVER=NEVER, num_warps=1)
 
@@ -100,10 +107,12 @@ def advance_(
     decay_table: Tensor,
     images: int,
 ) -> None:
-    """Takes a step into the sums of its epoch, counts it, and sets rates and decays to those of the next step; all on one device.
+    """Takes a step into the sums of its epoch, counts it, and sets rates and decays to those of the next step; all on
+    one device.
 
     Args:
-        sums: float64 (3,): the loss times the images of each step where it is finite, the right answers, and the first step where it is
+        sums: float64 (3,): the loss times the images of each step where it is finite, the right answers, and the first
+        step where it is
             not, `NEVER` where there is none.
         step: int64 (1,), the number of this step; one higher afterwards.
         rates: float32 (G,), the learning rates of the groups of parameters: that of the table times `ratios`.
@@ -116,7 +125,19 @@ def advance_(
         images: of the step.
     """
     if use_triton(sums):
-        launch_advance(wrap_triton(advance_kernel), sums, step, rates, decays, loss, correct, lr_table, ratios, decay_table, images=images)
+        launch_advance(
+            wrap_triton(advance_kernel),
+            sums,
+            step,
+            rates,
+            decays,
+            loss,
+            correct,
+            lr_table,
+            ratios,
+            decay_table,
+            images=images,
+        )
     else:
         advance_reference(sums, step, rates, decays, loss, correct, lr_table, ratios, decay_table, images)
 
@@ -128,7 +149,10 @@ COMPILATIONS = [
     Compilation(
         kernel=advance_kernel,
         signature={
-            **{f"{name}_ptr": "*fp64:16" if name in IN_FLOAT64 else "*i64:16" if name in IN_INT64 else "*fp32:16" for name in TENSORS},
+            **{
+                f"{name}_ptr": "*fp64:16" if name in IN_FLOAT64 else "*i64:16" if name in IN_INT64 else "*fp32:16"
+                for name in TENSORS
+            },
             "images": "i32:16",
             "last": "i32",
         },
@@ -188,7 +212,9 @@ def _case(name: str, *, of_a_network: bool = False, **shape: float) -> Case:
 SPEC = OpSpec(
     op=advance_,
     reference=advance_reference,
-    launch=lambda images, **tensors: launch_advance(advance_kernel, *(tensors[name] for name in TENSORS), images=images),
+    launch=lambda images, **tensors: launch_advance(
+        advance_kernel, *(tensors[name] for name in TENSORS), images=images
+    ),
     make=make,
     exact=plain,
     rival=advance_reference,

@@ -21,8 +21,8 @@ CARDS = (75, 80, 86, 89, 90, 100, 120)
 class Compilation:
     """One way in which a kernel is launched.
 
-    `signature` gives each argument, constexprs aside, the type that Triton's ahead-of-time compiler would be given: `*bf16`, `i32`, or
-    `*bf16:16` where the pointer (or the integer) is a multiple of 16.
+    `signature` gives each argument, constexprs aside, the type that Triton's ahead-of-time compiler would be given:
+    `*bf16`, `i32`, or `*bf16:16` where the pointer (or the integer) is a multiple of 16.
     """
 
     kernel: Any
@@ -39,7 +39,9 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses: registers a thread, bytes of shared memory a block, bytes of spilled registers a thread."""
+    """What a compiled kernel uses: registers a thread, bytes of shared memory a block, bytes of spilled registers a
+    thread.
+    """
 
     registers: int
     shared_memory: int
@@ -56,7 +58,9 @@ def all_compilations() -> list[Compilation]:
     modules = [importlib.import_module(f".{name}", __package__) for name in names]
     found = [compilation for module in modules for compilation in getattr(module, "COMPILATIONS", ())]
     if triton is None or not all(isinstance(compilation.kernel, triton.JITFunction) for compilation in found):
-        raise RuntimeError("compiling kernels needs Triton, with neither FASTCIFAR_KERNELS=reference nor TRITON_INTERPRET=1 set.")
+        raise RuntimeError(
+            "compiling kernels needs Triton, with neither FASTCIFAR_KERNELS=reference nor TRITON_INTERPRET=1 set."
+        )
     return found
 
 
@@ -73,12 +77,18 @@ def compile_for(compilation: Compilation, card: int) -> Resources:
         fn=compilation.kernel,
         signature={name: types.get(name, "constexpr") for name in compilation.kernel.arg_names},
         constexprs=dict(compilation.constexprs),
-        attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(compilation.signature.values()) if kind.endswith(":16")},
+        attrs={
+            (i,): [["tt.divisibility", 16]]
+            for i, kind in enumerate(compilation.signature.values())
+            if kind.endswith(":16")
+        },
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", card, 32), options={"num_warps": compilation.num_warps})
     used = _resource_usage(compiled.asm["cubin"])
     # Triton declares no local arrays, so that whatever stands on the stack or in local memory was spilled.
-    return Resources(registers=used["REG"], shared_memory=compiled.metadata.shared, spills=used["STACK"] + used["LOCAL"])
+    return Resources(
+        registers=used["REG"], shared_memory=compiled.metadata.shared, spills=used["STACK"] + used["LOCAL"]
+    )
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:

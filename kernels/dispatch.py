@@ -1,7 +1,7 @@
 """Decides where an op runs: as its Triton kernel, or as its reference in plain torch.
 
-`FASTCIFAR_KERNELS=reference` switches all kernels off. It is read once, at import, and the kernels are then never made: the compile
-caches of torch tell two programs apart by the kernels that they can see in an op, not by the environment.
+`FASTCIFAR_KERNELS=reference` switches all kernels off. It is read once, at import, and the kernels are then never made:
+the compile caches of torch tell two programs apart by the kernels that they can see in an op, not by the environment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# From 3.10 on Triton contracts a * b + c only where it is told to; until then it warns. Where bits matter a kernel says `tl.fma` itself.
+# From 3.10 on Triton contracts a * b + c only where it is told to; until then it warns. Where bits matter a kernel says
+# `tl.fma` itself.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 try:
@@ -47,7 +48,9 @@ else:
 
 
 def launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Has `launch` run with the GPU of its first tensor as the current one: Triton launches there, wherever the tensors are."""
+    """Has `launch` run with the GPU of its first tensor as the current one: Triton launches there, wherever the
+    tensors are.
+    """
 
     @functools.wraps(launch)
     def launch_on_device(*arguments: Any, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 """One declaration an op, from which its tests, its benchmark row and its row in the documentation are made.
 
-A kernel file ends with `SPEC = OpSpec(...)`, or `SPECS`, a tuple of them. Whatever runs over all ops takes them from `all_specs`.
+A kernel file ends with `SPEC = OpSpec(...)`, or `SPECS`, a tuple of them. Whatever runs over all ops takes them from
+`all_specs`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class Case:
     shape: Mapping[str, Any]
     """What `OpSpec.make` makes the arguments from."""
     of_a_network: bool = False
-    """One of the real shapes, which the benchmark times and a GPU's tests run; the others are small and odd, and are tested anywhere.
-    An op's first of them stands in the documentation and is the one that the benchmark times on a CPU, and so should be no large one.
+    """One of the real shapes, which the benchmark times and a GPU's tests run; the others are small and odd, and are
+    tested anywhere. An op's first of them stands in the documentation and is the one that the benchmark times on a CPU,
+    and so should be no large one.
     """
 
 
@@ -38,9 +40,9 @@ class Case:
 class OpSpec:
     """An op, and how to tell that it is right and fast.
 
-    Correctness: for each case and dtype, `results(arguments, op(**arguments))` must be as near to `exact`, computed in float64, as a small
-    multiple of what `rival` computes in the dtype itself; the gradients of the arguments named in `differentiable` likewise, for random
-    gradients of what it returns.
+    Correctness: for each case and dtype, `results(arguments, op(**arguments))` must be as near to `exact`, computed in
+    float64, as a small multiple of what `rival` computes in the dtype itself; the gradients of the arguments named in
+    `differentiable` likewise, for random gradients of what it returns.
     """
 
     op: Callable[..., Any]
@@ -50,15 +52,21 @@ class OpSpec:
     launch: Callable[..., Any]
     """The same through the kernels themselves, launched directly: what Triton's interpreter runs."""
     make: Callable[[Mapping[str, Any], torch.dtype, torch.device], Arguments]
-    """Arguments for a case's shape, random from torch's global generator alone: tensors, lists of them, and plain values."""
+    """Arguments for a case's shape, random from torch's global generator alone: tensors, lists of them, and plain
+    values.
+    """
     exact: Callable[..., Any]
-    """The definition, written with PyTorch's own modules or the formula, given float64 for every floating point argument; returns what
-    `op` does, and writes where it does."""
+    """The definition, written with PyTorch's own modules or the formula, given float64 for every floating point
+    argument; returns what `op` does, and writes where it does."""
     rival: Callable[..., Any]
-    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and speed; returns and writes likewise."""
+    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and speed; returns
+    and writes likewise.
+    """
     cases: tuple[Case, ...]
     bytes_moved: Callable[[Arguments], int]
-    """The least traffic of the op with memory, without its backward: every input read once and every output written once, in bytes."""
+    """The least traffic of the op with memory, without its backward: every input read once and every output written
+    once, in bytes.
+    """
     summary: str
     """One line for the documentation."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
@@ -67,11 +75,11 @@ class OpSpec:
     differentiable: tuple[str, ...] = ()
     """Arguments that gradients flow to; None and other values that are no tensors are passed over."""
     multiple: Mapping[torch.dtype, float] | None = None
-    """How many times PyTorch's own error is allowed, by the dtype of the result, where the table in the tests does not suit; the reason
-    stands beside it."""
+    """How many times PyTorch's own error is allowed, by the dtype of the result, where the table in the tests does not
+    suit; the reason stands beside it."""
     ops: tuple[str, ...] = ()
-    """The qualified names (`fastcifar::augment`) of the registered ops that `op` is made of, those of its backward included; empty where
-    `op` is itself the one registered op."""
+    """The qualified names (`fastcifar::augment`) of the registered ops that `op` is made of, those of its backward
+    included; empty where `op` is itself the one registered op."""
 
     @property
     def name(self) -> str:
@@ -98,4 +106,8 @@ def all_specs() -> list[OpSpec]:
     """The `SPECS`, or the one `SPEC`, of every module of this package, by module name."""
     names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     modules = [importlib.import_module(f".{name}", __package__) for name in names]
-    return [spec for module in modules for spec in getattr(module, "SPECS", ()) or filter(None, [getattr(module, "SPEC", None)])]
+    return [
+        spec
+        for module in modules
+        for spec in getattr(module, "SPECS", ()) or filter(None, [getattr(module, "SPEC", None)])
+    ]

@@ -1,10 +1,11 @@
 """Squeeze-and-excitation: every channel scaled by a gate that a small network computes from the means of all channels.
 
-Source: Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507. Activations are NHWC. Where the addition of a residual and
-the ReLU follow, they ride along.
+Source: Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507. Activations are NHWC. Where the addition
+of a residual and the ReLU follow, they ride along.
 
-A program holds whole samples in registers between pooling and scaling, and computes their gates itself: one launch forward, and two
-backward, the second for the gradients of the weights. What is too large for that is left to the reference (`fits`).
+A program holds whole samples in registers between pooling and scaling, and computes their gates itself: one launch
+forward, and two backward, the second for the gradients of the weights. What is too large for that is left to the
+reference (`fits`).
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from .spec import Arguments, Case, OpSpec
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Eight warps hold 32 values of each tensor a thread, sixteen those of a sample twice as large. With more samples, or more hidden units at
-# once, a program shares what it reads of the weights, but spills. Eight units are a sector of `expand_weight`. Chosen by the compiled code.
+# Eight warps hold 32 values of each tensor a thread, sixteen those of a sample twice as large. With more samples, or
+# more hidden units at once, a program shares what it reads of the weights, but spills. Eight units are a sector of
+# `expand_weight`. Chosen by the compiled code.
 TILE, WARPS = 8192, 8
 LARGEST_SAMPLE = 2 * TILE
 MOST_SAMPLES, MOST_UNITS = 2, 8
 PRODUCTS = 16384
 
-# A program reads both weights through the L2: for 512 channels 128 KB in float32, which takes about 1 us at a multiprocessor's share of it,
-# at this limit 2 MB, about 20 us (computed, not timed).
+# A program reads both weights through the L2: for 512 channels 128 KB in float32, which takes about 1 us at a
+# multiprocessor's share of it, at this limit 2 MB, about 20 us (computed, not timed).
 LARGEST_WEIGHT = 1 << 18
 
 # Tiles of the gradients of the weights: small, since their matrices are.
@@ -144,13 +146,20 @@ def squeeze_excite_kernel(
     tl.store(pooled_ptr + first * channels + means, pooled, is_mean)
 
     # A block of hidden units is complete at once, since a program holds all channels, and adds its share to all gates.
-    expanded = tl.zeros((BLOCK_N, BLOCK_C), tl.float32) + tl.load(expand_bias_ptr + channel, is_channel, 0).to(tl.float32)[None, :]
+    expanded = (
+        tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+        + tl.load(expand_bias_ptr + channel, is_channel, 0).to(tl.float32)[None, :]
+    )
     for start in range(0, reduced, BLOCK_R):
         unit = start + tl.arange(0, BLOCK_R)
         is_unit = unit < reduced
         is_weight = is_unit[:, None] & is_channel[None, :]
-        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0).to(tl.float32)
-        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0).to(tl.float32)
+        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0).to(
+            tl.float32
+        )
+        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0).to(
+            tl.float32
+        )
         bias = tl.load(reduce_bias_ptr + unit, is_unit, 0).to(tl.float32)
         hidden = tl.sum(reduce_weight[None, :, :] * pooled[:, None, :], 2) + bias[None, :]
         hidden = tl.where(hidden < 0, 0.0, hidden)
@@ -218,8 +227,12 @@ def gradient_kernel(
     for start in range(0, reduced, BLOCK_R):
         unit = start + tl.arange(0, BLOCK_R)
         is_weight = (unit < reduced)[:, None] & is_channel[None, :]
-        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0).to(tl.float32)
-        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0).to(tl.float32)
+        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0).to(
+            tl.float32
+        )
+        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0).to(
+            tl.float32
+        )
         units, is_hidden = sample[:, None] * reduced + unit[None, :], is_sample[:, None] & (unit < reduced)[None, :]
         hidden = tl.load(hidden_ptr + first * reduced + units, is_hidden, 0)
         grad_hidden = tl.where(hidden <= 0, 0.0, tl.sum(expand_weight[None, :, :] * grad_expanded[:, None, :], 2))
@@ -247,7 +260,8 @@ def weight_gradient_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums the gradients of both weights and biases over the batch, one program for a tile of (R, C): no atomics, one order of summation.
+    """Sums the gradients of both weights and biases over the batch, one program for a tile of (R, C): no atomics, one
+    order of summation.
 
     One launch, where matrix products and sums in torch would be four, and casts to the dtype of the weights four more.
     """
@@ -274,7 +288,9 @@ def weight_gradient_kernel(
 
     dtype = grad_reduce_weight_ptr.dtype.element_ty
     is_weight = (unit < reduced)[:, None] & (channel < channels)[None, :]
-    tl.store(grad_reduce_weight_ptr + unit[:, None] * channels + channel[None, :], of_reduce_weight.to(dtype), is_weight)
+    tl.store(
+        grad_reduce_weight_ptr + unit[:, None] * channels + channel[None, :], of_reduce_weight.to(dtype), is_weight
+    )
     tl.store(grad_expand_weight_ptr + channel[None, :] * reduced + unit[:, None], of_expand_weight.to(dtype), is_weight)
     if tl.program_id(1) == 0:
         tl.store(grad_reduce_bias_ptr + unit, of_reduce_bias.to(dtype), unit < reduced)
@@ -392,7 +408,9 @@ def launch_squeeze_excite_backward(
     shapes = (reduced, channels), (reduced,), (channels, reduced), (channels,)
     gradients = [torch.empty(shape, dtype=reduce_weight.dtype, device=x.device) for shape in shapes]
     grid = triton.cdiv(reduced, WEIGHT_GRADIENT["BLOCK_R"]), triton.cdiv(channels, WEIGHT_GRADIENT["BLOCK_C"])
-    of_weights[grid](*gradients, pooled, hidden, grad_hidden, grad_expanded, samples, channels, reduced, **WEIGHT_GRADIENT)
+    of_weights[grid](
+        *gradients, pooled, hidden, grad_hidden, grad_expanded, samples, channels, reduced, **WEIGHT_GRADIENT
+    )
     return grad_x, grad_residual, *gradients
 
 
@@ -406,7 +424,9 @@ def squeeze_excite_forward(
     residual: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`squeeze_excite` together with what its gradient needs: y, and in float32 pooled (N, C), hidden (N, R) and gate (N, C)."""
+    """`squeeze_excite` together with what its gradient needs: y, and in float32 pooled (N, C), hidden (N, R) and
+    gate (N, C).
+    """
     arguments = x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu
     _check(*arguments[:-1])
     if fits(x, reduce_weight) and use_triton(x):
@@ -429,12 +449,14 @@ def squeeze_excite_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, residual, reduce_weight, reduce_bias, expand_weight and expand_bias.
 
-    With p a pixel of P, c a channel, u a hidden unit, and sums over what the left side lacks (the sample n only in weights and biases):
+    With p a pixel of P, c a channel, u a hidden unit, and sums over what the left side lacks (the sample n only in
+    weights and biases):
 
-        pooled_c = sum x_pc / P                                     grad_pc = grad_y_pc + grad_skip_pc where the ReLU let y pass, else 0
-        hidden_u = relu(sum reduce_weight_uc pooled_c + bias)       grad_residual_pc = grad_pc
-        gate_c = sigmoid(sum expand_weight_cu hidden_u + bias)      grad_expanded_c = gate_c (1 - gate_c) sum grad_pc x_pc
-        y_pc = relu(x_pc gate_c + residual_pc)                      grad_hidden_u = [hidden_u > 0] sum expand_weight_cu grad_expanded_c
+        pooled_c = sum x_pc / P                                     grad_pc = grad_y_pc + grad_skip_pc where the ReLU
+        let y pass, else 0 hidden_u = relu(sum reduce_weight_uc pooled_c + bias)       grad_residual_pc = grad_pc gate_c
+        = sigmoid(sum expand_weight_cu hidden_u + bias)      grad_expanded_c = gate_c (1 - gate_c) sum grad_pc x_pc y_pc
+        = relu(x_pc gate_c + residual_pc)                      grad_hidden_u = [hidden_u > 0] sum expand_weight_cu
+        grad_expanded_c
                                                                     grad_pooled_c = sum reduce_weight_uc grad_hidden_u
                                                                     grad_x_pc = grad_pc gate_c + grad_pooled_c / P
         grad_reduce_weight_uc = sum grad_hidden_nu pooled_nc        its bias: sum grad_hidden_nu
@@ -442,19 +464,17 @@ def squeeze_excite_backward(
 
     Args:
         grad_y: (N, C, H, W), of the dtype of x, of any strides.
-        grad_skip: like grad_y, that of the result given to a shortcut, which is added to grad_y; None where there is none.
-        x: (N, C, H, W), as given to `squeeze_excite`.
-        y: what it returned; None where there was no ReLU.
-        pooled: (N, C) float32, as are
-        hidden: (N, R) and
-        gate: (N, C).
-        reduce_weight: (R, C), of the dtype that the gradients of weights and biases get.
-        expand_weight: (C, R).
-        masks_residual: whether a gradient of the residual is wanted that is not simply grad_y; else it comes empty.
+        grad_skip: like grad_y, that of the result given to a shortcut, which is added to grad_y; None where there is
+        none. x: (N, C, H, W), as given to `squeeze_excite`. y: what it returned; None where there was no ReLU. pooled:
+        (N, C) float32, as are hidden: (N, R) and gate: (N, C). reduce_weight: (R, C), of the dtype that the gradients
+        of weights and biases get. expand_weight: (C, R). masks_residual: whether a gradient of the residual is wanted
+        that is not simply grad_y; else it comes empty.
     """
     arguments = grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual
     if fits(x, reduce_weight) and use_triton(x):
-        return launch_squeeze_excite_backward(wrap_triton(gradient_kernel), wrap_triton(weight_gradient_kernel), *arguments)
+        return launch_squeeze_excite_backward(
+            wrap_triton(gradient_kernel), wrap_triton(weight_gradient_kernel), *arguments
+        )
     return _backward_reference(*arguments)
 
 
@@ -473,7 +493,9 @@ class SqueezeExcite(torch.autograd.Function):
         relu: bool,
         skip: bool,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        y, *intermediates = squeeze_excite_forward(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)
+        y, *intermediates = squeeze_excite_forward(
+            x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu
+        )
         ctx.save_for_backward(x, y if relu else None, *intermediates, reduce_weight, expand_weight)
         ctx.has_residual, ctx.masks_residual = residual is not None, residual is not None and (relu or skip)
         # The same tensor would be one to autograd, which would add up both gradients itself.
@@ -481,7 +503,9 @@ class SqueezeExcite(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        grad_x, grad_residual, *of_weights = squeeze_excite_backward(grad_y, grad_skip, *ctx.saved_tensors, ctx.masks_residual)
+        grad_x, grad_residual, *of_weights = squeeze_excite_backward(
+            grad_y, grad_skip, *ctx.saved_tensors, ctx.masks_residual
+        )
         if not ctx.masks_residual:
             grad_residual = grad_y if ctx.has_residual else None
         return grad_x, *of_weights, grad_residual, None, None
@@ -497,20 +521,19 @@ def squeeze_excite(
     relu: bool = False,
     skip: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Scales each channel by sigmoid(expand_weight relu(reduce_weight means + reduce_bias) + expand_bias), then adds and activates.
+    """Scales each channel by sigmoid(expand_weight relu(reduce_weight means + reduce_bias) + expand_bias), then adds
+    and activates.
 
-    Computed in float32, under autocast too, and rounded once; the weights are not cast. Deterministic. Differentiable, once, in all
-    tensors.
+    Computed in float32, under autocast too, and rounded once; the weights are not cast. Deterministic. Differentiable,
+    once, in all tensors.
 
     Args:
         x: (N, C, H, W), channels_last, float32, float16 or bfloat16.
-        reduce_weight: (R, C), contiguous, float32 or of the dtype of x; those of a 1x1 convolution, without their last two dimensions.
-        reduce_bias: (R,), contiguous, of the dtype of reduce_weight, as are
-        expand_weight: (C, R), contiguous, and
-        expand_bias: (C,), contiguous.
-        residual: like x; added after the scaling.
-        relu: whether a ReLU comes last.
-        skip: whether to return the result once more, for a shortcut, whose gradient the backward pass then adds by itself.
+        reduce_weight: (R, C), contiguous, float32 or of the dtype of x; those of a 1x1 convolution, without their last
+        two dimensions. reduce_bias: (R,), contiguous, of the dtype of reduce_weight, as are expand_weight: (C, R),
+        contiguous, and expand_bias: (C,), contiguous. residual: like x; added after the scaling. relu: whether a ReLU
+        comes last. skip: whether to return the result once more, for a shortcut, whose gradient the backward pass then
+        adds by itself.
 
     Returns:
         y: like x, twice with `skip`.
@@ -523,12 +546,19 @@ def squeeze_excite(
 
 
 def _check(
-    x: Tensor, reduce_weight: Tensor, reduce_bias: Tensor, expand_weight: Tensor, expand_bias: Tensor, residual: Tensor | None
+    x: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    residual: Tensor | None,
 ) -> None:
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32, float16 or bfloat16, not {x.dtype}.")
     if x.dim() != 4 or 0 in x.shape[1:] or not x.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"x must be channels_last (N, C, H, W), not of shape {tuple(x.shape)} with strides {x.stride()}.")
+        raise ValueError(
+            f"x must be channels_last (N, C, H, W), not of shape {tuple(x.shape)} with strides {x.stride()}."
+        )
     dtype = reduce_weight.dtype
     if dtype not in (torch.float32, x.dtype):
         raise TypeError(f"reduce_weight must be float32 or, like x, {x.dtype}, not {dtype}.")
@@ -546,7 +576,9 @@ def _check(
         if tensor.dtype != dtype:
             raise TypeError(f"{name} must be {dtype} like reduce_weight, not {tensor.dtype}.")
         if tensor.shape != shape or not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous of shape {shape}, not {tuple(tensor.shape)} with strides {tensor.stride()}.")
+            raise ValueError(
+                f"{name} must be contiguous of shape {shape}, not {tuple(tensor.shape)} with strides {tensor.stride()}."
+            )
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, not on {tensor.device}.")
     if residual is not None:
@@ -558,7 +590,10 @@ def _check_residual(residual: Tensor, x: Tensor) -> None:
         raise TypeError(f"residual must be {x.dtype} like x, not {residual.dtype}.")
     if residual.shape != x.shape or not residual.is_contiguous(memory_format=torch.channels_last):
         shape = tuple(x.shape)
-        raise ValueError(f"residual must be channels_last {shape}, not of shape {tuple(residual.shape)} with strides {residual.stride()}.")
+        raise ValueError(
+            f"residual must be channels_last {shape}, not of shape {tuple(residual.shape)} with strides "
+            f"{residual.stride()}."
+        )
     if residual.device != x.device:
         raise ValueError(f"residual must be on {x.device} like x, not on {residual.device}.")
 
@@ -571,8 +606,14 @@ ACTIVATIONS = ("x_ptr", "y_ptr", "residual_ptr", "grad_x_ptr", "grad_y_ptr", "gr
 
 
 def _compilation(kernel: Any, dtype: str, constexprs: Mapping[str, int], num_warps: int = 4) -> Compilation:
-    """A launch of `kernel` with all that it can do, for activations of `dtype` and, as in the networks, weights in float32."""
-    types = {"pixels": "i32", **dict.fromkeys(("samples", "channels", "reduced"), "i32:16"), **dict.fromkeys(ACTIVATIONS, f"*{dtype}:16")}
+    """A launch of `kernel` with all that it can do, for activations of `dtype` and, as in the networks, weights in
+    float32.
+    """
+    types = {
+        "pixels": "i32",
+        **dict.fromkeys(("samples", "channels", "reduced"), "i32:16"),
+        **dict.fromkeys(ACTIVATIONS, f"*{dtype}:16"),
+    }
     names = [name for name in inspect.signature(getattr(kernel, "fn", kernel)).parameters if name.islower()]
     return Compilation(kernel, {name: types.get(name, "*fp32:16") for name in names}, constexprs, num_warps)
 
@@ -581,12 +622,20 @@ def _compilations(dtype: str, channels: int, side: int) -> list[Compilation]:
     """The launches that depend on the shape of the activation."""
     blocks = _blocks(side * side, channels, channels // 16)
     num_warps = blocks.pop("num_warps")
-    launches = (squeeze_excite_kernel, {"HAS_RESIDUAL": True}), (gradient_kernel, {"HAS_SKIP": True, "MASKS_RESIDUAL": True})
+    launches = (
+        (squeeze_excite_kernel, {"HAS_RESIDUAL": True}),
+        (gradient_kernel, {"HAS_SKIP": True, "MASKS_RESIDUAL": True}),
+    )
     return [_compilation(kernel, dtype, {"RELU": True, **flags, **blocks}, num_warps) for kernel, flags in launches]
 
 
 COMPILATIONS = [
-    *(compilation for dtype in ("fp32", "bf16") for shape in NETWORK_SHAPES for compilation in _compilations(dtype, *shape)),
+    *(
+        compilation
+        for dtype in ("fp32", "bf16")
+        for shape in NETWORK_SHAPES
+        for compilation in _compilations(dtype, *shape)
+    ),
     _compilation(weight_gradient_kernel, "fp32", WEIGHT_GRADIENT),
 ]
 
@@ -622,7 +671,8 @@ def plain(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Squeeze-and-excitation as it is usually written, all in the dtype of x."""
     weights = (
-        tensor.to(x.dtype) for tensor in (reduce_weight[:, :, None, None], reduce_bias, expand_weight[:, :, None, None], expand_bias)
+        tensor.to(x.dtype)
+        for tensor in (reduce_weight[:, :, None, None], reduce_bias, expand_weight[:, :, None, None], expand_bias)
     )
     reduce_weight, reduce_bias, expand_weight, expand_bias = weights
     hidden = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), reduce_weight, reduce_bias))
@@ -644,13 +694,19 @@ def launch(
     skip: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`squeeze_excite` through its kernel itself."""
-    y = launch_squeeze_excite(squeeze_excite_kernel, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)[0]
+    y = launch_squeeze_excite(
+        squeeze_excite_kernel, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu
+    )[0]
     return (y, y) if skip else y
 
 
-def _case(sizes: tuple[int, int, int, int, int], residual: bool, relu: bool, skip: bool = False, of_a_network: bool = False) -> Case:
+def _case(
+    sizes: tuple[int, int, int, int, int], residual: bool, relu: bool, skip: bool = False, of_a_network: bool = False
+) -> Case:
     name = "x".join(map(str, sizes)) + "-residual" * residual + "-relu" * relu + "-skip" * skip
-    return Case(name, {**dict(zip("NCHWR", sizes, strict=True)), "residual": residual, "relu": relu, "skip": skip}, of_a_network)
+    return Case(
+        name, {**dict(zip("NCHWR", sizes, strict=True)), "residual": residual, "relu": relu, "skip": skip}, of_a_network
+    )
 
 
 SPEC = OpSpec(
@@ -668,14 +724,19 @@ SPEC = OpSpec(
         _case((3, 17, 5, 7, 3), True, False, skip=True),
         # Too large for the kernels.
         _case((1, 130, 13, 17, 37), True, False, skip=True),
-        *(_case((128, channels, side, side, channels // 16), True, True, of_a_network=True) for channels, side in NETWORK_SHAPES),
+        *(
+            _case((128, channels, side, side, channels // 16), True, True, of_a_network=True)
+            for channels, side in NETWORK_SHAPES
+        ),
         _case((128, 256, 8, 8, 16), True, True, skip=True, of_a_network=True),
     ),
-    bytes_moved=lambda given: sum(tensor.nbytes for tensor in given.values() if isinstance(tensor, Tensor)) + given["x"].nbytes,
+    bytes_moved=lambda given: (
+        sum(tensor.nbytes for tensor in given.values() if isinstance(tensor, Tensor)) + given["x"].nbytes
+    ),
     summary="Squeeze-and-excitation, with the addition of a residual and ReLU where they follow.",
     ops=("fastcifar::squeeze_excite", "fastcifar::squeeze_excite_backward"),
     differentiable=("x", "residual", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias"),
-    # The gradients of weights and biases sum few values here, after a dozen roundings each: over random seeds they are no further off than
-    # PyTorch's in the median, but in one of twenty cases 2.5 times as far, where it is lucky.
+    # The gradients of weights and biases sum few values here, after a dozen roundings each: over random seeds they are
+    # no further off than PyTorch's in the median, but in one of twenty cases 2.5 times as far, where it is lucky.
     multiple={torch.float32: 4.0},
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the CPU; torch reads it once, when it is imported
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # the processes share the CPU; torch reads it once, when it is imported
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = None if torch.cuda.is_available() else "no CUDA device"
     folder = os.environ.get("FASTCIFAR_DATA")
     no_data = (
-        None if folder and (Path(folder) / "cifar-10-batches-py").is_dir() else "FASTCIFAR_DATA names no folder with cifar-10-batches-py"
+        None
+        if folder and (Path(folder) / "cifar-10-batches-py").is_dir()
+        else "FASTCIFAR_DATA names no folder with cifar-10-batches-py"
     )
     for item in items:
         for marker, reason in (("gpu", no_gpu), ("data", no_data)):

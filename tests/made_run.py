@@ -48,18 +48,32 @@ RESULT = Result(
 
 def record(epoch: int, **changes: Any) -> EpochRecord:
     """Of an epoch of four steps, in a run of two epochs; whatever may be None is None."""
-    known = {"epochs": 2, "step": 4 * epoch, "lr": 0.1, "train_loss": 1.5, "train_accuracy": 0.25, "images_per_second": 1e3, "seconds": 2.0}
+    known = {
+        "epochs": 2,
+        "step": 4 * epoch,
+        "lr": 0.1,
+        "train_loss": 1.5,
+        "train_accuracy": 0.25,
+        "images_per_second": 1e3,
+        "seconds": 2.0,
+    }
     known |= {"averaged_validation_accuracies": {}, "averaged_test_accuracies": {}}
-    return EpochRecord(**dict.fromkeys(field.name for field in fields(EpochRecord)) | known | {"epoch": epoch} | changes)
+    return EpochRecord(
+        **dict.fromkeys(field.name for field in fields(EpochRecord)) | known | {"epoch": epoch} | changes
+    )
 
 
 def checkpoint(step: int = 8) -> Checkpoint:
-    """Of the small network, whose weights are held in channels_last, with an average and the weights of a better epoch."""
+    """Of the small network, whose weights are held in channels_last, with an average and the weights of a better
+    epoch.
+    """
     model = build_model(NETWORK["arch"], **NETWORK["options"]).to(memory_format=torch.channels_last)
     weights = dict(model.state_dict())
     state = {"random": torch.arange(5, dtype=torch.uint8), "meter": torch.zeros(3, dtype=torch.float64)}
     averaged, best = ({key: tensor + shift for key, tensor in weights.items()} for shift in (1, 2))
-    return Checkpoint({"weights": weights, "ema-0.999": averaged}, {"weights": best}, state, {**PROGRESS, "step": step}, NETWORK)
+    return Checkpoint(
+        {"weights": weights, "ema-0.999": averaged}, {"weights": best}, state, {**PROGRESS, "step": step}, NETWORK
+    )
 
 
 def make_run(path: Path) -> Run:

@@ -1,7 +1,7 @@
 """DALI on the pretended GPU: its real graphs, by its CPU operators, with the rules of a GPU.
 
-What is fed to an operator on the GPU must lie there, and DALI must copy it, on the stream that is current; what comes out is for the stream
-that was named.
+What is fed to an operator on the GPU must lie there, and DALI must copy it, on the stream that is current; what comes
+out is for the stream that was named.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Proxy:
 class Pipeline:
     """Stands for `nvidia.dali.Pipeline`."""
 
-    def __init__(self, gpu: PretendedGpu, genuine: Any, batch_size: int, threads: int, device_id: int, **options: Any) -> None:
+    def __init__(
+        self, gpu: PretendedGpu, genuine: Any, batch_size: int, threads: int, device_id: int, **options: Any
+    ) -> None:
         assert device_id == 0, "operators on the GPU need a device_id"
         self.gpu, self.pipeline = gpu, genuine(batch_size, threads, None, **options)
         self.read_in_place: list[Tensor] = []

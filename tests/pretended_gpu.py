@@ -1,16 +1,19 @@
-"""A pretended GPU: tensors that say they are on `cuda:0`, lie on the CPU, and are held to the rules that a real GPU would punish.
+"""A pretended GPU: tensors that say they are on `cuda:0`, lie on the CPU, and are held to the rules that a real GPU
+would punish.
 
-Two modes of torch make it. The one over functions turns every `cuda` that a caller names into the CPU, and answers `.device` by where a
-tensor pretends to be; the one over operators, which sees what autograd runs too, knows what reads and writes what. Streams keep vector
-clocks, so work that was not waited for is found whatever order the CPU ran it in. A graph is the tape of the operators between the
-beginning and the end of its capture: a replay runs these on the same memory and no Python, so a value that Python read stays as it was.
+Two modes of torch make it. The one over functions turns every `cuda` that a caller names into the CPU, and answers
+`.device` by where a tensor pretends to be; the one over operators, which sees what autograd runs too, knows what reads
+and writes what. Streams keep vector clocks, so work that was not waited for is found whatever order the CPU ran it in.
+A graph is the tape of the operators between the beginning and the end of its capture: a replay runs these on the same
+memory and no Python, so a value that Python read stays as it was.
 
 A rule that is broken raises `Broken` on the spot, and again when the test ends, in case the code under test caught it:
 
 - a host sync, or a copy from memory that is not pinned, within `steady()`;
 - either of them in a capture;
 - an operator over tensors of both devices, but for numbers;
-- memory used by a stream that has not waited for the one that wrote it, or given back while another stream still reads it.
+- memory used by a stream that has not waited for the one that wrote it, or given back while another stream still reads
+it.
 """
 
 from __future__ import annotations
@@ -153,7 +156,12 @@ class Graph:
         self.gpu.replays += 1
         for call in self.tape:
             self.gpu.launch(self.gpu.stream, call.function, call.arguments, call.options, call.results)
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad(), GENUINE_AUTOCAST("cpu", enabled=False):
+        with (
+            _disable_current_modes(),
+            torch._C.DisableTorchFunction(),
+            torch.no_grad(),
+            GENUINE_AUTOCAST("cpu", enabled=False),
+        ):
             for call in self.tape:
                 call.again()
 
@@ -180,14 +188,18 @@ class PretendedGpu:
 
     def breaks(self, rule: str) -> None:
         """Notes and raises it, with the line of the code under test."""
-        frames = [frame for frame in inspect.stack()[2:] if "/fastcifar/" in frame.filename or "/kernels/" in frame.filename]
+        frames = [
+            frame for frame in inspect.stack()[2:] if "/fastcifar/" in frame.filename or "/kernels/" in frame.filename
+        ]
         place = "; ".join(f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in frames[:3])
         self.broken.append(f"{rule} ({place})")
         raise Broken(self.broken[-1])
 
     @contextlib.contextmanager
     def steady(self, strict: bool = True) -> Iterator[None]:
-        """Within the block the host may neither wait nor copy from memory that is not pinned; with False it may again."""
+        """Within the block the host may neither wait nor copy from memory that is not pinned; with False it may
+        again.
+        """
         was, self.strict = self.strict, strict
         try:
             yield
@@ -230,7 +242,9 @@ class PretendedGpu:
         self.host.wait(clock)
 
     def synchronize(self, device: object = None) -> None:
-        for stream in {stream for memory in self.memories.values() for stream in (memory.owner, *memory.readers)} | set(self.streams):
+        for stream in {stream for memory in self.memories.values() for stream in (memory.owner, *memory.readers)} | set(
+            self.streams
+        ):
             self.wait_for(stream.clock, "synchronize()")
 
     def upload(self, origin: Tensor, what: str) -> None:
@@ -267,12 +281,21 @@ class PretendedGpu:
         for storage, memory in list(self.memories.items()):
             if memory.alive.expired():
                 del self.memories[storage]
-                late = [s for s, time in memory.readers.items() if s not in memory.recorded and memory.owner.clock.get(s, 0) < time]
+                late = [
+                    s
+                    for s, time in memory.readers.items()
+                    if s not in memory.recorded and memory.owner.clock.get(s, 0) < time
+                ]
                 if any(stream is not memory.owner for stream in late) and not (memory.pinned or memory.graph):
-                    self.breaks(f"memory of stream {memory.owner.name} was given back while {late[0].name} read it; use record_stream")
+                    self.breaks(
+                        f"memory of stream {memory.owner.name} was given back while {late[0].name} read it; use "
+                        "record_stream"
+                    )
 
     @contextlib.contextmanager
-    def capture(self, graph: Graph, pool: Any = None, stream: Stream | None = None, capture_error_mode: str = "global") -> Iterator[None]:
+    def capture(
+        self, graph: Graph, pool: Any = None, stream: Stream | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         """Stands for `torch.cuda.graph`: what is launched goes on the tape, and changes nothing."""
         self.synchronize()
         self.fail("capture")
@@ -308,7 +331,9 @@ class Operators(TorchDispatchMode):
         self.goal: bool | None = None
         """Whether what is made now is on the card, where the caller said so."""
 
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), options: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple = (), options: dict[str, Any] | None = None
+    ) -> Any:
         gpu, options = self.gpu, options or {}
         given = tensors_in((arguments, options))
         card = [tensor for tensor in given if gpu.on_card(tensor)]
@@ -330,7 +355,9 @@ class Operators(TorchDispatchMode):
                 gpu.tape.append(Call(function, arguments, options, results))
         return results
 
-    def check(self, function: Any, arguments: tuple, options: dict[str, Any], card: list[Tensor], host: list[Tensor]) -> None:
+    def check(
+        self, function: Any, arguments: tuple, options: dict[str, Any], card: list[Tensor], host: list[Tensor]
+    ) -> None:
         gpu = self.gpu
         if function in WAITING:
             gpu.sync(str(function))
@@ -348,7 +375,9 @@ class Operators(TorchDispatchMode):
                     gpu.sync("indexing by a mask")
                 elif not gpu.on_card(index):
                     gpu.upload(index, "an index")
-        elif function.namespace != "fastcifar" and any(tensor.dim() for tensor in host):  # our own operators upload what they are given
+        elif function.namespace != "fastcifar" and any(
+            tensor.dim() for tensor in host
+        ):  # our own operators upload what they are given
             gpu.breaks(f"{function} takes tensors of the CPU and of the GPU")
 
 
@@ -359,7 +388,9 @@ class Functions(TorchFunctionMode):
         super().__init__()
         self.gpu, self.operators = gpu, operators
 
-    def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple = (), options: dict[str, Any] | None = None
+    ) -> Any:
         gpu, options = self.gpu, dict(options or {})
         if function in READERS:
             return READERS[function](gpu, function, *arguments)
@@ -437,10 +468,14 @@ def changed_by(function: Any, arguments: tuple, options: dict[str, Any]) -> list
         *zip(schema, arguments, strict=False),
         *((argument, options[argument.name]) for argument in schema if argument.name in options),
     ]
-    return tensors_in([value for argument, value in values if argument.alias_info is not None and argument.alias_info.is_write])
+    return tensors_in(
+        [value for argument, value in values if argument.alias_info is not None and argument.alias_info.is_write]
+    )
 
 
-def without_device(function: Any, arguments: tuple, options: dict[str, Any]) -> tuple[torch.device | None, tuple, dict[str, Any]]:
+def without_device(
+    function: Any, arguments: tuple, options: dict[str, Any]
+) -> tuple[torch.device | None, tuple, dict[str, Any]]:
     """The device that a call names, if it does, and its arguments with the CPU in its place."""
 
     def is_device(value: Any) -> bool:
@@ -507,7 +542,9 @@ def grouped_by_place(gpu: PretendedGpu) -> Callable:
 
     def grouped(lists: list, with_indices: bool = False) -> dict:
         found = genuine(lists, with_indices)
-        return {(CARD if gpu.on_card(group[0][0][0]) else device, dtype): group for (device, dtype), group in found.items()}
+        return {
+            (CARD if gpu.on_card(group[0][0][0]) else device, dtype): group for (device, dtype), group in found.items()
+        }
 
     return grouped
 

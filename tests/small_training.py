@@ -1,10 +1,21 @@
-"""A small run that tests train: five batches of twenty images an epoch, and the methods that change what a step does."""
+"""A small run that tests train: five batches of twenty images an epoch, and the methods that change what a step
+does.
+"""
 
 from dataclasses import replace
 
 import torch
 
-from fastcifar.config import AverageConfig, DataConfig, EngineConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from fastcifar.config import (
+    AverageConfig,
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from fastcifar.data.image_set import ImageSet
 from fastcifar.engine.trainer import Trainer
 from fastcifar.optim import OPTIMIZERS
@@ -21,7 +32,9 @@ CONFIG = RunConfig(
     seed=3,
 )
 
-DROPOUT = replace(CONFIG, model=replace(CONFIG.model, dropout=0.3), engine=replace(CONFIG.engine, precision="bf16"), epochs=3)
+DROPOUT = replace(
+    CONFIG, model=replace(CONFIG.model, dropout=0.3), engine=replace(CONFIG.engine, precision="bf16"), epochs=3
+)
 """So that the random state counts."""
 
 METHODS = {

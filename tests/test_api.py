@@ -74,7 +74,10 @@ def test_a_network_of_ones_own_is_trained_evaluated_and_resumed(tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [(nn.Flatten(), r"model=Flatten\(\.\.\.\) puts out \(2, 768\)"), (nn.Linear(7, 5), r"model=Linear\(\.\.\.\) failed for 16x16 images")],
+    [
+        (nn.Flatten(), r"model=Flatten\(\.\.\.\) puts out \(2, 768\)"),
+        (nn.Linear(7, 5), r"model=Linear\(\.\.\.\) failed for 16x16 images"),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_network_that_does_not_classify_is_refused(tmp_path, model, expected):
@@ -89,7 +92,10 @@ def test_a_network_that_does_not_classify_is_refused(tmp_path, model, expected):
         (lambda: fastcifar.train(epoch=3), "unknown setting 'epoch'; did you mean epochs"),
         (lambda: fastcifar.train("quickstar"), "did you mean quickstart?"),
         (lambda: fastcifar.train(batch_size=500, dataset="synthetic", lr=-1.0), "lr is -1.0; expected above 0."),
-        (lambda: fastcifar.train(CONFIG, batch_size=101, **IMAGES), "exceeds the 100 training images; lower batch_size."),
+        (
+            lambda: fastcifar.train(CONFIG, batch_size=101, **IMAGES),
+            "exceeds the 100 training images; lower batch_size.",
+        ),
         (lambda: fastcifar.resume("nowhere"), "nowhere is no run"),
     ],
 )
@@ -104,9 +110,13 @@ def test_errors_speak_of_arguments(call, expected, tmp_path, monkeypatch):
 def test_flags_become_arguments_with_their_numbers():
     @speaks_of_arguments
     def refused() -> None:
-        raise ConfigError("the loss is NaN; lower --lr, or bound it with --clip-norm 1, or add --teacher RUN -- or both.")
+        raise ConfigError(
+            "the loss is NaN; lower --lr, or bound it with --clip-norm 1, or add --teacher RUN -- or both."
+        )
 
-    with pytest.raises(ConfigError, match=r"^the loss is NaN; lower lr, or bound it with clip_norm=1, or add teacher RUN -- or both\.$"):
+    with pytest.raises(
+        ConfigError, match=r"^the loss is NaN; lower lr, or bound it with clip_norm=1, or add teacher RUN -- or both\.$"
+    ):
         refused()
 
 
@@ -140,6 +150,8 @@ def test_a_notebook_sees_progress(tmp_path, monkeypatch, widgets):
     monkeypatch.setattr(console, "Progress", Bar)
     monkeypatch.setattr(console, "find_spec", lambda name: object() if widgets else None)
     monkeypatch.setattr(console.Console, "note", lambda self, text, prominent=False: None)
-    monkeypatch.setattr(console.Console, "write", lambda self, record: shown.append((record.epoch, self.progress is not None)))
+    monkeypatch.setattr(
+        console.Console, "write", lambda self, record: shown.append((record.epoch, self.progress is not None))
+    )
     fastcifar.train(CONFIG, tmp_path / "run", **IMAGES)
     assert shown == [(1, widgets), (2, widgets)]

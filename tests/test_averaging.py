@@ -17,7 +17,9 @@ EPOCHS, STEPS = 6, 3
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return build_model("resnet", blocks=(1,), channels=(6,), classes=3, image_size=8).to(memory_format=torch.channels_last)
+    return build_model("resnet", blocks=(1,), channels=(6,), classes=3, image_size=8).to(
+        memory_format=torch.channels_last
+    )
 
 
 def walk(model: nn.Module) -> None:

@@ -1,4 +1,6 @@
-"""The command line: immediate help, refusals that name the way out, completion, and the commands that need no training."""
+"""The command line: immediate help, refusals that name the way out, completion, and the commands that need no
+training.
+"""
 
 import os
 import shutil
@@ -70,12 +72,18 @@ def printed(capsys, *arguments: str) -> str:
         (["train", "--precision", "bf61"], "unknown precision 'bf61'; did you mean bf16"),
         (["train", "--epochs", "many"], "--epochs is 'many'; expected a whole number."),
         (["train", "--lr=abc"], "--lr is 'abc'; expected a number."),
-        (["train", "--arch", "resnet18", "--blocks", "2", "2"], "resnet18 does not read the option 'blocks'; it is for resnet."),
+        (
+            ["train", "--arch", "resnet18", "--blocks", "2", "2"],
+            "resnet18 does not read the option 'blocks'; it is for resnet.",
+        ),
         (["train", "--resume", "somewhere", "--lr", "3"], "leave the other flags out"),
         (["train", "--resume=somewhere", "--epochs", "3", "--seed=1"], "leave the other flags out"),
         (["train", "--resume", "nowhere"], "nowhere is no run"),
         (["train", "--device", "cuda:abc"], "choose auto, cpu, cuda or cuda:INDEX"),
-        (["train", "--dataset", "synthetic", "--arch", "resnet", "--stem-channels", "-5"], "stem_channels must all be at least 1"),
+        (
+            ["train", "--dataset", "synthetic", "--arch", "resnet", "--stem-channels", "-5"],
+            "stem_channels must all be at least 1",
+        ),
         (["preview", "standart"], "did you mean standard"),
         (["preview", "--augment", "crop:99", "--dataset", "synthetic"], "crop is 99"),
         (["train", "--config", "nowhere.json"], "nowhere.json cannot be read (No such file or directory)"),
@@ -130,13 +138,21 @@ finally:
 
 @pytest.mark.parametrize(("typed", "meant"), grammar.SYNONYMS.items())
 def test_the_names_that_other_programs_use_find_their_flag(capsys, typed, meant):
-    command = next(name for name, kind in COMMANDS.items() if f"--{meant.split()[0]}" in {f for s in settings_of(kind) for f in s.flags})
+    command = next(
+        name
+        for name, kind in COMMANDS.items()
+        if f"--{meant.split()[0]}" in {f for s in settings_of(kind) for f in s.flags}
+    )
     assert f"{command} knows no --{typed}; did you mean --{meant}?" in refusal(capsys, command, f"--{typed}", "1")
 
 
 def test_help_lists_the_commands(capsys):
     help_ = printed(capsys)
-    assert help_ == printed(capsys, "--help") == subprocess.run([*FASTCIFAR, "-h"], capture_output=True, text=True, check=True).stdout
+    assert (
+        help_
+        == printed(capsys, "--help")
+        == subprocess.run([*FASTCIFAR, "-h"], capture_output=True, text=True, check=True).stdout
+    )
     assert all(name in help_ for name in COMMANDS)
 
 
@@ -156,7 +172,14 @@ def test_help_has_every_flag_and_no_type_riddle(capsys, monkeypatch, command):
 
 
 def test_help_names_all_there_is_to_choose_from(capsys):
-    words = set(printed(capsys, "train", "--help").replace("[", " ").replace("]", " ").replace(",", " ").replace(";", " ").split())
+    words = set(
+        printed(capsys, "train", "--help")
+        .replace("[", " ")
+        .replace("]", " ")
+        .replace(",", " ")
+        .replace(";", " ")
+        .split()
+    )
     for names in (ARCHITECTURES, OPTIMIZERS, SCHEDULES, DATASETS, POLICIES, NORMALIZATIONS, BACKENDS):
         assert words >= set(names)
     assert words >= {"cross-entropy", "asymmetric", "he", "pytorch", "basic", "bottleneck", "bf16", "asam", "sqrt"}
@@ -231,7 +254,8 @@ def test_completion(capsys, words, expected):
 
 LINE = "fastcifar train --arch resnet1"
 ASK = {
-    "bash": f'source <(fastcifar completion bash); COMP_WORDS=({LINE}); COMP_CWORD=3; _fastcifar; echo "${{COMPREPLY[@]}}"',
+    "bash": f"""source <(fastcifar completion bash); COMP_WORDS=({LINE}); COMP_CWORD=3
+        _fastcifar; echo "${{COMPREPLY[@]}}" """,
     "zsh": f"""compdef() {{ }}; compadd() {{ echo $candidates }}
         source <(fastcifar completion zsh); words=({LINE}); CURRENT=4; _fastcifar""",
     "fish": f"fastcifar completion fish | source; complete -C '{LINE}'",
@@ -257,10 +281,23 @@ def test_resume_takes_more_epochs():
 
 def test_choices_and_places_are_read():
     command = cli.parse(["predict", "a", "b", "--images", "x.npz", "--tta", "mirror", "--probabilities"])
-    assert (command.runs, command.images, command.tta, command.probabilities) == ((Path("a"), Path("b")), Path("x.npz"), "mirror", True)
+    assert (command.runs, command.images, command.tta, command.probabilities) == (
+        (Path("a"), Path("b")),
+        Path("x.npz"),
+        "mirror",
+        True,
+    )
     assert cli.parse(["recipes"]).names == ()
-    run = cli.parse("train --arch resnet --blocks 2 2 --channels 8 16 --no-decay-norms --ema-decay 0.9 0.99 --max-params 5e6".split()).run
-    assert (run.model.blocks, run.model.max_params, run.optim.decay_norms, run.average.ema_decay) == ((2, 2), 5e6, False, (0.9, 0.99))
+    run = cli.parse(
+        """train --arch resnet --blocks 2 2 --channels 8 16 --no-decay-norms --ema-decay 0.9 0.99
+        --max-params 5e6""".split()
+    ).run
+    assert (run.model.blocks, run.model.max_params, run.optim.decay_norms, run.average.ema_decay) == (
+        (2, 2),
+        5e6,
+        False,
+        (0.9, 0.99),
+    )
 
 
 def test_count(capsys):
@@ -294,7 +331,18 @@ def test_another_architecture_drops_the_recipes_options():
 
 def test_preview(tmp_path, capsys):
     out = tmp_path / "sheet.png"
-    command = ["preview", "--augment", "standard,cutout:2x4", "--dataset", "synthetic", "--count", "3", "--show-params", "--out", str(out)]
+    command = [
+        "preview",
+        "--augment",
+        "standard,cutout:2x4",
+        "--dataset",
+        "synthetic",
+        "--count",
+        "3",
+        "--show-params",
+        "--out",
+        str(out),
+    ]
     assert cli.main(command) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
     assert str(out) in capsys.readouterr().out

@@ -19,7 +19,9 @@ from fastcifar.serialization import build
         RunConfig,
         data=st.builds(DataConfig, val_split=st.integers(0, 5000), data_dir=st.none() | st.just(Path("some/folder"))),
         optim=st.builds(OptimConfig, lr=st.floats(1e-6, 10), clip_norm=st.none() | st.floats(0.1, 5)),
-        engine=st.builds(EngineConfig, threads=st.none() | st.integers(1, 64), compile=st.sampled_from(["auto", "on", "off"])),
+        engine=st.builds(
+            EngineConfig, threads=st.none() | st.integers(1, 64), compile=st.sampled_from(["auto", "on", "off"])
+        ),
         model=st.just(ModelConfig("resnet", blocks=(3, 3, 2, 3), channels=(64, 128, 128, 256), pool=4)),
         epochs=st.integers(1, 1000),
     )
@@ -80,7 +82,8 @@ def test_devices(device):
 
 
 @pytest.mark.parametrize(
-    "device", ["", "gpu", "cpu:0", "auto:1", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:1:2", "cuda:300", "cuda\n", "cuda:٣"]
+    "device",
+    ["", "gpu", "cpu:0", "auto:1", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:1:2", "cuda:300", "cuda\n", "cuda:٣"],
 )
 def test_unknown_devices_are_refused(device):
     with pytest.raises(ConfigError, match="is not known; choose auto, cpu, cuda or cuda:INDEX"):

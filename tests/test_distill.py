@@ -62,8 +62,13 @@ def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
     for seed in range(3):
         torch.manual_seed(seed)
         runs.append(make_run(tmp_path / "ensemble" / f"seed{seed}").path)
-    members = tuple(Member(Path(run.name), name, 0.5, 0.5) for run, name in zip(runs, ("ema-0.999", "weights", "weights"), strict=True))
-    whole, chosen = (Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
+    members = tuple(
+        Member(Path(run.name), name, 0.5, 0.5)
+        for run, name in zip(runs, ("ema-0.999", "weights", "weights"), strict=True)
+    )
+    whole, chosen = (
+        Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2))
+    )
     write_report(tmp_path / "ensemble", EnsembleReport("colours", 12, "none", members, whole, chosen, None, (whole,)))
     dataset = image_set("ant", "bee")
     trainer = Trainer(config(tmp_path / "ensemble", temperature=3.0, distill_weight=1.0), dataset)
@@ -71,7 +76,10 @@ def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
     floats = images.double() / 255
     mean, std = (torch.tensor(part).view(3, 1, 1).double() for part in ((0.5, 0.4, 0.3), (0.2, 0.2, 1.0)))
     with torch.no_grad():
-        voting = [load_network(runs[0], CPU, "ema-0.999").model.double(), load_network(runs[2], CPU, "weights").model.double()]
+        voting = [
+            load_network(runs[0], CPU, "ema-0.999").model.double(),
+            load_network(runs[2], CPU, "weights").model.double(),
+        ]
         target = sum(model((floats - mean) / std).softmax(dim=1) for model in voting) / 2
         softened = target ** (1 / 3.0)
         softened /= softened.sum(dim=1, keepdim=True)

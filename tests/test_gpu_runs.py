@@ -16,12 +16,16 @@ from fastcifar.engine import evaluate, host, run, trainer
 from fastcifar.hardware import native_bf16
 from fastcifar.inference import speed
 
-TRAIN = "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 20 --epochs 2 --compile off".split()
+TRAIN = (
+    "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 20 --epochs 2 --compile off".split()
+)
 
 
 @pytest.fixture(autouse=True)
 def small_and_steady(gpu, dali, monkeypatch, tmp_path):
-    """An epoch must not wait, but at its end and where a snapshot is due; and what a GPU would compute in large is small."""
+    """An epoch must not wait, but at its end and where a snapshot is due; and what a GPU would compute in large is
+    small.
+    """
 
     def under(strict, function):
         def wrapped(*arguments):
@@ -47,7 +51,10 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
 
 def weights(folder: str) -> dict[str, bytes]:
     checkpoints = Path(folder, "checkpoints")
-    return {file.name: file.read_bytes() for file in (checkpoints / (checkpoints / "latest").read_text().strip()).glob("*.safetensors")}
+    return {
+        file.name: file.read_bytes()
+        for file in (checkpoints / (checkpoints / "latest").read_text().strip()).glob("*.safetensors")
+    }
 
 
 def result(folder: str) -> dict:
@@ -67,7 +74,9 @@ def test_a_run_by_its_defaults(gpu):
 
 def test_every_loader_and_every_way_to_launch_ends_in_the_same_bytes():
     """But for the images per second."""
-    for number, flags in enumerate((["--loader", "torch"], ["--loader", "triton"], ["--loader", "dali"], ["--capture", "off"])):
+    for number, flags in enumerate(
+        (["--loader", "torch"], ["--loader", "triton"], ["--loader", "dali"], ["--capture", "off"])
+    ):
         assert cli.main([*TRAIN, *flags, "--out", str(number)]) == 0
     for number in "123":
         assert weights(number) == weights("0")
@@ -140,7 +149,10 @@ def test_profile(capture, monkeypatch):
     """But for what only the profiler of a real GPU sees."""
     monkeypatch.setattr(profile, "traced", lambda course, steps, path, watch: course.run(2, watch) and [])
     monkeypatch.setattr(profile, "kernel_seconds", lambda events: {"forward": 1.0})
-    flags = f"--arch resnet --blocks 1 --channels 8 --dataset synthetic --compile off --capture {capture} --batch-size 20 --steps 8"
+    flags = (
+        "--arch resnet --blocks 1 --channels 8 --dataset synthetic "
+        f"--compile off --capture {capture} --batch-size 20 --steps 8"
+    )
     assert cli.main(["profile", *flags.split(), "--out", "profile"]) == 0
     assert json.loads(Path("profile/profile.json").read_text())["captured"] is (capture == "on")
 
@@ -176,12 +188,20 @@ def test_a_capture_that_fails_in_cuda_ends_in_a_sentence(gpu, capsys):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "the GPU's memory ran out (CUDA out of memory."),
-        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "the GPU failed (CUDA error: unspecified launch failure)"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+            "the GPU's memory ran out (CUDA out of memory.",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure"),
+            "the GPU failed (CUDA error: unspecified launch failure)",
+        ),
     ],
     ids=["memory", "lost"],
 )
-def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_whole(gpu, monkeypatch, capsys, error, sentence):
+def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_whole(
+    gpu, monkeypatch, capsys, error, sentence
+):
     assert cli.main([*TRAIN, "--out", "whole"]) == 0
     end_epoch = trainer.Trainer.end_epoch
 
@@ -233,4 +253,7 @@ def test_dali_that_fails_on_the_first_chunk_ends_in_a_sentence(monkeypatch, caps
 
     monkeypatch.setattr(DaliApplier, "submit", fail)
     assert cli.main([*TRAIN, "--out", "run"]) == 2
-    assert "DALI failed (Error in GPU operator `nvidia.dali.fn.warp_affine`); choose --loader triton" in capsys.readouterr().err
+    assert (
+        "DALI failed (Error in GPU operator `nvidia.dali.fn.warp_affine`); choose --loader triton"
+        in capsys.readouterr().err
+    )

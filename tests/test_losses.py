@@ -35,7 +35,9 @@ def test_asymmetric_equals_timms(gamma_pos, gamma_neg, smoothing):
 
 def test_asymmetric_without_focus_is_cross_entropy():
     logits, labels = batch()
-    torch.testing.assert_close(asymmetric(logits, labels, 0, 0, 0.2), F.cross_entropy(logits.float(), labels, label_smoothing=0.2))
+    torch.testing.assert_close(
+        asymmetric(logits, labels, 0, 0, 0.2), F.cross_entropy(logits.float(), labels, label_smoothing=0.2)
+    )
 
 
 def test_asymmetric_takes_shares():
@@ -66,7 +68,9 @@ def test_distillation_closed_form():
 
 
 def test_distillation_pulls_towards_the_teacher():
-    """At a high temperature the gradient is that of half the squared distance of centred logits, over the classes (Hinton et al., 2.1)."""
+    """At a high temperature the gradient is that of half the squared distance of centred logits, over the classes
+    (Hinton et al., 2.1).
+    """
     student, _ = batch(3, 4)
     teacher = torch.randn(3, 4, dtype=torch.float64)
     distillation(student, teacher, 1000.0).backward()
@@ -77,12 +81,16 @@ def test_distillation_pulls_towards_the_teacher():
 def test_build_loss_reads_the_configuration():
     logits, labels = batch(dtype=torch.float32)
     torch.testing.assert_close(
-        build_loss(LossConfig(label_smoothing=0.1))(logits, labels), nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels)
+        build_loss(LossConfig(label_smoothing=0.1))(logits, labels),
+        nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels),
     )
     torch.testing.assert_close(build_loss(LossConfig())(logits, labels), cross_entropy(logits, labels))
-    torch.testing.assert_close(build_loss(LossConfig("asymmetric"))(logits, labels), AsymmetricLossSingleLabel(0, 4, 0.1)(logits, labels))
     torch.testing.assert_close(
-        build_loss(LossConfig("asymmetric", label_smoothing=0.0, gamma_neg=2.0))(logits, labels), asymmetric(logits, labels, 0, 2, 0)
+        build_loss(LossConfig("asymmetric"))(logits, labels), AsymmetricLossSingleLabel(0, 4, 0.1)(logits, labels)
+    )
+    torch.testing.assert_close(
+        build_loss(LossConfig("asymmetric", label_smoothing=0.0, gamma_neg=2.0))(logits, labels),
+        asymmetric(logits, labels, 0, 2, 0),
     )
 
 

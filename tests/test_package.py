@@ -41,7 +41,10 @@ def test_every_module_is_in_the_wheel_and_imports(installed):
     assert done.returncode == 0, done.stderr
     *names, origin = done.stdout.split()
     assert Path(origin).is_relative_to(installed)
-    files = [*ROOT.glob("fastcifar/**/*.py"), *(ROOT / "fastcifar" / file.relative_to(ROOT) for file in ROOT.glob("kernels/**/*.py"))]
+    files = [
+        *ROOT.glob("fastcifar/**/*.py"),
+        *(ROOT / "fastcifar" / file.relative_to(ROOT) for file in ROOT.glob("kernels/**/*.py")),
+    ]
     modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files}
     assert modules - {"fastcifar"} == set(names)
 
@@ -49,5 +52,7 @@ def test_every_module_is_in_the_wheel_and_imports(installed):
 def test_commands_run_from_the_root_of_the_checkout():
     done = subprocess.run([sys.executable, "-m", "fastcifar.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    imported = subprocess.run([sys.executable, "-c", "import fastcifar.kernels.averaging"], capture_output=True, text=True, cwd=ROOT)
+    imported = subprocess.run(
+        [sys.executable, "-c", "import fastcifar.kernels.averaging"], capture_output=True, text=True, cwd=ROOT
+    )
     assert imported.returncode == 0, imported.stderr

@@ -1,4 +1,6 @@
-"""`fastcifar plan`: the table is the run's, the cost is that of closed forms, and mistakes are remarked on exactly where they are made."""
+"""`fastcifar plan`: the table is the run's, the cost is that of closed forms, and mistakes are remarked on exactly
+where they are made.
+"""
 
 import math
 import re
@@ -12,7 +14,15 @@ import torch
 from PIL import Image
 
 from fastcifar import cli
-from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from fastcifar.config import (
+    AverageConfig,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from fastcifar.data.sources import load_dataset
 from fastcifar.diagnostics import doctor
 from fastcifar.diagnostics.plan import SIZES, DataSize, cost, data_size, outline, warnings
@@ -81,13 +91,17 @@ def test_mistakes_are_remarked_on_where_they_are_made_and_nowhere_else(config, e
 
 
 def test_remarks_say_what_the_reports_did_not_see():
-    linear = run(ScheduleConfig("linear", per="epoch", horizon="5ep", start_lr=1 / 3, final_lr=1.0, warmup="0%"), epochs=200)
+    linear = run(
+        ScheduleConfig("linear", per="epoch", horizon="5ep", start_lr=1 / 3, final_lr=1.0, warmup="0%"), epochs=200
+    )
     assert warnings(linear, outline(linear)) == [
-        "linear ends after 5 of 200 epochs and stays at lr 0.1, 100% of the peak; without --horizon it ends with the run."
+        "linear ends after 5 of 200 epochs and stays at lr 0.1, 100% of the peak; without --horizon it ends with the "
+        "run."
     ]
     cosine = run(ScheduleConfig("cosine", horizon="200ep", warmup="0%"))
     assert warnings(cosine, outline(cosine)) == [
-        "cosine is laid out for 200 epochs, but the run ends after 100, at lr 0.05, 50% of the peak; leave --horizon out."
+        "cosine is laid out for 200 epochs, but the run ends after 100, at lr 0.05, 50% of the peak; leave --horizon "
+        "out."
     ]
 
 
@@ -118,11 +132,14 @@ def test_the_course_is_that_of_the_run(schedule):
     assert (course.images, course.steps_per_epoch, course.steps) == (9500, 148, 2960)
     assert course.lr == lr_table(config.schedule, 0.1, 148, 20)
     assert {0, 2959, *course.kinks} <= set(course.rows)
-    assert max(later - earlier for earlier, later in zip(course.rows, course.rows[1:], strict=False)) <= math.ceil(2959 / 11)
+    assert max(later - earlier for earlier, later in zip(course.rows, course.rows[1:], strict=False)) <= math.ceil(
+        2959 / 11
+    )
 
 
 def test_snapshots_are_told_and_refused_before_anything_trains(tmp_path, capsys):
-    arguments = "plan --dataset synthetic --arch resnet --blocks 1 --channels 4 --schedule warm-restarts --warmup 0% --snapshots".split()
+    arguments = "plan --dataset synthetic --arch resnet --blocks 1 --channels 4 --schedule warm-restarts".split()
+    arguments += ["--warmup", "0%", "--snapshots"]
     assert cli.main([*arguments, "--epochs", "9", "--restart-period", "4ep", "--out", str(tmp_path / "plan.png")]) == 0
     assert "snapshots   after 4, 8 epochs\n" in capsys.readouterr().out
     assert cli.main([*arguments, "--epochs", "3", "--restart-period", "4ep", "--out", str(tmp_path / "none.png")]) == 2
@@ -178,7 +195,9 @@ def test_plan_doctor_and_run_agree_on_the_memory(limit, passes, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused_as_a_run_is(capsys, tmp_path):
-    flags = "--dataset synthetic --arch resnet --blocks 1 --channels 100000 --device cpu --memory-limit 900GB --out".split()
+    flags = (
+        "--dataset synthetic --arch resnet --blocks 1 --channels 100000 --device cpu --memory-limit 900GB --out".split()
+    )
     sentences = []
     for command in ("plan", "train"):
         assert cli.main([command, *flags, str(tmp_path / "out")]) == 2
@@ -214,7 +233,10 @@ def test_the_sizes_of_cifar(name):
 
 def test_the_command_prints_and_draws(tmp_path, capsys):
     out = tmp_path / "new" / "lr.png"
-    flags = "--arch resnet --blocks 1 --channels 4 --schedule cosine --horizon 10ep --epochs 5 --lr 5 --device cpu --precision fp32"
+    flags = (
+        "--arch resnet --blocks 1 --channels 4 --schedule cosine --horizon 10ep "
+        "--epochs 5 --lr 5 --device cpu --precision fp32"
+    )
     assert cli.main(["plan", *flags.split(), "--out", str(out)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     for text in (
@@ -270,7 +292,10 @@ def test_the_picture_shows_the_curve(tmp_path):
     ids=str,
 )
 def test_refusals_come_without_torch(flags, expected, tmp_path):
-    code = f"import sys; from fastcifar import cli; status = cli.main({['plan', *flags.split()]!r}); print(status, 'torch' in sys.modules)"
+    code = (
+        "import sys; from fastcifar import cli; "
+        f"status = cli.main({['plan', *flags.split()]!r}); print(status, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert expected in " ".join(done.stderr.split())
     assert done.stdout.split() == ["2", "False"]

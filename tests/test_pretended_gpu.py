@@ -13,7 +13,14 @@ def test_a_tensor_says_where_it_was_put(gpu):
     there, here = torch.zeros(3, device="cuda"), torch.zeros(3)
     assert (there.device, there.is_cuda, here.device.type, here.is_cuda) == (CARD, True, "cpu", False)
     assert all(
-        made.is_cuda for made in (there + 1, there[1:], torch.zeros_like(there), here.to("cuda"), torch.nn.Linear(3, 2).to(CARD).bias)
+        made.is_cuda
+        for made in (
+            there + 1,
+            there[1:],
+            torch.zeros_like(there),
+            here.to("cuda"),
+            torch.nn.Linear(3, 2).to(CARD).bias,
+        )
     )
     assert not any(made.is_cuda for made in (there.cpu(), here, here + 1))
     with pytest.raises(TypeError, match="cuda:0"):
@@ -96,7 +103,11 @@ def test_memory_given_back_must_not_be_read_any_more(gpu, recorded):
 
 def test_a_capture_runs_nothing_and_a_replay_runs_no_python(gpu):
     factor = 2.0
-    count, weight, seen = torch.zeros(1, device=CARD), torch.tensor([3.0], device=CARD, requires_grad=True), torch.zeros(1, device=CARD)
+    count, weight, seen = (
+        torch.zeros(1, device=CARD),
+        torch.tensor([3.0], device=CARD, requires_grad=True),
+        torch.zeros(1, device=CARD),
+    )
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         count.add_(1)

@@ -15,7 +15,17 @@ from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Mixing, Params, Slot, sample
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
-from fastcifar.diagnostics.preview import GAP, PAIR_SIDE, SHEET_SIDE, describe, describe_warp, pairs, preview, sheet, view
+from fastcifar.diagnostics.preview import (
+    GAP,
+    PAIR_SIDE,
+    SHEET_SIDE,
+    describe,
+    describe_warp,
+    pairs,
+    preview,
+    sheet,
+    view,
+)
 from fastcifar.errors import ConfigError, FastcifarError
 
 COUNT = 40
@@ -25,7 +35,9 @@ COUNT = 40
 def dataset() -> ImageSet:
     """Random pictures, sorted by class."""
     images = torch.randint(0, 200, (COUNT, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageSet(images, torch.arange(COUNT) // 10, ("ant", "bee", "c$t", "dog_$x"), (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+    return ImageSet(
+        images, torch.arange(COUNT) // 10, ("ant", "bee", "c$t", "dog_$x"), (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)
+    )
 
 
 @pytest.fixture
@@ -38,9 +50,13 @@ def inverted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcifar.diagnostics.preview.augmented", augmented)
 
 
-@pytest.mark.parametrize("policy", ["transform2_reflect", "crop:4,flip,trivialaugment,cutout:2x4", "flip,mixup", "crop,cutmix"])
+@pytest.mark.parametrize(
+    "policy", ["transform2_reflect", "crop:4,flip,trivialaugment,cutout:2x4", "flip,mixup", "crop,cutmix"]
+)
 def test_pixels_are_those_of_training(dataset: ImageSet, policy: str) -> None:
-    [(batch, _)] = Loader(dataset, policy, "torch", COUNT, seed=5, device="cpu", dtype=torch.uint8, shuffle=False).batches(2)
+    [(batch, _)] = Loader(
+        dataset, policy, "torch", COUNT, seed=5, device="cpu", dtype=torch.uint8, shuffle=False
+    ).batches(2)
     seen = view(policy, dataset, Key(5, 2), torch.tensor([3, 0, 39]))
     assert np.array_equal(seen.images, batch[[3, 0, 39]].permute(0, 2, 3, 1))
     assert np.array_equal(seen.originals, dataset.images[[3, 0, 39]])
@@ -98,7 +114,13 @@ def test_a_folder_gets_all(dataset: ImageSet, tmp_path: Path) -> None:
 def test_titles_and_captions(dataset: ImageSet) -> None:
     seen = view("transform1_reflect", dataset, Key(0, 0), torch.tensor([0, 10, 30]))
     texts = [text for _, _, text, _ in pairs(seen).texts]
-    assert texts == ["transform1_reflect", "crop:4,flip:0.5,rotate:15,translate:0.1,\nfill:reflect,bilinear", "ant", "bee", "dog_$x"]
+    assert texts == [
+        "transform1_reflect",
+        "crop:4,flip:0.5,rotate:15,translate:0.1,\nfill:reflect,bilinear",
+        "ant",
+        "bee",
+        "dog_$x",
+    ]
     own = view("crop:4,flip:0.5", dataset, Key(0, 0), torch.tensor([0]))
     assert [text for _, _, text, _ in sheet([seen, own]).texts if text] == [
         "original",
@@ -182,13 +204,19 @@ def test_everything_in_words(dataset: ImageSet) -> None:
     identity = torch.tensor([numbers(geometry.identity(1))] * 2)
     slots = (
         Slot(torch.tensor([Operation.SOLARIZE, Operation.IDENTITY]), torch.tensor([127.5, 0.0]).double(), identity, 0),
-        Slot(torch.tensor([Operation.AUTO_CONTRAST, Operation.TRANSLATE_X]), torch.tensor([0.0, -9.0]).double(), identity, 0),
+        Slot(
+            torch.tensor([Operation.AUTO_CONTRAST, Operation.TRANSLATE_X]),
+            torch.tensor([0.0, -9.0]).double(),
+            identity,
+            0,
+        ),
     )
     boxes = torch.tensor([[[0, 3, 4, 7], [12, 0, 12, 4]], [[5, 5, 5, 9], [5, 5, 9, 5]]])
     mixing = Mixing(torch.tensor([15, 25]), torch.tensor([128, 256]), torch.tensor([[2, 3, 10, 8], [4, 4, 4, 9]]))
     params = Params(identity, slots, torch.tensor([True, False]), boxes, mixing)
     assert [describe(params, row, (16, 12), dataset) for row in range(2)] == [
-        "solarize 127.5, auto contrast, greyscale, erased 4x4 at (0, 3), 50% kept, the rest from 15 (bee): 8x5 at (2, 3)",
+        "solarize 127.5, auto contrast, greyscale, erased 4x4 at (0, 3), 50% kept, the rest from 15 (bee): 8x5 at "
+        "(2, 3)",
         "identity, translate x -9, 100% kept, the rest from 25 (c$t): nothing",
     ]
     assert describe(Params(identity, (), None, None, None), 0, (16, 12), dataset) == "unchanged"
@@ -217,5 +245,7 @@ def test_refuses(dataset: ImageSet, tmp_path: Path, arguments: dict, message: st
 
 def test_a_place_that_cannot_be_written(dataset: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FastcifarError, match=r"page\.png cannot be written \(.*\); make room there, .* choose another folder\.$"):
+    with pytest.raises(
+        FastcifarError, match=r"page\.png cannot be written \(.*\); make room there, .* choose another folder\.$"
+    ):
         preview(["standard"], dataset, tmp_path / "file" / "page.png")

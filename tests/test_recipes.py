@@ -168,13 +168,18 @@ def test_every_network_can_be_built():
     networks = {recipe(name).model: name for name in RECIPES}
     networks |= {recipe(name).model: name for name in counts}
     with torch.device("meta"):
-        built = {name: sum(p.numel() for p in build_model(model.arch, **model.options).parameters()) for model, name in networks.items()}
+        built = {
+            name: sum(p.numel() for p in build_model(model.arch, **model.options).parameters())
+            for model, name in networks.items()
+        }
     assert {name: built[networks[recipe(name).model]] for name in counts} == counts
     assert all(built[name] <= (model.max_params or float("inf")) for model, name in networks.items())
 
 
 def test_report_4s_schedules_as_written():
-    """Where its LinearLR, PolynomialLR and OneCycleLR stood after five epochs and at the end, and its cosine after half of it."""
+    """Where its LinearLR, PolynomialLR and OneCycleLR stood after five epochs and at the end, and its cosine after
+    half of it.
+    """
     linear, polynomial = lr_of("r4_scheduler_linear_as_written"), lr_of("r4_scheduler_polynomial_as_written")
     assert linear[0] == pytest.approx(0.1 / 3)
     assert set(linear[50:]) == {0.1}
@@ -210,15 +215,29 @@ def test_larger_batches_get_larger_rates(size):
 
 
 def test_reflected_transforms_change_fill_and_interpolation_alone():
-    for name in ("r1_resnet20_transform1", "r1_resnet20_transform2", "r1_resnet_prop_transform1", "r1_resnet_prop_transform2"):
+    for name in (
+        "r1_resnet20_transform1",
+        "r1_resnet20_transform2",
+        "r1_resnet_prop_transform1",
+        "r1_resnet_prop_transform2",
+    ):
         black, reflected = parse(recipe(name).data.augment), parse(recipe(f"{name}_reflect").data.augment)
         assert reflected == replace(black, fill="reflect", interpolation="bilinear")
 
 
 def test_derive_finds_each_setting_by_its_flag():
     changed = derive(RunConfig(), augment="none", lr=0.5, epochs=3, schedule="constant", loss="asymmetric")
-    assert difference(changed, RunConfig()) == {"augment": "none", "lr": 0.5, "schedule": "constant", "loss": "asymmetric", "epochs": 3}
-    assert difference(derive(changed, **{name: settings(RunConfig())[name] for name in settings(changed)}), RunConfig()) == {}
+    assert difference(changed, RunConfig()) == {
+        "augment": "none",
+        "lr": 0.5,
+        "schedule": "constant",
+        "loss": "asymmetric",
+        "epochs": 3,
+    }
+    assert (
+        difference(derive(changed, **{name: settings(RunConfig())[name] for name in settings(changed)}), RunConfig())
+        == {}
+    )
     with pytest.raises(ConfigError, match="unknown setting 'momentom'; did you mean momentum"):
         derive(RunConfig(), momentom=0.9)
     with pytest.raises(ConfigError, match="adam does not read momentum"):
@@ -263,7 +282,10 @@ def test_the_list_has_every_recipe_and_its_changes(capsys):
     assert cli.main(["recipes"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert list(lines) == ["recipe", *RECIPES]
-    assert lines["r1_resnet20_transform1"].split() == "r1_resnet20_transform1 R1 T5 88.19 r1_resnet20_standard: augment=transform1".split()
+    assert (
+        lines["r1_resnet20_transform1"].split()
+        == "r1_resnet20_transform1 R1 T5 88.19 r1_resnet20_standard: augment=transform1".split()
+    )
     assert lines["r5_ensemble_member"].split()[3:5] == ["97.68", "(ensemble)"]
     assert overview().splitlines()[0] == lines["recipe"]
 
@@ -283,8 +305,12 @@ def test_descriptions_of_all_can_be_written():
         assert description(entry).endswith(f"fastcifar train --recipe {entry.name}")
 
 
-@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "r5_*"], ["reproduce", "r9_*"], ["reproduce"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["recipes"], ["recipes", "r5_*"], ["reproduce", "r9_*"], ["reproduce"]], ids=" ".join
+)
 def test_listing_and_refusals_come_without_torch(arguments):
-    code = f"import sys; from fastcifar import cli; cli.main({json.dumps(arguments)}); assert 'torch' not in sys.modules"
+    code = (
+        f"import sys; from fastcifar import cli; cli.main({json.dumps(arguments)}); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

@@ -32,7 +32,13 @@ def images(tmp_path_factory) -> str:
     labels = generator.integers(0, 2, 300)
     pictures = generator.integers(0, 100, (300, 8, 8, 3), dtype=np.uint8)
     pictures[..., 0] += (8 * labels[:, None, None]).astype(np.uint8)
-    np.savez(path, train_images=pictures[:200], train_labels=labels[:200], test_images=pictures[200:], test_labels=labels[200:])
+    np.savez(
+        path,
+        train_images=pictures[:200],
+        train_labels=labels[:200],
+        test_images=pictures[200:],
+        test_labels=labels[200:],
+    )
     return str(path)
 
 
@@ -50,7 +56,9 @@ def small(monkeypatch, images):
     def tiny() -> RunConfig:
         network = ModelConfig("resnet", blocks=(1,), channels=(4,))
         average = AverageConfig(ema_decay=(0.9,))
-        return RunConfig(network, DataConfig(images, augment="none"), average=average, batch_size=20, epochs=2, watch_test=True)
+        return RunConfig(
+            network, DataConfig(images, augment="none"), average=average, batch_size=20, epochs=2, watch_test=True
+        )
 
     @declare("R9 T1", 1.0)
     def tiny_flip() -> RunConfig:
@@ -86,7 +94,11 @@ def test_rows_hold_what_the_runs_came_to(small, tmp_path, capsys):
     assert [row["recipe"] for row in content["rows"]] == ["tiny", "tiny_flip"]
     for row in read_rows(tmp_path / "results.json"):
         result = Run.open(tmp_path / f"{row.recipe}-1ep" / "seed0").result()
-        assert (row.test_accuracy, row.average, row.seconds) == (result.test_accuracy, result.averaged_test_accuracy, result.seconds)
+        assert (row.test_accuracy, row.average, row.seconds) == (
+            result.test_accuracy,
+            result.averaged_test_accuracy,
+            result.seconds,
+        )
         assert row.watched_test_accuracy == result.watched_test_accuracy
         assert row.watched_test_accuracy >= row.test_accuracy
         assert (row.epochs, row.full_length, row.seed, row.device) == (1, False, 0, result.device)
@@ -152,7 +164,9 @@ def timeless(row: Row) -> Row:
 
 
 def test_one_that_fails_does_not_stop_the_others(small, tmp_path):
-    with pytest.raises(FastcifarError, match=r"1 of 2 runs failed \(.*tiny_diverging-1ep/seed0: the loss became infinite"):
+    with pytest.raises(
+        FastcifarError, match=r"1 of 2 runs failed \(.*tiny_diverging-1ep/seed0: the loss became infinite"
+    ):
         reproduce(select(["tiny_diverging", "tiny"]), tmp_path, epochs=1, engine=ENGINE)
     assert [row.recipe for row in read_rows(tmp_path / "results.json")] == ["tiny"]
 
@@ -190,7 +204,9 @@ def test_a_run_of_another_reading_is_refused(small, tmp_path, kept):
     if kept == "run":
         (tmp_path / "results.json").unlink()
     changed = replace(RECIPES["tiny"], function=lambda: derive(small(), augment="flip:0.5", optimizer="sgd"))
-    with pytest.raises(ConfigError, match=r"as that recipe used to be \(augment, optimizer changed\); choose another --out"):
+    with pytest.raises(
+        ConfigError, match=r"as that recipe used to be \(augment, optimizer changed\); choose another --out"
+    ):
         reproduce([changed], tmp_path, epochs=1, engine=ENGINE)
 
 
@@ -199,7 +215,9 @@ def test_settings_do_not_depend_on_the_machine_or_on_what_was_resolved(small, tm
     stored = Run.open(tmp_path / "tiny-1ep" / "seed0").config()
     assert stored.engine.threads is not None
     assert recipe_settings(stored) == recipe_settings(small())
-    defaults = replace(RunConfig(), optim=OptimConfig(lr=0.1), data=DataConfig(augment="crop:4,flip:0.5", loader="torch"))
+    defaults = replace(
+        RunConfig(), optim=OptimConfig(lr=0.1), data=DataConfig(augment="crop:4,flip:0.5", loader="torch")
+    )
     assert recipe_settings(defaults) == {}
 
 

@@ -35,8 +35,8 @@ IMAGES = Path(tempfile.gettempdir()) / f"fastcifar-{os.getpid()}.npz"
 SMALL = f"""train --dataset {IMAGES} --arch resnet --blocks 1 --channels 16 --batch-size 50 --epochs 3
     --device cpu --compile off""".split()
 RESULT_KEYS = set(
-    """test_accuracy validation_accuracy averaged_test_accuracy averaged_test_accuracies chosen_epochs watched_test_accuracy
-    images_per_second seconds seconds_by_phase
+    """test_accuracy validation_accuracy averaged_test_accuracy averaged_test_accuracies chosen_epochs
+    watched_test_accuracy images_per_second seconds seconds_by_phase
     flop_utilization peak_memory_bytes parameters recipe device versions commit""".split()
 )
 
@@ -105,7 +105,9 @@ def test_metrics_events_and_curves_agree(finished):
     assert scalars["loss/train"] == pytest.approx([record.train_loss for record in records])
     assert scalars["accuracy/validation"] == pytest.approx([record.validation_accuracy for record in records])
     assert len(scalars["lr"]) == len(scalars["img_per_s"]) == 3
-    assert scalars["accuracy/test"][-1] == pytest.approx(json.loads((finished / "result.json").read_text())["test_accuracy"])
+    assert scalars["accuracy/test"][-1] == pytest.approx(
+        json.loads((finished / "result.json").read_text())["test_accuracy"]
+    )
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -162,7 +164,10 @@ def test_interrupted_and_resumed_ends_in_the_same_bytes(tmp_path, finished_with_
     subprocess.run([*FASTCIFAR, "train", "--resume", str(run)], check=True)
     assert weight_files(run) == weight_files(finished_with_dropout)
     assert [record.epoch for record in read_records(run / "metrics.jsonl")] == [1, 2, 3]
-    losses = [[record.train_loss for record in read_records(folder / "metrics.jsonl")] for folder in (run, finished_with_dropout)]
+    losses = [
+        [record.train_loss for record in read_records(folder / "metrics.jsonl")]
+        for folder in (run, finished_with_dropout)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -223,7 +228,9 @@ def test_python_interface(tmp_path):
     config = cli.parse(SMALL).run
     result = fastcifar.train(replace(config, epochs=1), tmp_path / "run")
     assert {field.name for field in fields(result)} == RESULT_KEYS
-    assert result.parameters == sum(p.numel() for p in fastcifar.build_model("resnet", **config.model.options).parameters())
+    assert result.parameters == sum(
+        p.numel() for p in fastcifar.build_model("resnet", **config.model.options).parameters()
+    )
     assert isinstance(fastcifar.recipe("quickstart"), RunConfig)
     assert set(fastcifar.__all__) == set(dir(fastcifar))
 
@@ -233,5 +240,7 @@ def test_quickstart_learns(tmp_path):
     """CIFAR-10 where it is at hand, else the drawn images."""
     dataset, expected = ("cifar10", 0.65) if find("cifar10") else ("synthetic", 0.95)
     command = [*FASTCIFAR, "train", "--recipe", "quickstart", "--dataset", dataset, "--out", str(tmp_path / "run")]
-    subprocess.run(command, check=True, env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
+    subprocess.run(
+        command, check=True, env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    )
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] >= expected

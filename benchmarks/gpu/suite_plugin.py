@@ -1,4 +1,5 @@
-"""What `tools/gpu_suite` adds to pytest: a file of what every test came to, written as they go; what is done is left out, and time is kept.
+"""What `tools/gpu_suite` adds to pytest: a file of what every test came to, written as they go; what is done is left
+out, and time is kept.
 
 With `--dry-run` every test runs on the pretended GPU of `tests/pretended_gpu.py`, in small.
 """
@@ -40,7 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gpu_suite")
     group.addoption("--results", metavar="FILE", help="what every test came to, of this call and earlier ones")
     group.addoption("--retry", action="store_true", help="run again what failed")
-    group.addoption("--deadline", type=float, metavar="TIME", help="seconds since 1970; what would end later is not begun")
+    group.addoption(
+        "--deadline", type=float, metavar="TIME", help="seconds since 1970; what would end later is not begun"
+    )
     group.addoption("--commit", help="of the checkout, where that does not tell")
     group.addoption("--dry-run", action="store_true", help="run in small, on a pretended GPU")
 
@@ -50,7 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
         for name in ("pretended_gpu", "pretended_dali"):
             config.pluginmanager.import_plugin(name)
     elif not torch.cuda.is_available():
-        raise pytest.UsageError("no GPU that torch can use was found; run the suite where there is one, or give --dry-run.")
+        raise pytest.UsageError(
+            "no GPU that torch can use was found; run the suite where there is one, or give --dry-run."
+        )
     if hasattr(config, "workerinput"):  # a process of pytest-xdist, which reports to the one that writes
         config.stash[EARLIER] = config.workerinput["earlier"]
     else:
@@ -79,7 +84,9 @@ def this_machine(config: pytest.Config) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a file of results; an empty one where there is none. Raises UsageError where it is damaged or something else."""
+    """The content of a file of results; an empty one where there is none. Raises UsageError where it is damaged or
+    something else.
+    """
     if not path.exists():
         return {"schema": SCHEMA, "machine": None, "tests": {}}
     try:
@@ -94,8 +101,9 @@ def read_results(path: Path) -> dict[str, Any]:
 class Results:
     """Rewrites the file whenever a test begins or ends.
 
-    At the deadline, or on SIGTERM, pytest ends with the status 143, and what it was at is left to the next call; training answers that
-    signal itself, and is saved. A test that is found as `running` by the next process took the one before it down.
+    At the deadline, or on SIGTERM, pytest ends with the status 143, and what it was at is left to the next call;
+    training answers that signal itself, and is saved. A test that is found as `running` by the next process took the
+    one before it down.
     """
 
     def __init__(self, path: Path, machine: dict[str, Any]) -> None:
@@ -140,7 +148,14 @@ class Results:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.note(report.nodeid, outcome="failed", seconds=0.0, figures={}, text=report.longreprtext[-LONGEST_TEXT:], **self.origin)
+            self.note(
+                report.nodeid,
+                outcome="failed",
+                seconds=0.0,
+                figures={},
+                text=report.longreprtext[-LONGEST_TEXT:],
+                **self.origin,
+            )
 
     def end_running(self, outcome: str, text: str) -> None:
         for name in [name for name, test in self.tests.items() if test["outcome"] == "running"]:
@@ -178,14 +193,20 @@ def one_of_each(items: list[pytest.Item]) -> list[pytest.Item]:
         if ROOT / "tests" not in item.path.parents:
             chosen[item.nodeid] = item
         elif item.get_closest_marker("gpu") and item.originalname not in NEED_A_REAL_ONE:
-            item.own_markers[:] = [marker for marker in item.own_markers if marker.kwargs.get("reason") != "no CUDA device"]
+            item.own_markers[:] = [
+                marker for marker in item.own_markers if marker.kwargs.get("reason") != "no CUDA device"
+            ]
             spec = item.callspec.params.get("spec") if hasattr(item, "callspec") else None
             chosen.setdefault((item.path, item.originalname, spec and spec.name), item)
     return list(chosen.values())
 
 
 def needs_gpu(item: pytest.Item) -> bool:
-    return ROOT / "tests" not in item.path.parents or item.get_closest_marker("gpu") is not None or "card" in item.fixturenames
+    return (
+        ROOT / "tests" not in item.path.parents
+        or item.get_closest_marker("gpu") is not None
+        or "card" in item.fixturenames
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -207,7 +228,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 
 @pytest.fixture(autouse=True)
 def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a dry run, a GPU that is pretended, and as little of everything as shows that it runs; else one without earlier tests' memory."""
+    """In a dry run, a GPU that is pretended, and as little of everything as shows that it runs; else one without
+    earlier tests' memory.
+    """
     torch.compiler.reset()
     if not request.config.getoption("dry_run"):
         gc.collect()
@@ -220,10 +243,20 @@ def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(profile, "traced", lambda *arguments: [])
     monkeypatch.setattr(profile, "parts_on_gpu", lambda course, steps: {"data": 1.0})
     monkeypatch.setattr(profile, "COPY_SECONDS", 0.0)
-    for name, small in (("AT_ONCE", 2), ("REPEATS", 2), ("MOST_CALLS", 1), ("matmul_flops_per_second", lambda device, dtype: 1e12)):
+    for name, small in (
+        ("AT_ONCE", 2),
+        ("REPEATS", 2),
+        ("MOST_CALLS", 1),
+        ("matmul_flops_per_second", lambda device, dtype: 1e12),
+    ):
         monkeypatch.setattr(request.module, name, small, raising=False)
     monkeypatch.setattr(synthetic, "SPLITS", {"train": 10, "test": 20})
-    for sizes, size in ((host.MATRIX_SIZE, 64), (evaluate.BATCH_SIZE, 20), (loader.CHUNK_SIZE, 40), (profile.COPIED_BYTES, 2**20)):
+    for sizes, size in (
+        (host.MATRIX_SIZE, 64),
+        (evaluate.BATCH_SIZE, 20),
+        (loader.CHUNK_SIZE, 40),
+        (profile.COPIED_BYTES, 2**20),
+    ):
         monkeypatch.setitem(sizes, "cuda", size)
 
 

@@ -21,7 +21,15 @@ RUNS = Path(__file__).resolve().parents[2] / "runs" / "gpu_suite"
 @pytest.mark.parametrize("recipe", ["r1_resnet_prop_standard", "r1_resnet20_standard"])
 def test_recipe(recipe, record_property, request, tmp_path, monkeypatch, capsys, tiny):
     if tiny:
-        small = derive(RECIPES[recipe].config, arch="resnet", blocks=(1,), channels=(4,), dataset="synthetic", batch_size=10, epochs=1)
+        small = derive(
+            RECIPES[recipe].config,
+            arch="resnet",
+            blocks=(1,),
+            channels=(4,),
+            dataset="synthetic",
+            batch_size=10,
+            epochs=1,
+        )
         monkeypatch.setitem(RECIPES, recipe, replace(RECIPES[recipe], function=lambda: small))
     elif find("cifar10") is None:
         pytest.skip("CIFAR-10 is not at hand; name its folder in FASTCIFAR_DATA")
@@ -33,7 +41,10 @@ def test_recipe(recipe, record_property, request, tmp_path, monkeypatch, capsys,
     if status > 128:
         pytest.exit("stopped; the same call goes on", status)
     assert status == 0, capsys.readouterr().err
-    rows = [replace(row, commit=row.commit or request.config.getoption("commit")) for row in read_rows(runs / "results.json")]
+    rows = [
+        replace(row, commit=row.commit or request.config.getoption("commit"))
+        for row in read_rows(runs / "results.json")
+    ]
     write_rows(kept, rows)
     row = next(row for row in rows if row.recipe == recipe)
     for name in ("test_accuracy", "seconds", "images_per_second"):

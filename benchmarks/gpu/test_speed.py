@@ -1,4 +1,6 @@
-"""Images a second of training on a GPU: of the networks with a target, of the loaders, of several runs at once; and their profiles."""
+"""Images a second of training on a GPU: of the networks with a target, of the loaders, of several runs at once; and
+their profiles.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,15 @@ STEPS = 400
 
 
 def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
-    """Ready to train on as many images as CIFAR-10 has, and what was said of that; what they show does not matter to any speed."""
+    """Ready to train on as many images as CIFAR-10 has, and what was said of that; what they show does not matter to
+    any speed.
+    """
     config, notes = resolve(parse(["train", "--dataset", "synthetic", "--epochs", "100", *flags]).run)
     prepare_machine(config.engine)
     drawn = synthetic("train")
-    images = ImageSet(drawn.images.repeat(REPEATS, 1, 1, 1), drawn.labels.repeat(REPEATS), drawn.classes, drawn.mean, drawn.std)
+    images = ImageSet(
+        drawn.images.repeat(REPEATS, 1, 1, 1), drawn.labels.repeat(REPEATS), drawn.classes, drawn.mean, drawn.std
+    )
     trainer = Trainer(config, images)
     return trainer, [*notes, trainer.compile(), trainer.capture()]
 
@@ -45,7 +51,10 @@ def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
 @pytest.mark.parametrize(
     "flags",
     [
-        *(pytest.param(flags, marks=pytest.mark.takes(20)) for flags in (*EAGER, *LOADERS, f"{EAGER[0]} --capture off")),
+        *(
+            pytest.param(flags, marks=pytest.mark.takes(20))
+            for flags in (*EAGER, *LOADERS, f"{EAGER[0]} --capture off")
+        ),
         *(pytest.param(flags, marks=pytest.mark.takes(60)) for flags in COMPILED),
     ],
 )
@@ -54,11 +63,15 @@ def test_training(benchmark, device, flags, tiny):
     if "dali" in flags and not dali_installed():
         pytest.skip("NVIDIA DALI is not installed")
     trainer, notes = trainer_of([*flags.split(), *tiny])
-    median = measure(benchmark, lambda: trainer.run_epoch(stop=lambda: False, tick=lambda batch: None), device, rounds=3)
+    median = measure(
+        benchmark, lambda: trainer.run_epoch(stop=lambda: False, tick=lambda batch: None), device, rounds=3
+    )
     rate, engine = trainer.steps_per_epoch * trainer.config.batch_size / median, trainer.config.engine
     benchmark.extra_info.update(
         images_per_second=rate,
-        flop_utilization=rate * trainer.count.training_flops / matmul_flops_per_second(trainer.device, trainer.precision.dtype),
+        flop_utilization=rate
+        * trainer.count.training_flops
+        / matmul_flops_per_second(trainer.device, trainer.precision.dtype),
         setup_seconds=trainer.seconds["compile"],
         precision=engine.precision,
         loader=trainer.loader.backend,
@@ -72,7 +85,9 @@ def test_training(benchmark, device, flags, tiny):
 @pytest.mark.takes(60)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_profile(network, record_property, tmp_path, capsys, tiny):
-    status = cli.main(["profile", "--arch", network, "--out", str(tmp_path), *(["--steps", "1", *tiny] if tiny else [])])
+    status = cli.main(
+        ["profile", "--arch", network, "--out", str(tmp_path), *(["--steps", "1", *tiny] if tiny else [])]
+    )
     assert status == 0, capsys.readouterr().err
     for name, figure in json.loads((tmp_path / "profile.json").read_text()).items():
         record_property(name, figure)

@@ -21,7 +21,8 @@ COLUMNS = 6
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Counts int (K, K), a row for each label and a column for each prediction, beside the pairs that are confused most often.
+    """Counts int (K, K), a row for each label and a column for each prediction, beside the pairs that are confused most
+    often.
 
     The diagonal is grey, so that the shades, which are shares of the label's images, tell the mistakes apart.
     """
@@ -47,9 +48,18 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
         for (row, column), number in np.ndenumerate(confusion):
             if number:
                 dark = row != column and shades.norm(share[row, column]) > 0.6
-                axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+                axes.text(
+                    column, row, str(number), ha="center", va="center", fontsize=8, color="white" if dark else "black"
+                )
     else:
-        figure.colorbar(shades, location="bottom", label="share of the label's images", format=PercentFormatter(1), shrink=0.5, pad=0.01)
+        figure.colorbar(
+            shades,
+            location="bottom",
+            label="share of the label's images",
+            format=PercentFormatter(1),
+            shrink=0.5,
+            pad=0.01,
+        )
     list_worst_pairs(axes, confusion, classes, 5 if legible else 12)
     return figure
 
@@ -68,7 +78,9 @@ def list_worst_pairs(axes: Axes, confusion: np.ndarray, classes: Sequence[str], 
     if lines:
         nothing = [Line2D([], [], linestyle="none")] * len(lines)
         place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "alignment": "left"}
-        legend = axes.legend(nothing, lines, title="label → prediction: images", handlelength=0, handletextpad=0, **place)
+        legend = axes.legend(
+            nothing, lines, title="label → prediction: images", handlelength=0, handletextpad=0, **place
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
 

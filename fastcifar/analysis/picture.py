@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def draw(path: Path, plot: Callable[..., Figure], *given: Any) -> str | None:
-    """Draws as `save` does, but any failure costs only the picture: it is returned as a line for the user, None where there was none."""
+    """Draws as `save` does, but any failure costs only the picture: it is returned as a line for the user, None
+    where there was none.
+    """
     try:
         save(path, plot, *given)
     except FastcifarError as error:
@@ -44,14 +46,17 @@ def save(path: Path, plot: Callable[..., Figure], *given: Any) -> None:
             warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box
             FigureCanvasAgg(plot(*given)).print_png(content)
     except Exception as error:
-        raise FastcifarError(f"{path} cannot be drawn ({reason(error)}); see whether matplotlib is installed as it should be.") from error
+        raise FastcifarError(
+            f"{path} cannot be drawn ({reason(error)}); see whether matplotlib is installed as it should be."
+        ) from error
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content.getvalue())
 
 
 def import_matplotlib() -> None:
-    """Imports matplotlib even where MPLBACKEND names a backend that is not installed, as notebooks do; only pyplot needs one.
+    """Imports matplotlib even where MPLBACKEND names a backend that is not installed, as notebooks do; only pyplot
+    needs one.
 
     A pyplot that is imported later has the backend that the variable names, where there is one.
     """

@@ -28,7 +28,9 @@ WIDE_RANGE = 10.0
 
 
 def plot_run(run: Run) -> Figure:
-    """The curves of a run with at least one epoch, as `plot_curves`. Raises FastcifarError where its folder is damaged."""
+    """The curves of a run with at least one epoch, as `plot_curves`. Raises FastcifarError where its folder is
+    damaged.
+    """
     config, records = run.config(), read_records(run.metrics)
     steps_per_epoch = records[-1].step // records[-1].epoch
     table = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
@@ -37,7 +39,8 @@ def plot_run(run: Run) -> Figure:
 
 
 def applied_lr(records: Sequence[EpochRecord], table: Sequence[float]) -> list[float]:
-    """The learning rate of each recorded step: the table's, times a factor that gives each epoch's last step what was recorded of it.
+    """The learning rate of each recorded step: the table's, times a factor that gives each epoch's last step what was
+    recorded of it.
 
     That factor is 1, unless a plateau lowered the rate, or the table is of a run that was made longer since.
     """
@@ -78,13 +81,19 @@ def plot_curves(records: Sequence[EpochRecord], lr: Sequence[float], title: str,
     plot_finals(panels["accuracy"], finals)
     panels["accuracy"].set(title="accuracy (%)")
     if "end" in panels:
-        late = {name: [point for point in points if point[0] >= first] for name, points in accuracies.items() if name != "train"}
+        late = {
+            name: [point for point in points if point[0] >= first]
+            for name, points in accuracies.items()
+            if name != "train"
+        }
         plot_lines(panels["end"], late, names)
         plot_finals(panels["end"], {label: point for label, point in finals.items() if point[0] >= first})
         panels["end"].set(title="the end, without training accuracy (%)", xlim=(first, last + 0.02 * (last - first)))
     panels["lr"].plot([last * step / len(lr) for step in range(len(lr))], lr, marker="." if len(lr) <= FEW else None)
     panels["lr"].set(title="learning rate", ylim=(0, 1.05 * max(lr)))
-    figure.legend(*panels["accuracy"].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(
+        *panels["accuracy"].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small"
+    )
     return figure
 
 
@@ -110,12 +119,19 @@ def final_accuracies(result: Result, last: int) -> dict[str, tuple[int, float]]:
 
 
 def plot_lines(axes: Axes, lines: Mapping[str, Points], names: Sequence[str]) -> None:
-    """Lines in the colours of `names`. Those of the weights are wide and pale, so that their averages, thin and dashed, show upon them."""
+    """Lines in the colours of `names`. Those of the weights are wide and pale, so that their averages, thin and
+    dashed, show upon them.
+    """
     for name, points in lines.items():
         number = names.index(name)
         style = {"linewidth": 3.5, "alpha": 0.45, "marker": "o", "markersize": 8}
         if "/" in name:
-            style = {"linewidth": 1.2, "linestyle": ("-", "--", ":", "-.")[number % 4], "marker": "x+v^"[number % 4], "zorder": 3}
+            style = {
+                "linewidth": 1.2,
+                "linestyle": ("-", "--", ":", "-.")[number % 4],
+                "marker": "x+v^"[number % 4],
+                "zorder": 3,
+            }
         if len(points) > FEW:
             style["marker"] = None
         axes.plot(*zip(*points, strict=True), color=f"C{number}", label=name.replace("/", ", "), **style)
@@ -124,7 +140,13 @@ def plot_lines(axes: Axes, lines: Mapping[str, Points], names: Sequence[str]) ->
 def plot_finals(axes: Axes, finals: Mapping[str, tuple[int, float]]) -> None:
     """A mark for each, hollow and smaller than those before it, so that none hides another."""
     for number, (label, point) in enumerate(finals.items()):
-        style = {"markersize": 15 / (1 + number / 2), "markerfacecolor": "none", "color": "black", "zorder": 4, "linestyle": "none"}
+        style = {
+            "markersize": 15 / (1 + number / 2),
+            "markerfacecolor": "none",
+            "color": "black",
+            "zorder": 4,
+            "linestyle": "none",
+        }
         axes.plot(*point, marker="*os^Dvp"[number % 7], label=label, **style)
 
 

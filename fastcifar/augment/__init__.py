@@ -1,10 +1,12 @@
-"""Augmentation: `policy` says what, `random` and `sampling` when and how much, the appliers do it. What stands here is torch-free.
+"""Augmentation: `policy` says what, `random` and `sampling` when and how much, the appliers do it. What stands here is
+torch-free.
 
 Every applier carries out the same `sampling.Params` over a data set that lives on the device:
 
     applier = load(BACKENDS[name])(images, policy, normalization, dtype, chunk_size)
     applier.submit(index, params)           # starts on a chunk: int64 (N,) and its parameters, on the CPU
-    batch = applier.collect()               # the chunk submitted last: (N, 3, H, W) in channels_last, in memory of its own
+    batch = applier.collect()               # the chunk submitted last: (N, 3, H, W) in channels_last, in memory of its
+    own
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ NORMALIZATIONS: dict[str, Statistics | None] = {
 
 
 def normalization(name: str, own: Statistics) -> Statistics:
-    """The preset `name`, for a data set whose statistics are `own`. Raises ConfigError where there is no such preset."""
+    """The preset `name`, for a data set whose statistics are `own`. Raises ConfigError where there is no such
+    preset.
+    """
     if name not in NORMALIZATIONS:
         raise ConfigError(unknown("normalisation", name, NORMALIZATIONS))
     return NORMALIZATIONS[name] or own

@@ -1,6 +1,7 @@
 """AutoAugment, RandAugment and TrivialAugment as tables of choices; free of torch.
 
-Values are what the operation does, in physical units, whatever the paper's or the library's scale of levels: see `Operation`.
+Values are what the operation does, in physical units, whatever the paper's or the library's scale of levels: see
+`Operation`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Operation(IntEnum):
     SHARPNESS = 14  # factor
 
 
-GEOMETRIC = frozenset({Operation.SHEAR_X, Operation.SHEAR_Y, Operation.TRANSLATE_X, Operation.TRANSLATE_Y, Operation.ROTATE})
+GEOMETRIC = frozenset(
+    {Operation.SHEAR_X, Operation.SHEAR_Y, Operation.TRANSLATE_X, Operation.TRANSLATE_Y, Operation.ROTATE}
+)
 ENHANCING = frozenset({Operation.CONTRAST, Operation.COLOR, Operation.BRIGHTNESS, Operation.SHARPNESS})
 O = Operation  # noqa: E741
 
@@ -93,13 +96,17 @@ def paper_values(operation: Operation, level: int) -> tuple[float, ...]:
         return either(float(int(30 * level / 10)))
     if operation in ENHANCING:
         return (0.1 + 1.8 * level / 10,)
-    return {O.SOLARIZE: (256.0 - int(256 * level / 10),), O.POSTERIZE: (4.0 - int(4 * level / 10),)}.get(operation, (0.0,))
+    return {O.SOLARIZE: (256.0 - int(256 * level / 10),), O.POSTERIZE: (4.0 - int(4 * level / 10),)}.get(
+        operation, (0.0,)
+    )
 
 
 def torchvision_values(
     operation: Operation, level: float, *, shear: float, translate: tuple[float, float], rotate: float, enhance: float
 ) -> tuple[float, ...]:
-    """What torchvision makes of a `level` from 0 to 1: the shares of the greatest values given, each with a random sign."""
+    """What torchvision makes of a `level` from 0 to 1: the shares of the greatest values given, each with a random
+    sign.
+    """
     if operation in (O.SHEAR_X, O.SHEAR_Y):
         return either(shear * level)
     if operation in (O.TRANSLATE_X, O.TRANSLATE_Y):
@@ -124,14 +131,19 @@ def torchvision_reach(size: tuple[int, int]) -> dict[str, float | tuple[float, f
 def autoaugment(size: tuple[int, int]) -> Automatic:
     """The CIFAR-10 policy with the authors' values, and grey (128) beyond the border."""
     branches = tuple(
-        tuple(Choice(operation, probability, paper_values(operation, level)) for operation, probability, level in sub_policy)
+        tuple(
+            Choice(operation, probability, paper_values(operation, level))
+            for operation, probability, level in sub_policy
+        )
         for sub_policy in CIFAR10_SUB_POLICIES
     )
     return Automatic(branches, fill=128)
 
 
 def autoaugment_tv(size: tuple[int, int]) -> Automatic:
-    """The same sub-policies with torchvision's values: ten bins, enhancement of either sign, black beyond the border."""
+    """The same sub-policies with torchvision's values: ten bins, enhancement of either sign, black beyond the
+    border.
+    """
 
     def values(operation: Operation, level: int) -> tuple[float, ...]:
         if operation == O.POSTERIZE:
@@ -150,7 +162,9 @@ BINS = 31
 
 
 def randaugment(size: tuple[int, int], rounds: int = 2, magnitude: int = 9) -> Automatic:
-    """`rounds` operations of 14, all at level `magnitude` of 30: Cubuk et al. 2020, arXiv:1909.13719, with torchvision's values."""
+    """`rounds` operations of 14, all at level `magnitude` of 30: Cubuk et al. 2020, arXiv:1909.13719, with
+    torchvision's values.
+    """
     level = magnitude / (BINS - 1)
 
     def values(operation: Operation) -> tuple[float, ...]:
@@ -162,12 +176,16 @@ def randaugment(size: tuple[int, int], rounds: int = 2, magnitude: int = 9) -> A
 
 
 def trivialaugment(size: tuple[int, int]) -> Automatic:
-    """One operation of 14 at a random level of 0 to 30, with wide values: Müller and Hutter 2021, arXiv:2103.10158, as in torchvision."""
+    """One operation of 14 at a random level of 0 to 30, with wide values: Müller and Hutter 2021, arXiv:2103.10158,
+    as in torchvision.
+    """
     reach = {"shear": 0.99, "translate": (32.0, 32.0), "rotate": 135.0, "enhance": 0.99}
 
     def values(operation: Operation) -> tuple[float, ...]:
         if operation == O.POSTERIZE:
             return tuple(8.0 - round(level / ((BINS - 1) / 6)) for level in range(BINS))
-        return tuple(value for level in range(BINS) for value in torchvision_values(operation, level / (BINS - 1), **reach))
+        return tuple(
+            value for level in range(BINS) for value in torchvision_values(operation, level / (BINS - 1), **reach)
+        )
 
     return Automatic(tuple((Choice(operation, 1.0, values(operation)),) for operation in WITHOUT_INVERT))

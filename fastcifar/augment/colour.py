@@ -1,7 +1,7 @@
 """The operations of automatic augmentation that move no pixel, each to the last bit as PIL computes it.
 
-Images are contiguous uint8 (N, H, W, 3) on any device; factors, bits and thresholds are float64 (N, 1, 1, 1) there. Nothing makes the host
-wait for the device.
+Images are contiguous uint8 (N, H, W, 3) on any device; factors, bits and thresholds are float64 (N, 1, 1, 1) there.
+Nothing makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tens
 
 
 def luma(images: Tensor) -> Tensor:
-    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W), 0 to 255."""
+    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W), 0
+    to 255.
+    """
     red, green, blue = (channel.int() for channel in images.unbind(3))
     return red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000) >> 16
 
@@ -66,14 +68,17 @@ def mean_luma(images: Tensor) -> Tensor:
 def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
     """From `degenerate` (whole numbers, as large as `images` or one an image) at 0 to `images` at 1, and beyond.
 
-    As in PIL's Blend.c, the product and the sum are each rounded to float32, so neither a lerp nor a fused multiply-add will do.
+    As in PIL's Blend.c, the product and the sum are each rounded to float32, so neither a lerp nor a fused multiply-add
+    will do.
     """
     degenerate = degenerate.float()
     return images.float().sub_(degenerate).mul_(factor.float()).add_(degenerate).clamp_(0, 255).to(torch.uint8)
 
 
 def saturate(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, the grey image (`ImageEnhance.Color`), a channel at a time, to spare three copies of the grey."""
+    """Away from, or towards, the grey image (`ImageEnhance.Color`), a channel at a time, to spare three copies of
+    the grey.
+    """
     grey = luma(images)[..., None].float()
     return torch.cat([blend(grey, channel, factor) for channel in images.split(1, dim=3)], dim=3)
 
@@ -86,7 +91,8 @@ def sharpen(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor) -> Tensor:
-    """The mean of a pixel's 3x3 neighbourhood, itself 5 times, rounded (`ImageFilter.SMOOTH`): float32 (N, H - 2, W - 2, 3).
+    """The mean of a pixel's 3x3 neighbourhood, itself 5 times, rounded (`ImageFilter.SMOOTH`): float32 (N, H - 2, W -
+    2, 3).
 
     As 13 is odd, no mean is near a half, and any rounding gives what PIL's does.
     """
@@ -112,7 +118,8 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
 def auto_contrast(images: Tensor) -> Tensor:
     """Stretches each channel to all levels (`ImageOps.autocontrast`); constant channels stay.
 
-    In float64 as in Python, whose rounding decides wherever the exact result is a whole number: the lightest level may become 254.
+    In float64 as in Python, whose rounding decides wherever the exact result is a whole number: the lightest level may
+    become 254.
     """
     low, high = extrema(images)
     # A tensor over a tensor: for a number over a tensor PyTorch multiplies by the reciprocal, which rounds twice.
@@ -133,11 +140,17 @@ def extrema(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Makes the levels of each channel about equally frequent (`ImageOps.equalize`); those of too few pixels besides the lightest stay."""
+    """Makes the levels of each channel about equally frequent (`ImageOps.equalize`); those of too few pixels besides
+    the lightest stay.
+    """
     count, device = len(images), images.device
     index = table_index(images)
     ones = torch.ones(1, dtype=torch.int32, device=device).expand(index.shape)
-    histogram = torch.zeros(count * 3 * LEVELS, dtype=torch.int32, device=device).index_add_(0, index, ones).view(count, 3, LEVELS)
+    histogram = (
+        torch.zeros(count * 3 * LEVELS, dtype=torch.int32, device=device)
+        .index_add_(0, index, ones)
+        .view(count, 3, LEVELS)
+    )
     # Counts are integers, since a GPU has no deterministic cumsum of floats.
     darker = histogram.cumsum(2, dtype=torch.int32).sub_(histogram)
     # The greatest count at a level that occurs; in place, as fresh memory costs a CPU more than the arithmetic.

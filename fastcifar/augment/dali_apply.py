@@ -1,8 +1,10 @@
-"""The NVIDIA DALI applier: fixed graphs, the same for a CPU and a GPU, of which the first runs ahead of the training, aside from it.
+"""The NVIDIA DALI applier: fixed graphs, the same for a CPU and a GPU, of which the first runs ahead of the training,
+aside from it.
 
-DALI itself warps by nearest neighbour over a constant grey or clamped border, takes the colour away, erases, carries out the automatic
-operations but for equalize, all as PIL does to the last bit, and normalises to float32 and float16. It has no bfloat16, no reflected or
-coloured border, and other definitions of bilinear interpolation and equalize: these are left to `kernels.augment` and `colour`.
+DALI itself warps by nearest neighbour over a constant grey or clamped border, takes the colour away, erases, carries
+out the automatic operations but for equalize, all as PIL does to the last bit, and normalises to float32 and float16.
+It has no bfloat16, no reflected or coloured border, and other definitions of bilinear interpolation and equalize: these
+are left to `kernels.augment` and `colour`.
 """
 
 from __future__ import annotations
@@ -46,11 +48,14 @@ class DaliApplier(TritonApplier):
     largest_chunk = 65_535
     """DALI counts samples in a dimension of a CUDA grid that goes no further."""
 
-    def __init__(self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int) -> None:
+    def __init__(
+        self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int
+    ) -> None:
         super().__init__(dataset, policy, normalization, dtype, chunk_size)
         if chunk_size > self.largest_chunk:
             raise ConfigError(
-                f"the loader dali takes at most {self.largest_chunk} images at once, not {chunk_size} (mixing takes two for one); "
+                f"the loader dali takes at most {self.largest_chunk} images at once, not {chunk_size} (mixing takes "
+                "two for one); "
                 "lower --batch-size or choose --loader triton."
             )
         self.device = self.images.device
@@ -70,7 +75,9 @@ class DaliApplier(TritonApplier):
         self.first = sample_graph(self.device, chunk_size, dtype, **first)
         self.last = sample_graph(self.device, chunk_size, dtype, **last)
         if policy.automatic:
-            self.moves = sample_graph(self.device, chunk_size, warp=True, border=automatic_table(policy.automatic, size).fill)
+            self.moves = sample_graph(
+                self.device, chunk_size, warp=True, border=automatic_table(policy.automatic, size).fill
+            )
             self.colours = colour_graph(self.device, colours)
         self.under_way: tuple[Tensor, Params] | None = None
         """What the first graph works on, or would if there were any work in it, and the parameters."""
@@ -125,12 +132,16 @@ class Graph:
 
     @staticmethod
     def build(device: torch.device, batch_size: int, define: Callable[[Any, Callable[..., Node]], list[Node]]) -> Graph:
-        """A pipeline whose outputs `define(dali, source)` gives; `source(name, dtype, dimensions, layout, where)` is one of its inputs.
+        """A pipeline whose outputs `define(dali, source)` gives; `source(name, dtype, dimensions, layout, where)` is
+        one of its inputs.
 
-        On a GPU the inputs are copied: with `no_copy=True` DALI would not wait for the kernels that are still writing them.
+        On a GPU the inputs are copied: with `no_copy=True` DALI would not wait for the kernels that are still writing
+        them.
         """
         dali, inputs, kind = import_dali(), {}, kind_of(device)
-        pipeline = dali.Pipeline(batch_size, CPU_THREADS, device.index if kind == "gpu" else None, prefetch_queue_depth=1)
+        pipeline = dali.Pipeline(
+            batch_size, CPU_THREADS, device.index if kind == "gpu" else None, prefetch_queue_depth=1
+        )
 
         def source(name: str, dtype: str, dimensions: int, layout: str | None = None, where: str = kind) -> Node:
             inputs[name] = where
@@ -169,7 +180,8 @@ def sample_graph(
     erase: Colour | None = None,
     normalization: Normalization | None = None,
 ) -> Graph | None:
-    """uint8 NHWC images -> warped (over the grey level `border`, or clamped where it is None), greyed, erased, normalised to `dtype`.
+    """uint8 NHWC images -> warped (over the grey level `border`, or clamped where it is None), greyed, erased,
+    normalised to `dtype`.
 
     None where nothing of this is to be done.
     """
@@ -213,7 +225,9 @@ def sample_inputs(params: Params) -> dict[str, Tensor]:
 
 
 def colour_graph(device: torch.device, colours: Colours) -> Graph:
-    """Each of `COLOURS` over one sample of its own, which is a batch: uint8 (1, G, H, W, 3), with values float64 (1, G, 1, 1, 1)."""
+    """Each of `COLOURS` over one sample of its own, which is a batch: uint8 (1, G, H, W, 3), with values float64 (1,
+    G, 1, 1, 1).
+    """
 
     def define(dali: Any, source: Callable[..., Node]) -> list[Node]:
         outputs = []
@@ -228,7 +242,9 @@ def colour_graph(device: torch.device, colours: Colours) -> Graph:
 
 
 def colour_inputs(images: Tensor, groups: Mapping[Operation, Group | None]) -> dict[str, Tensor]:
-    """What a `colour_graph` reads; an operation that no sample has gets an image all the same, to spare DALI empty tensors."""
+    """What a `colour_graph` reads; an operation that no sample has gets an image all the same, to spare DALI empty
+    tensors.
+    """
     inputs = {}
     for operation, group in groups.items():
         chosen = images[:1] if group is None else images.index_select(0, group.place)
@@ -240,8 +256,8 @@ def colour_inputs(images: Tensor, groups: Mapping[Operation, Group | None]) -> d
 def affine(warp: Tensor) -> Tensor:
     """Fixed-point maps as DALI has them, with corner-based coordinates: int32 (N, 6) -> float32 (N, 2, 3).
 
-    Half of the last bit is added: it keeps every position away from the borders between pixels, where DALI's float32 could fall to the
-    other side.
+    Half of the last bit is added: it keeps every position away from the borders between pixels, where DALI's float32
+    could fall to the other side.
     """
     matrix = warp.double().view(-1, 2, 3)
     matrix[:, :, 2] += 0.5 - 0.5 * (matrix[:, :, 0] + matrix[:, :, 1])
@@ -273,6 +289,7 @@ def import_dali() -> Any:
         from nvidia.dali import fn, math, types  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"the loader dali needs NVIDIA DALI, which cannot be imported ({error}); install nvidia-dali-cuda130 or choose --loader torch."
+            f"the loader dali needs NVIDIA DALI, which cannot be imported ({error}); install nvidia-dali-cuda130 or "
+            "choose --loader torch."
         ) from error
     return dali

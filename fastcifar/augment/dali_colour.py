@@ -1,8 +1,8 @@
 """What `colour` computes, as nodes of a DALI graph: each operation equals PIL to the last bit.
 
-DALI runs each node as a kernel of its own, so a product and a sum are rounded one after the other, as PIL rounds them. Many images are one
-sample of DALI's, since its host work is by the sample: uint8 (G, H, W, 3), without a layout that would have it take them apart, and a value
-for each, float64 (G, 1, 1, 1).
+DALI runs each node as a kernel of its own, so a product and a sum are rounded one after the other, as PIL rounds them.
+Many images are one sample of DALI's, since its host work is by the sample: uint8 (G, H, W, 3), without a layout that
+would have it take them apart, and a value for each, float64 (G, 1, 1, 1).
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ class Colours:
     device: str
 
     def auto_contrast(self, images: Node) -> Node:
-        """In float64, whose rounding decides where the exact result is a whole number; a constant channel gets the factor 1."""
+        """In float64, whose rounding decides where the exact result is a whole number; a constant channel gets the
+        factor 1.
+        """
         reductions = self.dali.fn.reductions
-        low, high = (self.cast(extreme(images, axes=FRAME, keep_dims=True), "FLOAT64") for extreme in (reductions.min, reductions.max))
+        low, high = (
+            self.cast(extreme(images, axes=FRAME, keep_dims=True), "FLOAT64")
+            for extreme in (reductions.min, reductions.max)
+        )
         constant = high == low
         scale = (255.0 - 254.0 * constant) / (high - low + constant)
         return self.floor(images * scale - low * scale * (1.0 - constant))
@@ -82,7 +87,9 @@ class Colours:
         return images ^ ((images ^ others) & mask)
 
     def luma(self, images: Node) -> Node:
-        """uint8 (..., 3) -> float32 (..., 1), whole numbers: 16 bits of fraction and 8 before them are exact in any order of sums."""
+        """uint8 (..., 3) -> float32 (..., 1), whole numbers: 16 bits of fraction and 8 before them are exact in any
+        order of sums.
+        """
         weights = [weight / 65536 for weight in (19595, 38470, 7471)]
         return self.dali.math.floor(self.dali.fn.coord_transform(images, M=weights, T=[0.5]))
 

@@ -1,7 +1,8 @@
 """Crop, mirror, rotation, translation and shear as one map a sample, from output to input pixels.
 
-Maps are composed in float64 on the CPU and then fixed to 16 fractional bits, the arithmetic in which PIL resamples (`affine_fixed` in its
-Geometry.c). From there on every backend computes in integers, so that they agree with PIL and with each other to the last bit.
+Maps are composed in float64 on the CPU and then fixed to 16 fractional bits, the arithmetic in which PIL resamples
+(`affine_fixed` in its Geometry.c). From there on every backend computes in integers, so that they agree with PIL and
+with each other to the last bit.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ class Resampling:
     bilinear: bool = False
     """Between pixel centres, in place of the nearest."""
     fill: str = "constant"
-    """Beyond the border: constant, one colour; reflect, the picture mirrored about its edge; clamp, the nearest edge pixel."""
+    """Beyond the border: constant, one colour; reflect, the picture mirrored about its edge; clamp, the nearest edge
+    pixel.
+    """
     colour: tuple[int, int, int] = (0, 0, 0)
     """The colour of the constant fill, 0 to 255."""
 
 
 def identity(count: int) -> Tensor:
-    """float64 (N, 3, 3): every pixel from its own place. Coordinates are (x, y, 1), in pixels, from the upper left corner."""
+    """float64 (N, 3, 3): every pixel from its own place. Coordinates are (x, y, 1), in pixels, from the upper left
+    corner.
+    """
     return torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
 
 
@@ -47,7 +52,8 @@ def mirror(flip: Tensor, width: int) -> Tensor:
 
 
 def rotation(degrees: Tensor, centre: tuple[float, float]) -> Tensor:
-    """Turns the picture counter-clockwise about `centre`, as `PIL.Image.rotate` does; exact at quarter turns: float64 (N,) -> (N, 3, 3).
+    """Turns the picture counter-clockwise about `centre`, as `PIL.Image.rotate` does; exact at quarter turns: float64
+    (N,) -> (N, 3, 3).
 
     PIL rounds the four factors to 15 decimals, which makes sines of multiples of 90 degrees whole numbers.
     """
@@ -63,7 +69,9 @@ def rotation(degrees: Tensor, centre: tuple[float, float]) -> Tensor:
 
 
 def shear(x: Tensor, y: Tensor, centre: tuple[float, float]) -> Tensor:
-    """Reads `x` pixels further right for each pixel below `centre`, and `y` further down for each to its right: (N,) each -> (N, 3, 3)."""
+    """Reads `x` pixels further right for each pixel below `centre`, and `y` further down for each to its right: (N,)
+    each -> (N, 3, 3).
+    """
     matrix = identity(len(x))
     matrix[:, 0, 1], matrix[:, 1, 0] = x, y
     matrix[:, 0, 2], matrix[:, 1, 2] = -x * centre[1], -y * centre[0]
@@ -73,8 +81,8 @@ def shear(x: Tensor, y: Tensor, centre: tuple[float, float]) -> Tensor:
 def fixed_point(matrix: Tensor) -> Tensor:
     """A map's six numbers in fixed point, as PIL's `FIX` makes them: float64 (N, 3, 3) -> int32 (N, 6), a b c d e f.
 
-    The pixel in column i and row j of the output is read at ((a i + b j + c) >> 16, (d i + e j + f) >> 16): the half pixel to its centre
-    is part of c and f.
+    The pixel in column i and row j of the output is read at ((a i + b j + c) >> 16, (d i + e j + f) >> 16): the half
+    pixel to its centre is part of c and f.
     """
     top = matrix[:, :2].clone()
     top[:, :, 2] += 0.5 * (top[:, :, 0] + top[:, :, 1])

@@ -1,7 +1,9 @@
-"""What is done to the images, as a value: written `crop:4,flip:0.5`, composed by commas, checked where it is built; free of torch.
+"""What is done to the images, as a value: written `crop:4,flip:0.5`, composed by commas, checked where it is built;
+free of torch.
 
-The order of operations is always: one warp (crop, mirror, rotation, translation, shear), the automatic policy, greyscale, erased squares,
-normalisation, mixing of two images. It does not depend on the order in which they are written.
+The order of operations is always: one warp (crop, mirror, rotation, translation, shear), the automatic policy,
+greyscale, erased squares, normalisation, mixing of two images. It does not depend on the order in which they are
+written.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ class Erase:
     size: int
     probability: float = 1.0
     inside: bool = False
-    """Whole squares in black, as Albumentations' CoarseDropout; else centres are uniform, squares clipped at the border, and filled
-    with the data set's mean, as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552)."""
+    """Whole squares in black, as Albumentations' CoarseDropout; else centres are uniform, squares clipped at the
+    border, and filled with the data set's mean, as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Policy:
     flip: float = 0.0
     """Probability of the mirror image."""
     alternating: bool = False
-    """Mirror a random half in the first epoch, the other half in the next, and so on (Jordan 2024, arXiv:2404.00498)."""
+    """Mirror a random half in the first epoch, the other half in the next, and so on (Jordan 2024,
+    arXiv:2404.00498).
+    """
     rotate: float = 0.0
     """Largest angle, in degrees, either way."""
     turns: bool = False
@@ -71,15 +75,22 @@ class Policy:
     def __post_init__(self) -> None:
         for name, low, high in RANGES:
             if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"augmentation {name} is {getattr(self, name):g}; give a value from {low:g} to {high:g}.")
-        if self.erase and not (1 <= self.erase.count <= 64 and 1 <= self.erase.size <= 1024 and 0 <= self.erase.probability <= 1):
+                raise ConfigError(
+                    f"augmentation {name} is {getattr(self, name):g}; give a value from {low:g} to {high:g}."
+                )
+        if self.erase and not (
+            1 <= self.erase.count <= 64 and 1 <= self.erase.size <= 1024 and 0 <= self.erase.probability <= 1
+        ):
             raise ConfigError("augmentation cutout takes 1 to 64 squares of at least one pixel, such as cutout:4x4.")
         if self.mix and not 0.05 <= self.mix.alpha <= 100:
             raise ConfigError(f"augmentation {self.mix.kind} is {self.mix.alpha:g}; give a value from 0.05 to 100.")
         if self.automatic and self.automatic[0] == "randaugment":
             rounds, magnitude = self.automatic[1]
             if not (1 <= rounds <= 8 and 0 <= magnitude <= 30):
-                raise ConfigError(f"augmentation randaugment is {rounds},{magnitude}; give 1 to 8 operations and a magnitude of 0 to 30.")
+                raise ConfigError(
+                    f"augmentation randaugment is {rounds},{magnitude}; give 1 to 8 operations and a magnitude of 0 "
+                    "to 30."
+                )
 
     @property
     def warps(self) -> bool:
@@ -89,7 +100,9 @@ class Policy:
     def __str__(self) -> str:
         parts = [f"{name}:{getattr(self, name):g}" for name, *_ in RANGES if getattr(self, name)]
         parts += ["flip:alternating"] * self.alternating + ["turns"] * self.turns
-        parts += [f"fill:{self.fill}"] * (self.fill != "black") + [self.interpolation] * (self.interpolation != "nearest")
+        parts += [f"fill:{self.fill}"] * (self.fill != "black") + [self.interpolation] * (
+            self.interpolation != "nearest"
+        )
         if self.automatic:
             name, numbers = self.automatic
             parts.append(":".join([name, ",".join(map(str, numbers))]) if numbers else name)
@@ -125,8 +138,8 @@ POLICIES: dict[str, str] = {
     "coarse_dropout": "coarse:8x8:0.5",
     "airbench": "crop:2,flip:alternating,fill:reflect",
 }
-"""Names for compositions: report 1's transforms (its ranges are not given: these are ours) and their mended forms; report 2's cutouts;
-report 5's dropout, which is Albumentations' default."""
+"""Names for compositions: report 1's transforms (its ranges are not given: these are ours) and their mended forms;
+report 2's cutouts; report 5's dropout, which is Albumentations' default."""
 
 
 def parse(text: str) -> Policy:
@@ -140,7 +153,9 @@ def parse(text: str) -> Policy:
         name, _, value = part.partition(":")
         if name in POLICIES:
             if value:
-                raise ConfigError(f"augmentation {name} takes no value; override one of its settings, as in {name},rotate:5.")
+                raise ConfigError(
+                    f"augmentation {name} takes no value; override one of its settings, as in {name},rotate:5."
+                )
             policy = replace(policy, **changes(parse(POLICIES[name])))
         elif name in PARTS:
             form, read = PARTS[name]
@@ -155,7 +170,11 @@ def parse(text: str) -> Policy:
 
 def changes(policy: Policy) -> dict[str, object]:
     """What differs from doing nothing; a plain flip replaces an alternating one."""
-    differing = {field.name: getattr(policy, field.name) for field in fields(Policy) if getattr(policy, field.name) != field.default}
+    differing = {
+        field.name: getattr(policy, field.name)
+        for field in fields(Policy)
+        if getattr(policy, field.name) != field.default
+    }
     return {"alternating": False, **differing} if policy.flip else differing
 
 
@@ -171,7 +190,11 @@ def number(name: str, default: float | None = None) -> Callable[[str], dict[str,
 
 
 def read_flip(value: str) -> dict[str, object]:
-    return {"alternating": True, "flip": 0.0} if value == "alternating" else {"alternating": False, **number("flip", 0.5)(value)}
+    return (
+        {"alternating": True, "flip": 0.0}
+        if value == "alternating"
+        else {"alternating": False, **number("flip", 0.5)(value)}
+    )
 
 
 def read_name(field: str, valid: tuple[str, ...]) -> Callable[[str], dict[str, object]]:
@@ -226,7 +249,10 @@ PARTS: dict[str, tuple[str, Callable[[str], dict[str, object]]]] = {
     "randaugment": ("randaugment:2,9 (operations, magnitude of 30)", read_automatic("randaugment", 2, 9)),
     "trivialaugment": ("trivialaugment", read_automatic("trivialaugment")),
     "greyscale": ("greyscale:0.1 (probability)", number("greyscale")),
-    "cutout": ("cutout:1x16 (squares x pixels a side), or cutout:1x16:0.5 (with a probability)", read_squares(False, "1x16")),
+    "cutout": (
+        "cutout:1x16 (squares x pixels a side), or cutout:1x16:0.5 (with a probability)",
+        read_squares(False, "1x16"),
+    ),
     "coarse": ("coarse:8x8:0.5 (squares x pixels a side, probability)", read_squares(True, "8x8:0.5")),
     "mixup": ("mixup or mixup:1 (alpha)", read_mix("mixup")),
     "cutmix": ("cutmix or cutmix:1 (alpha)", read_mix("cutmix")),

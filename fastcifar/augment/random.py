@@ -1,7 +1,8 @@
 """Counter-based randomness: every draw is a function of (seed, epoch, sample, what is drawn), and of nothing else.
 
-So an augmented image does not depend on the batch size, the chunk size, the backend, the number of devices, or on where a run was resumed.
-The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), as in Triton's `tl.randint4x`.
+So an augmented image does not depend on the batch size, the chunk size, the backend, the number of devices, or on where
+a run was resumed. The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+as in Triton's `tl.randint4x`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def philox(key: int, offset: Tensor) -> Tensor:
 
 
 def multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the 64-bit product; int64 wraps around, which leaves the right bits, with a sign that the mask takes off."""
+    """High and low 32 bits of the 64-bit product; int64 wraps around, which leaves the right bits, with a sign that
+    the mask takes off.
+    """
     product = a * b
     return product >> 32 & MASK, product & MASK
 
@@ -82,7 +85,9 @@ def uniform(words: Tensor) -> Tensor:
 
 
 def below(words: Tensor, bound: int) -> Tensor:
-    """Uniform integers in [0, bound) from 32-bit words, by multiplication; int64 in, int64 out. The bias is below bound / 2**32."""
+    """Uniform integers in [0, bound) from 32-bit words, by multiplication; int64 in, int64 out. The bias is below
+    bound / 2**32.
+    """
     return words * bound >> 32
 
 

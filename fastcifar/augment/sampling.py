@@ -42,12 +42,16 @@ class Mixing:
     share: Tensor
     """int64 (N,): how much of the sample itself is kept, of 256."""
     box: Tensor | None
-    """int64 (N, 4), top, left, bottom, right: what is pasted from the partner (CutMix); None where all pixels are blended (mixup)."""
+    """int64 (N, 4), top, left, bottom, right: what is pasted from the partner (CutMix); None where all pixels are
+    blended (mixup).
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class Params:
-    """What is done to N samples, a row each, in this order; None or empty where nothing is. All tensors are on the CPU."""
+    """What is done to N samples, a row each, in this order; None or empty where nothing is. All tensors are on the
+    CPU.
+    """
 
     warp: Tensor | None
     """int32 (N, 6): the map from output to input pixels (`geometry.fixed_point`)."""
@@ -55,7 +59,9 @@ class Params:
     grey: Tensor | None
     """bool (N,)."""
     boxes: Tensor | None
-    """int32 (N, K, 4): top, left, bottom, right of the squares to paint over, clipped to the image; empty ones have no height."""
+    """int32 (N, K, 4): top, left, bottom, right of the squares to paint over, clipped to the image; empty ones have
+    no height.
+    """
     mixing: Mixing | None
 
     def rows(self, index: Tensor | slice) -> Params:
@@ -64,7 +70,9 @@ class Params:
         def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[index]
 
-        slots = tuple(Slot(slot.operation[index], slot.value[index], slot.warp[index], slot.fill) for slot in self.slots)
+        slots = tuple(
+            Slot(slot.operation[index], slot.value[index], slot.warp[index], slot.fill) for slot in self.slots
+        )
         return Params(pick(self.warp), slots, pick(self.grey), pick(self.boxes), None)
 
 
@@ -98,7 +106,10 @@ def sample_warp(policy: Policy, key: Key, index: Tensor, size: tuple[int, int]) 
     centre = (width / 2, height / 2)
     words = draw(key, Stream.CROP_AND_FLIP, index)
     shift = (below(words[:, :2], 2 * policy.crop + 1) - policy.crop).double()
-    maps = [geometry.translation(shift[:, 1], shift[:, 0]), geometry.mirror(sample_flip(policy, key, index, words[:, 2]), width)]
+    maps = [
+        geometry.translation(shift[:, 1], shift[:, 0]),
+        geometry.mirror(sample_flip(policy, key, index, words[:, 2]), width),
+    ]
     if policy.turns:
         maps.append(geometry.rotation(90.0 * below(words[:, 3], 4).double(), centre))
     if policy.rotate or policy.translate or policy.shear:
@@ -144,7 +155,9 @@ def sample_slot(table: Automatic, branch: Tensor, choice: int, words: Tensor, si
     """The choice number `choice` of each sample's branch, int64 (N,), from 32-bit words (N, 4)."""
     choices = [branches[choice] for branches in table.branches]
     longest = max(len(option.values) for option in choices)
-    values = torch.tensor([[*option.values, *[0.0] * (longest - len(option.values))] for option in choices], dtype=torch.float64)
+    values = torch.tensor(
+        [[*option.values, *[0.0] * (longest - len(option.values))] for option in choices], dtype=torch.float64
+    )
     lengths = torch.tensor([len(option.values) for option in choices])
     probability = torch.tensor([option.probability for option in choices], dtype=torch.float64)
     operations = torch.tensor([int(option.operation) for option in choices])
@@ -177,24 +190,36 @@ def sample_boxes(erase: Erase, key: Key, index: Tensor, size: tuple[int, int]) -
     for square in range(erase.count):
         words = draw(key, Stream.ERASE, index, square + 1)
         if erase.inside:
-            top, left = below(words[:, 0], max(1, height - erase.size + 1)), below(words[:, 1], max(1, width - erase.size + 1))
+            top, left = (
+                below(words[:, 0], max(1, height - erase.size + 1)),
+                below(words[:, 1], max(1, width - erase.size + 1)),
+            )
         else:
             top, left = below(words[:, 0], height) - erase.size // 2, below(words[:, 1], width) - erase.size // 2
-        boxes.append(clipped_box(top, left, torch.where(happens, erase.size, 0), torch.where(happens, erase.size, 0), size))
+        boxes.append(
+            clipped_box(top, left, torch.where(happens, erase.size, 0), torch.where(happens, erase.size, 0), size)
+        )
     return torch.stack(boxes, dim=1).int()
 
 
 def clipped_box(top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
     """int64 (N,) each -> (N, 4): top, left, bottom, right within the image."""
     return torch.stack(
-        (top.clamp(0, size[0]), left.clamp(0, size[1]), (top + height).clamp(0, size[0]), (left + width).clamp(0, size[1])), dim=1
+        (
+            top.clamp(0, size[0]),
+            left.clamp(0, size[1]),
+            (top + height).clamp(0, size[0]),
+            (left + width).clamp(0, size[1]),
+        ),
+        dim=1,
     )
 
 
 def sample_mixing(mix: Mix, key: Key, index: Tensor, size: tuple[int, int], count: int) -> Mixing:
     """Partners and shares (Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899).
 
-    The partner is any image of the data set, in place of one of the batch, so that the mixture does not depend on the batch size.
+    The partner is any image of the data set, in place of one of the batch, so that the mixture does not depend on the
+    batch size.
     """
     height, width = size
     words = draw(key, Stream.MIX, index)
@@ -213,7 +238,8 @@ def sample_mixing(mix: Mix, key: Key, index: Tensor, size: tuple[int, int], coun
 def beta(uniforms: Tensor, alpha: float) -> Tensor:
     """Values from Beta(alpha, alpha) by inverting its distribution function: float64 (N,) in [0, 1) -> float64 (N,).
 
-    With x = sin^2(t), the density becomes 2 (sin t cos t)^(2 alpha - 1) dt, whose integral is summed over a fine grid of t.
+    With x = sin^2(t), the density becomes 2 (sin t cos t)^(2 alpha - 1) dt, whose integral is summed over a fine grid
+    of t.
     """
     if alpha == 1:
         return uniforms

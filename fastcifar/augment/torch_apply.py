@@ -42,7 +42,9 @@ class TorchApplier:
     largest_chunk = 2**31 - 1
     """The greatest `chunk_size`."""
 
-    def __init__(self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int) -> None:
+    def __init__(
+        self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int
+    ) -> None:
         self.images, self.dtype = dataset.images, dtype
         self.resampling = resampling(policy, dataset.mean)
         self.erase_colour = BLACK if policy.erase and policy.erase.inside else as_bytes(dataset.mean)
@@ -66,11 +68,17 @@ class TorchApplier:
             self.apply_slot(images, slot)
         return self.one_pass(images, None, None, self.resampling, params)
 
-    def one_pass(self, images: Tensor, index: Tensor | None, warp: Tensor | None, how: Resampling, ending: Params | None) -> Tensor:
-        """Gather and warp, then greyscale, erasing and normalisation as `ending` says; without it the bytes: (N, H, W, 3)."""
+    def one_pass(
+        self, images: Tensor, index: Tensor | None, warp: Tensor | None, how: Resampling, ending: Params | None
+    ) -> Tensor:
+        """Gather and warp, then greyscale, erasing and normalisation as `ending` says; without it the bytes: (N, H,
+        W, 3).
+        """
         grey, boxes, dtype = (None, None, torch.uint8) if ending is None else (ending.grey, ending.boxes, self.dtype)
         normalizing = (None, None) if dtype == torch.uint8 else (self.scale, self.offset)
-        return self.function(images, index, warp, grey, boxes, *normalizing, dtype, how.fill, how.colour, how.bilinear, self.erase_colour)
+        return self.function(
+            images, index, warp, grey, boxes, *normalizing, dtype, how.fill, how.colour, how.bilinear, self.erase_colour
+        )
 
     def apply_slot(self, images: Tensor, slot: Slot) -> None:
         """One turn of an automatic policy, in place: each group of equal operations at once."""
@@ -99,7 +107,9 @@ class Group:
 
 
 def grouped(slot: Slot, device: torch.device) -> dict[Operation, Group]:
-    """A slot's groups, without the samples that stay as they are. Their sizes are those of CPU tensors, known without waiting."""
+    """A slot's groups, without the samples that stay as they are. Their sizes are those of CPU tensors, known
+    without waiting.
+    """
     operations = torch.where(torch.isin(slot.operation, GEOMETRIC_NUMBERS), int(Operation.ROTATE), slot.operation)
     numbers, sizes = operations.unique(return_counts=True)
     order = operations.argsort(stable=True)
@@ -125,7 +135,9 @@ def as_bytes(colour: tuple[float, float, float]) -> Colour:
 
 
 def augmented(policy: Policy, dataset: ImageSet, key: Key, index: Tensor) -> Tensor:
-    """What training sees of the samples at `index`, int64 (N,), in the epoch that `key` names: uint8 (N, H, W, 3); mixing is left out."""
+    """What training sees of the samples at `index`, int64 (N,), in the epoch that `key` names: uint8 (N, H, W, 3);
+    mixing is left out.
+    """
     normalization = Normalization(dataset.mean, dataset.std)
     applier = TorchApplier(dataset, policy, normalization, torch.uint8, len(index))
     return applier.apply(index, sample(policy, key, index, tuple(dataset.images.shape[1:3]), len(dataset)))

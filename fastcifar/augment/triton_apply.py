@@ -7,9 +7,11 @@ from fastcifar.kernels.augment import augment
 
 
 class TritonApplier(TorchApplier):
-    """As `TorchApplier`, with the Triton kernel on a GPU; elsewhere the kernel's reference runs, which is what `TorchApplier` does.
+    """As `TorchApplier`, with the Triton kernel on a GPU; elsewhere the kernel's reference runs, which is what
+    `TorchApplier` does.
 
-    An automatic policy stands between the warp and the rest, so with one there are two passes, and its groups between them.
+    An automatic policy stands between the warp and the rest, so with one there are two passes, and its groups between
+    them.
     """
 
     function = staticmethod(augment)

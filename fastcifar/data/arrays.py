@@ -1,4 +1,6 @@
-"""Data sets that people bring as arrays: a .npz file, or a folder of .npy files by the same names. Pickled objects are never loaded."""
+"""Data sets that people bring as arrays: a .npz file, or a folder of .npy files by the same names. Pickled objects
+are never loaded.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ SPLITS = ("train", "test")
 def read_arrays(path: Path, split: str) -> ImageSet:
     """Reads ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` and, where it is there, ``classes``.
 
-    Images are uint8 (N, H, W, 3), of one size in both splits. Labels are integers (N,), from 0 to K - 1, where K counts the names in
-    ``classes``, or else the different train labels; classes without names are called by their numbers.
+    Images are uint8 (N, H, W, 3), of one size in both splits. Labels are integers (N,), from 0 to K - 1, where K counts
+    the names in ``classes``, or else the different train labels; classes without names are called by their numbers.
 
     Args:
         path: a .npz file, or a folder of .npy files.
@@ -36,18 +38,27 @@ def read_arrays(path: Path, split: str) -> ImageSet:
     labels = {part: labels_of(path, part) for part in SPLITS}
     classes = load_array(path, "classes", np.unique(labels["train"]).astype(str))
     if classes.dtype.kind != "U" or classes.ndim != 1:
-        raise DataError(f"classes of {path} are {classes.dtype} {classes.shape}; expected a name for each class, as strings of shape (K,).")
+        raise DataError(
+            f"classes of {path} are {classes.dtype} {classes.shape}; expected a name for each class, as strings of "
+            "shape (K,)."
+        )
     for part in SPLITS:
         low, high = labels[part].min(), labels[part].max()
         if not 0 <= low <= high < len(classes):
-            raise DataError(f"{part}_labels of {path} run from {low} to {high}; number the {len(classes)} classes 0 to {len(classes) - 1}.")
+            raise DataError(
+                f"{part}_labels of {path} run from {low} to {high}; number the {len(classes)} classes 0 to "
+                f"{len(classes) - 1}."
+            )
     train_images = images_of(path, "train")
     images = train_images if split == "train" else images_of(path, split)
     if images.shape[1:] != train_images.shape[1:]:
         sizes = f"{tuple(train_images.shape)} in train_images and {tuple(images.shape)} in {split}_images"
         raise DataError(f"{path} has images of different sizes, {sizes}; save them in one size.")
     if len(labels[split]) != len(images):
-        raise DataError(f"{path} has {len(images)} {split}_images and {len(labels[split])} {split}_labels; save one label for each image.")
+        raise DataError(
+            f"{path} has {len(images)} {split}_images and {len(labels[split])} {split}_labels; save one label for "
+            "each image."
+        )
     mean, std = stated_statistics(train_images, path)
     return ImageSet(images, torch.from_numpy(labels[split]), tuple(classes.tolist()), mean, std)
 
@@ -65,7 +76,9 @@ def load_array(path: Path, name: str, default: np.ndarray | None = None) -> np.n
                 array = np.asarray(arrays[name]) if name in arrays else default
     except Exception as error:  # on hostile bytes, numpy and zlib raise nearly anything
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DataError(f"{name} of {path} cannot be read ({reason}); save it anew, as a plain array without objects.") from None
+        raise DataError(
+            f"{name} of {path} cannot be read ({reason}); save it anew, as a plain array without objects."
+        ) from None
     if array is None:
         raise DataError(f"{path} lacks {name}; it needs train_images, train_labels, test_images and test_labels.")
     return array
@@ -78,7 +91,10 @@ def images_of(path: Path, split: str) -> Tensor:
     found = f"{name} of {path} are {images.dtype} {images.shape}"
     if images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 1):
         height, width = images.shape[1:3]
-        raise DataError(f"{found}, greyscale; save numpy.repeat({name}.reshape(-1, {height}, {width}, 1), 3, axis=3) in their place.")
+        raise DataError(
+            f"{found}, greyscale; save numpy.repeat({name}.reshape(-1, {height}, {width}, 1), 3, axis=3) in their "
+            "place."
+        )
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         hint = f"{name}.transpose(0, 2, 3, 1)" if images.ndim == 4 and images.shape[1] == 3 else "bytes from 0 to 255"
         raise DataError(f"{found}; expected uint8 (N, H, W, 3), RGB: save {hint}.")
@@ -92,12 +108,15 @@ def labels_of(path: Path, split: str) -> np.ndarray:
     name = f"{split}_labels"
     labels = load_array(path, name)
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
-        raise DataError(f"{name} of {path} are {labels.dtype} {labels.shape}; expected integers (N,), the class of each image.")
+        raise DataError(
+            f"{name} of {path} are {labels.dtype} {labels.shape}; expected integers (N,), the class of each image."
+        )
     return labels.astype(np.int64)
 
 
 def stated_statistics(images: Tensor, path: Path) -> tuple[Three, Three]:
-    """Mean and standard deviation of each channel of uint8 (N, H, W, 3), as fractions of 255, to four digits; `path` is where they stood.
+    """Mean and standard deviation of each channel of uint8 (N, H, W, 3), as fractions of 255, to four digits; `path` is
+    where they stood.
 
     Raises:
         DataError: a channel is the same everywhere, so that it cannot be normalised.

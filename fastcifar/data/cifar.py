@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them: pickled batches, in a folder or still in the archive.
 
-Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
@@ -127,13 +128,17 @@ def _read_folder(folder: Path, wanted: tuple[BatchFile, ...]) -> dict[str, bytes
         try:
             content = (folder / file.name).read_bytes()
         except OSError as error:
-            raise DataError(f"{folder / file.name} cannot be read ({error.strerror}); delete {folder} and run again.") from None
+            raise DataError(
+                f"{folder / file.name} cannot be read ({error.strerror}); delete {folder} and run again."
+            ) from None
         contents[file.name] = _checked(content, file, folder)
     return contents
 
 
 def _read_archive(archive: Path, folder: str, wanted: tuple[BatchFile, ...]) -> dict[str, bytes]:
-    """The wanted members of `folder`, read in one pass that ends with the last of them; all other members are passed over."""
+    """The wanted members of `folder`, read in one pass that ends with the last of them; all other members are passed
+    over.
+    """
     missing = {f"{folder}/{file.name}": file for file in wanted}
     contents = {}
     try:
@@ -152,14 +157,18 @@ def _read_archive(archive: Path, folder: str, wanted: tuple[BatchFile, ...]) -> 
 
 def _read_member(members: tarfile.TarFile, member: tarfile.TarInfo, archive: Path) -> bytes:
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise DataError(f"{archive} holds {member.name} as something other than a plain file; delete {archive} and run again.")
+        raise DataError(
+            f"{archive} holds {member.name} as something other than a plain file; delete {archive} and run again."
+        )
     if member.size > LARGEST_ARCHIVE:
         raise _too_large(archive)
     return members.extractfile(member).read()
 
 
 class _Bounded:
-    """A stream that ends in an error rather than unpack without end; tarfile keeps whole headers in memory, as large as they claim."""
+    """A stream that ends in an error rather than unpack without end; tarfile keeps whole headers in memory, as large
+    as they claim.
+    """
 
     def __init__(self, stream: BinaryIO, archive: Path) -> None:
         self.stream, self.archive, self.left = stream, archive, LARGEST_ARCHIVE
@@ -172,26 +181,40 @@ class _Bounded:
 
 
 def _too_large(archive: Path) -> DataError:
-    return DataError(f"{archive} unpacks to more than {LARGEST_ARCHIVE // 2**20} MiB, so it is not CIFAR; delete it and run again.")
+    return DataError(
+        f"{archive} unpacks to more than {LARGEST_ARCHIVE // 2**20} MiB, so it is not CIFAR; delete it and run again."
+    )
 
 
 def _checked(content: bytes, file: BatchFile, place: Path) -> bytes:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != file.md5:
-        raise DataError(f"{place / file.name} is damaged: its md5 is {found}, expected {file.md5}; delete {place} and run again.")
+        raise DataError(
+            f"{place / file.name} is damaged: its md5 is {found}, expected {file.md5}; delete {place} and run again."
+        )
     return content
 
 
 def _batch(content: bytes, form: CifarFormat, file: BatchFile, place: Path, classes: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file, whose rows are planes: red, green, blue, each 32 by 32."""
+    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file, whose rows are planes: red, green, blue, each
+    32 by 32.
+    """
     path = place / file.name
     match unpickle(content, str(path)):
-        case {b"data": np.ndarray(dtype=np.uint8, ndim=2) as data, form.label_key: list(labels)} if data.shape[1] == 3072:
+        case {b"data": np.ndarray(dtype=np.uint8, ndim=2) as data, form.label_key: list(labels)} if (
+            data.shape[1] == 3072
+        ):
             pass
         case _:
-            raise DataError(f"{path} has not the form of CIFAR: expected uint8 data of (N, 3072) and labels; delete {place} and run again.")
+            raise DataError(
+                f"{path} has not the form of CIFAR: expected uint8 data of (N, 3072) and labels; delete {place} and "
+                "run again."
+            )
     if len(labels) != len(data) or not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise DataError(f"{path} lacks one label from 0 to {classes - 1} for each of {len(data)} images; delete {place} and run again.")
+        raise DataError(
+            f"{path} lacks one label from 0 to {classes - 1} for each of {len(data)} images; delete {place} and run "
+            "again."
+        )
     images = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return torch.from_numpy(images), torch.tensor(labels)
 

@@ -1,4 +1,6 @@
-"""Fetches one file over HTTP, with nothing but the standard library: resumable, checked, and published by one rename."""
+"""Fetches one file over HTTP, with nothing but the standard library: resumable, checked, and published by one
+rename.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ class _Clock:
             raise self.too_slow()
 
     def too_slow(self) -> TooSlow:
-        return TooSlow(f"the download would take longer than {self.allowed:g} s; run again to resume it, or use --dataset synthetic.")
+        return TooSlow(
+            f"the download would take longer than {self.allowed:g} s; run again to resume it, or use --dataset "
+            "synthetic."
+        )
 
 
 class _Slow(Exception):
@@ -84,19 +89,21 @@ def download(
 ) -> None:
     """Fetches `target` from the first of `addresses` that serves it whole; returns at once where it exists.
 
-    An address at which the rest would take longer than five minutes, or than the deadline allows, is left for the next one; if none is
-    better, and there is time, for the fastest of them.
+    An address at which the rest would take longer than five minutes, or than the deadline allows, is left for the next
+    one; if none is better, and there is time, for the fastest of them.
 
-    Bytes are gathered in ``target.part``, which outlives a broken connection, Ctrl-C and a killed process: the next address, or the
-    next run, asks only for the rest. `target` appears by one rename, once the md5 of the whole is right. Processes that want the same
-    target take turns, by a lock on ``target.lock``, and find it there when their turn comes.
+    Bytes are gathered in ``target.part``, which outlives a broken connection, Ctrl-C and a killed process: the next
+    address, or the next run, asks only for the rest. `target` appears by one rename, once the md5 of the whole is
+    right. Processes that want the same target take turns, by a lock on ``target.lock``, and find it there when their
+    turn comes.
 
     Args:
         addresses: http or https, in order of preference.
         target: the file to make; its folder is made too.
         md5: of the whole file, in hexadecimal.
         progress: called after every chunk with (bytes at hand, bytes in all or None).
-        deadline_seconds: the whole download must end within so many seconds; judged once a rate was measured for at most 5 s.
+        deadline_seconds: the whole download must end within so many seconds; judged once a rate was measured for at
+        most 5 s.
 
     Raises:
         TooSlow: it would take longer than `deadline_seconds` from every address; the part is kept.
@@ -132,11 +139,15 @@ def _fetch_from_any(addresses: Sequence[str], part: Path, md5: str, clock: _Cloc
         raise clock.too_slow()
     clock.check()
     reasons = ", ".join(failures) or "no address is known"
-    raise DataError(f"could not fetch {part.stem} ({reasons}); put the file into {part.parent}, or use --dataset synthetic.")
+    raise DataError(
+        f"could not fetch {part.stem} ({reasons}); put the file into {part.parent}, or use --dataset synthetic."
+    )
 
 
 def _attempts(addresses: Sequence[str], slow: dict[str, float], clock: _Clock) -> Iterator[tuple[str, float]]:
-    """Each address and the seconds that the rest may take from it; then, without that limit, those found `slow`, the fastest first."""
+    """Each address and the seconds that the rest may take from it; then, without that limit, those found `slow`, the
+    fastest first.
+    """
     for number, address in enumerate(addresses, start=1):
         yield address, math.inf if number == len(addresses) and not slow else SOON
     if clock.left() > SOON:
@@ -158,7 +169,9 @@ def _turn(target: Path, clock: _Clock) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(lock, clock)
     except OSError as error:
-        raise DataError(f"cannot write into {target.parent} ({error.strerror}); make it writable, or name another folder.") from None
+        raise DataError(
+            f"cannot write into {target.parent} ({error.strerror}); make it writable, or name another folder."
+        ) from None
     try:
         yield
     finally:
@@ -208,7 +221,9 @@ def _fetch(address: str, part: Path, clock: _Clock, patience: float, progress: P
     have = part.stat().st_size if part.exists() else 0
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError("not an http or https address")
-    request = urllib.request.Request(address, headers={"User-Agent": "fastcifar"} | ({"Range": f"bytes={have}-"} if have else {}))
+    request = urllib.request.Request(
+        address, headers={"User-Agent": "fastcifar"} | ({"Range": f"bytes={have}-"} if have else {})
+    )
     try:
         response = urllib.request.urlopen(request, timeout=clock.timeout())
     except urllib.error.HTTPError as error:
@@ -235,9 +250,17 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, clock: _Clock, patience: float, progress: Progress
+    response: http.client.HTTPResponse,
+    file: BinaryIO,
+    start: int,
+    total: int | None,
+    clock: _Clock,
+    patience: float,
+    progress: Progress,
 ) -> None:
-    """Appends the response to `file`. Raises _Slow where the rest would take longer than `patience` or the deadline allows."""
+    """Appends the response to `file`. Raises _Slow where the rest would take longer than `patience` or the deadline
+    allows.
+    """
     received, began = start, time.monotonic()
     measuring = min(MEASURING, clock.left() / 4)
     while chunk := response.read1(CHUNK):

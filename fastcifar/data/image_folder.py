@@ -1,4 +1,6 @@
-"""Data sets that people bring as folders of pictures, ``train/CLASS/*`` and ``test/CLASS/*``: decoded once, then read from the cache."""
+"""Data sets that people bring as folders of pictures, ``train/CLASS/*`` and ``test/CLASS/*``: decoded once, then
+read from the cache.
+"""
 
 from __future__ import annotations
 
@@ -36,26 +38,29 @@ VERSION = 1
 def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
     """Reads the pictures of `folder`, each cut to its largest centred square and resized to `size` pixels a side.
 
-    Both splits are decoded at once and kept in the user's cache, as a .npz file such as `read_arrays` reads. A picture that is added,
-    removed or changed leads to another cache file. Classes and files are in ascending order of their names.
+    Both splits are decoded at once and kept in the user's cache, as a .npz file such as `read_arrays` reads. A picture
+    that is added, removed or changed leads to another cache file. Classes and files are in ascending order of their
+    names.
 
     Args:
-        folder: holds ``train/CLASS/*`` and ``test/CLASS/*``, PNG, JPEG, WebP or BMP; hidden and other files are passed over.
-        split: "train" or "test".
-        size: side of the images, in pixels.
+        folder: holds ``train/CLASS/*`` and ``test/CLASS/*``, PNG, JPEG, WebP or BMP; hidden and other files are passed
+        over. split: "train" or "test". size: side of the images, in pixels.
 
     Returns:
         images uint8 (N, size, size, 3), RGB; labels int64 (N,); mean and std of the train split.
 
     Raises:
-        DataError: a picture cannot be decoded, a class is empty, the splits' classes differ, or the cache cannot be written.
+        DataError: a picture cannot be decoded, a class is empty, the splits' classes differ, or the cache cannot be
+        written.
     """
     if split not in SPLITS:
         raise DataError(unknown("split", split, SPLITS))
     pictures = {part: list_pictures(folder / part) for part in SPLITS}
     for part, other in (SPLITS, SPLITS[::-1]):
         for name in sorted(pictures[part].keys() - pictures[other].keys()):
-            raise DataError(f"{folder / part / name} is a class that {folder / other} lacks; give both splits the same classes.")
+            raise DataError(
+                f"{folder / part / name} is a class that {folder / other} lacks; give both splits the same classes."
+            )
     cache = cache_folder() / f"{folder.resolve().name}-{size}-{digest(folder, pictures, size)}.npz"
     with suppress(DataError):  # not there, or damaged: then it is made anew
         return read_arrays(cache, split)
@@ -70,12 +75,19 @@ def list_pictures(folder: Path) -> Pictures:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         pictures = {name: sorted(path for path in (folder / name).iterdir() if is_picture(path)) for name in classes}
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}); expected {folder.name}/CLASS/*.png.") from None
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}); expected {folder.name}/CLASS/*.png."
+        ) from None
     if not pictures:
-        raise DataError(f"{folder} holds no classes; expected a folder of pictures for each, {folder.name}/CLASS/*.png.")
+        raise DataError(
+            f"{folder} holds no classes; expected a folder of pictures for each, {folder.name}/CLASS/*.png."
+        )
     for name, files in pictures.items():
         if not files:
-            raise DataError(f"{folder / name} holds no pictures; put some there ({', '.join(SUFFIXES)}), or remove it from both splits.")
+            raise DataError(
+                f"{folder / name} holds no pictures; put some there ({', '.join(SUFFIXES)}), or remove it from both "
+                "splits."
+            )
     return pictures
 
 
@@ -117,7 +129,9 @@ def decode(path: Path, size: int) -> np.ndarray:
 
 
 def fit(picture: Picture, size: int) -> np.ndarray:
-    """The largest centred square of a picture in RGB, resized: uint8 (size, size, 3); its pixels as they are where it has that size."""
+    """The largest centred square of a picture in RGB, resized: uint8 (size, size, 3); its pixels as they are where
+    it has that size.
+    """
     from PIL import Image, ImageOps
 
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
@@ -150,14 +164,18 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
+        ) as file:
             partial = Path(file.name)
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder.") from None
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder."
+        ) from None
     finally:
         if partial:
             partial.unlink(missing_ok=True)

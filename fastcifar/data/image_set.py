@@ -40,7 +40,9 @@ class ImageSet:
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise DataError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(images)},).")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
-            raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(self.classes) - 1}.")
+            raise DataError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(self.classes) - 1}."
+            )
 
     @staticmethod
     def of(images: ArrayLike, labels: ArrayLike, classes: Sequence[str] | None = None) -> ImageSet:
@@ -56,7 +58,9 @@ class ImageSet:
         """
         pixels = torch.as_tensor(images)
         if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[3] != 3 or not pixels.numel():
-            raise DataError(f"images are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, H, W, 3), at least one.")
+            raise DataError(
+                f"images are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, H, W, 3), at least one."
+            )
         numbers = torch.as_tensor(labels).to(torch.int64)
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(numbers.max()) + 1)))
         mean, std = channel_statistics(pixels)
@@ -68,7 +72,9 @@ class ImageSet:
 
     def __repr__(self) -> str:
         height, width = self.images.shape[1:3]
-        return f"ImageSet({len(self):,} images of {width}x{height}, {len(self.classes)} classes, on {self.images.device})"
+        return (
+            f"ImageSet({len(self):,} images of {width}x{height}, {len(self.classes)} classes, on {self.images.device})"
+        )
 
     def subset(self, index: Tensor) -> ImageSet:
         """The samples at `index`, int64 (M,), in that order, with the same classes and statistics."""

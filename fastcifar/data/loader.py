@@ -1,4 +1,6 @@
-"""From an `ImageSet` to batches: order the samples, cut them into chunks, augment a chunk while the one before it is used."""
+"""From an `ImageSet` to batches: order the samples, cut them into chunks, augment a chunk while the one before it is
+used.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from fastcifar.hardware import upload
 from fastcifar.registry import load
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Images augmented at once. On a CPU a chunk should stay in the caches; on a GPU it should outweigh the cost of a call."""
+"""Images augmented at once. On a CPU a chunk should stay in the caches; on a GPU it should outweigh the cost of a
+call.
+"""
 MEMORY_SHARE = 16
 """On a GPU a chunk takes at most this fraction of the memory that is free."""
 
@@ -42,28 +46,27 @@ class Chunk:
 class Loader:
     """Augmented batches of a data set that lives on the device; iterate over it for one epoch after another.
 
-    What a sample looks like depends on (seed, epoch, its index in the data set) alone: not on the batch size, the chunks, the backend, or
-    on how many processes share the epoch.
+    What a sample looks like depends on (seed, epoch, its index in the data set) alone: not on the batch size, the
+    chunks, the backend, or on how many processes share the epoch.
 
     Args:
         dataset: the images: any uint8 NHWC images with labels.
         policy: augmentation, as text (`augment.policy.parse`) or as a `Policy`.
-        backend: "torch", "dali", "triton", or "auto": on a GPU DALI where it works, else Triton; on a CPU torch, the fastest there.
-        batch_size: images a batch.
-        seed: from 0 up to 2**32 - 1.
-        device: where the data set is moved and the batches come out; "auto" is a GPU where there is one, else the CPU.
-        dtype: of the images; torch.uint8 leaves them unnormalised, for a network that normalises them itself.
-        normalize: preset of mean and deviation: "true" (the data set's own), "kuangliu", "half" or "none".
-        shuffle: a new order each epoch, else the data set's.
-        drop_last: leave out the last batch where it is not full.
-        chunk_size: images augmented at once; by default as suits the device and its free memory.
-        mask: bool (N,): the samples to take; all by default.
-        weights: float (N,), none negative: samples are drawn by weight, with replacement, as many an epoch as there are to take. One that
+        backend: "torch", "dali", "triton", or "auto": on a GPU DALI where it works, else Triton; on a CPU torch, the
+        fastest there. batch_size: images a batch. seed: from 0 up to 2**32 - 1. device: where the data set is moved and
+        the batches come out; "auto" is a GPU where there is one, else the CPU. dtype: of the images; torch.uint8 leaves
+        them unnormalised, for a network that normalises them itself. normalize: preset of mean and deviation: "true"
+        (the data set's own), "kuangliu", "half" or "none". shuffle: a new order each epoch, else the data set's.
+        drop_last: leave out the last batch where it is not full. chunk_size: images augmented at once; by default as
+        suits the device and its free memory. mask: bool (N,): the samples to take; all by default. weights: float (N,),
+        none negative: samples are drawn by weight, with replacement, as many an epoch as there are to take. One that
             is drawn twice in an epoch looks the same twice.
-        rank, world_size: take every `world_size`-th sample of the common order, from `rank` on; what does not divide evenly is left out.
+        rank, world_size: take every `world_size`-th sample of the common order, from `rank` on; what does not divide
+        evenly is left out.
 
     Yields:
-        images of `dtype`, (B, 3, H, W) in channels_last, and labels: int64 (B,), or with mixup and cutmix float32 (B, classes).
+        images of `dtype`, (B, 3, H, W) in channels_last, and labels: int64 (B,), or with mixup and cutmix float32 (B,
+        classes).
 
     Raises:
         ConfigError: a name that is not known, a size out of range, or a device or backend that is not there.
@@ -89,14 +92,20 @@ class Loader:
         world_size: int = 1,
     ) -> None:
         self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        self.order = Order(len(dataset), seed, shuffle=shuffle, mask=mask, weights=weights, rank=rank, world_size=world_size)
+        self.order = Order(
+            len(dataset), seed, shuffle=shuffle, mask=mask, weights=weights, rank=rank, world_size=world_size
+        )
         check(len(self.order), batch_size, drop_last, chunk_size, self.device)
         self.dataset = dataset.to(self.device)
         self.policy = parse(policy) if isinstance(policy, str) else policy
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.backend = resolve_backend(backend, self.device)
         applier, for_each = load(BACKENDS[self.backend]), 2 if self.policy.mix else 1
-        target = min(chunk_size or default_chunk_size(self.device, self.dataset), len(self.order), applier.largest_chunk // for_each)
+        target = min(
+            chunk_size or default_chunk_size(self.device, self.dataset),
+            len(self.order),
+            applier.largest_chunk // for_each,
+        )
         self.chunk_size = max(1, target // batch_size) * batch_size
         self.normalization = Normalization(*normalization(normalize, (dataset.mean, dataset.std)))
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -132,7 +141,9 @@ class Loader:
         self.reader = reader = object()
         for following in (*others, None):
             if self.reader is not reader:
-                raise FastcifarError("this epoch was left for another of the same Loader; make a second Loader to read two at once.")
+                raise FastcifarError(
+                    "this epoch was left for another of the same Loader; make a second Loader to read two at once."
+                )
             images, labels = self.collect()
             if following is not None:
                 self.submit(epoch, following, None)
@@ -188,7 +199,9 @@ class Loader:
         except RuntimeError as error:
             if self.backend != "dali":
                 raise
-            raise FastcifarError(f"DALI failed ({reason(error)}); choose --loader triton, which does the same.") from error
+            raise FastcifarError(
+                f"DALI failed ({reason(error)}); choose --loader triton, which does the same."
+            ) from error
 
     def aside(self) -> AbstractContextManager:
         """The loader's own stream, where there is one."""
@@ -221,7 +234,8 @@ def default_chunk_size(device: torch.device, dataset: ImageSet) -> int:
 def resolve_backend(name: str, device: torch.device) -> str:
     """The backend that `name` stands for on `device`. Raises ConfigError where there is none of that name.
 
-    On a GPU that is DALI, where it works there, else Triton; on a CPU torch, which is the fastest (benchmarks/README.md).
+    On a GPU that is DALI, where it works there, else Triton; on a CPU torch, which is the fastest
+    (benchmarks/README.md).
     """
     if name == "auto":
         return "torch" if device.type == "cpu" else "dali" if dali_works(device) else "triton"

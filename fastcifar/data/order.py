@@ -17,7 +17,15 @@ class Order:
     """
 
     def __init__(
-        self, count: int, seed: int, *, shuffle: bool, mask: Tensor | None, weights: Tensor | None, rank: int, world_size: int
+        self,
+        count: int,
+        seed: int,
+        *,
+        shuffle: bool,
+        mask: Tensor | None,
+        weights: Tensor | None,
+        rank: int,
+        world_size: int,
     ) -> None:
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed {seed} is out of range; give one from 0 to {2**32 - 1}.")
@@ -31,7 +39,9 @@ class Order:
         self.taken = torch.arange(count) if mask is None else mask.cpu().nonzero()[:, 0]
         self.cumulated = None if weights is None else weights.cpu().double()[self.taken].cumsum(0)
         if self.cumulated is not None and not (len(self.taken) and 0 < float(self.cumulated[-1]) < float("inf")):
-            raise ConfigError("weights have no finite sum above 0 over the samples to take; give at least one a weight.")
+            raise ConfigError(
+                "weights have no finite sum above 0 over the samples to take; give at least one a weight."
+            )
 
     def __len__(self) -> int:
         """Samples an epoch, for this rank."""

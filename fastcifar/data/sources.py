@@ -1,4 +1,6 @@
-"""Data sets by name or path: where each is looked for, and how it is fetched. Torch is imported once one is asked for, not before."""
+"""Data sets by name or path: where each is looked for, and how it is fetched. Torch is imported once one is asked
+for, not before.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,14 @@ def load_dataset(
 ) -> ImageSet:
     """The data set `name`, whole and in memory.
 
-    A path leads to the user's own: a .npz file, or a folder of .npy files, as `arrays.read_arrays` has them; or an image folder with
-    ``train/CLASS/*`` and ``test/CLASS/*``, resized to 32 pixels a side, or to SIZE if the path is followed by ``@SIZE``.
+    A path leads to the user's own: a .npz file, or a folder of .npy files, as `arrays.read_arrays` has them; or an
+    image folder with ``train/CLASS/*`` and ``test/CLASS/*``, resized to 32 pixels a side, or to SIZE if the path is
+    followed by ``@SIZE``.
 
-    CIFAR is looked for in `data_dir`, then ``$FASTCIFAR_DATA``, then the user's cache; each may hold the unpacked folder or the
-    .tar.gz as its authors publish them, or be that folder itself. Every file is checked against its md5 at every read. What is
-    nowhere is fetched into `data_dir`, or into the cache where none is given, from the authors and then from
-    ``$FASTCIFAR_MIRRORS``: addresses of folders or archives, separated by spaces or commas.
+    CIFAR is looked for in `data_dir`, then ``$FASTCIFAR_DATA``, then the user's cache; each may hold the unpacked
+    folder or the .tar.gz as its authors publish them, or be that folder itself. Every file is checked against its md5
+    at every read. What is nowhere is fetched into `data_dir`, or into the cache where none is given, from the authors
+    and then from ``$FASTCIFAR_MIRRORS``: addresses of folders or archives, separated by spaces or commas.
 
     Args:
         name: "cifar10", "cifar100" or "synthetic"; or a path, for which `data_dir` and what follows it have no meaning.
@@ -65,7 +68,8 @@ def load_dataset(
 
     Returns:
         images uint8 (N, 32, 32, 3), RGB; labels int64 (N,); class names, and mean and std of the train split.
-        N is 50,000 and 10,000 for CIFAR, 10,000 and 2,000 for "synthetic"; sizes other than 32 are possible for paths alone.
+        N is 50,000 and 10,000 for CIFAR, 10,000 and 2,000 for "synthetic"; sizes other than 32 are possible for paths
+        alone.
 
     Raises:
         DataError: an unknown name or split, or files that are missing, damaged or out of reach.
@@ -74,7 +78,10 @@ def load_dataset(
     if name in DRAWN:
         return load(DRAWN[name])(split)
     if name == GIVEN:
-        raise DataError("the images were given in Python and are on no disk; give them again in Python, as train_set= and test_set=.")
+        raise DataError(
+            "the images were given in Python and are on no disk; give them again in Python, as train_set= and "
+            "test_set=."
+        )
     if is_path(name):
         return _read_path(name, split)
     from fastcifar.data.cifar import read_cifar
@@ -116,7 +123,9 @@ def is_known(name: str) -> bool:
 
 
 def is_path(name: str) -> bool:
-    """Whether `name` is read as a path. The names of `DATASETS` never are: a folder called cifar10 is reached as ./cifar10."""
+    """Whether `name` is read as a path. The names of `DATASETS` never are: a folder called cifar10 is reached as
+    ./cifar10.
+    """
     looks_so = "/" in name or os.sep in name or "@" in name or name.endswith(".npz")
     return name not in (*DATASETS, GIVEN) and (looks_so or os.path.exists(name))
 
@@ -128,7 +137,8 @@ def unknown_dataset(name: str) -> str:
 
 
 def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
-    """The data set for a first run, and why, in one line: CIFAR-10 if it is at hand or arrives within a minute, else the drawn one.
+    """The data set for a first run, and why, in one line: CIFAR-10 if it is at hand or arrives within a minute, else
+    the drawn one.
 
     Raises:
         DataError: ``$FASTCIFAR_DATA`` is set but names no folder.
@@ -146,7 +156,9 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
 def check_data_dir(data_dir: str | Path | None) -> None:
     """Raises DataError where `data_dir` is given and is no folder; a download would make one, however misspelt."""
     if data_dir is not None and not (folder := Path(data_dir).expanduser()).is_dir():
-        raise DataError(f"data_dir {data_dir} is no folder; correct it, or make one with: mkdir -p {shlex.quote(str(folder))}")
+        raise DataError(
+            f"data_dir {data_dir} is no folder; correct it, or make one with: mkdir -p {shlex.quote(str(folder))}"
+        )
 
 
 def search_folders(data_dir: str | Path | None = None) -> list[Path]:
@@ -191,7 +203,9 @@ def _read_path(name: str, split: str) -> ImageSet:
 
         return read_image_folder(path, split, IMAGE_SIZE if size is None else size)
     found = "holds neither train_images.npy nor train/CLASS/*.png" if os.path.exists(path) else "does not exist"
-    raise DataError(f"{path} {found}; give a .npz file, a folder of .npy files, or one of pictures in train/CLASS and test/CLASS.")
+    raise DataError(
+        f"{path} {found}; give a .npz file, a folder of .npy files, or one of pictures in train/CLASS and test/CLASS."
+    )
 
 
 def _path_and_size(name: str) -> tuple[Path, int | None]:
@@ -201,7 +215,10 @@ def _path_and_size(name: str) -> tuple[Path, int | None]:
     if not at or "/" in size or os.sep in size or os.path.exists(plain):
         return plain, None
     if not re.fullmatch("[0-9]{1,4}", size) or int(size) not in IMAGE_SIZES:
-        raise DataError(f"{name} has no size after its @; give {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels, as in {before}@32.")
+        raise DataError(
+            f"{name} has no size after its @; give {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels, as in "
+            f"{before}@32."
+        )
     return Path(before).expanduser(), int(size)
 
 
@@ -224,7 +241,10 @@ def _fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: flo
 def addresses(form: CifarFormat) -> list[str]:
     """The authors' address, then the mirrors."""
     mirrors = os.environ.get("FASTCIFAR_MIRRORS", "").replace(",", " ").split()
-    return [form.address, *(mirror if mirror.endswith(".tar.gz") else f"{mirror.rstrip('/')}/{form.archive}" for mirror in mirrors)]
+    return [
+        form.address,
+        *(mirror if mirror.endswith(".tar.gz") else f"{mirror.rstrip('/')}/{form.archive}" for mirror in mirrors),
+    ]
 
 
 @contextmanager
@@ -237,7 +257,13 @@ def _progress(name: str) -> Iterator[Progress | None]:
     if not console.is_terminal:
         yield None
         return
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"fetching {name}", total=None)
         yield lambda received, total: bar.update(task, completed=received, total=total)

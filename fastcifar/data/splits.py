@@ -11,8 +11,9 @@ from fastcifar.errors import ConfigError
 def validation_split(labels: Tensor, count: int, seed: int, classes: int) -> tuple[Tensor, Tensor]:
     """Splits a data set in two, each class in proportion: (train_index, validation_index).
 
-    A class of n among N samples gives ``count * n / N`` to validation, rounded up for the classes with the largest remainders
-    (the lower label where they tie), so that no class is off by as much as one. Equal arguments give equal indices.
+    A class of n among N samples gives ``count * n / N`` to validation, rounded up for the classes with the largest
+    remainders (the lower label where they tie), so that no class is off by as much as one. Equal arguments give equal
+    indices.
 
     Args:
         labels: int64 (N,), each in [0, classes).
@@ -28,7 +29,9 @@ def validation_split(labels: Tensor, count: int, seed: int, classes: int) -> tup
     """
     labels = labels.cpu()
     if not 0 < count < len(labels):
-        raise ConfigError(f"a validation split of {count} out of {len(labels)} images is impossible; choose 1 to {len(labels) - 1}.")
+        raise ConfigError(
+            f"a validation split of {count} out of {len(labels)} images is impossible; choose 1 to {len(labels) - 1}."
+        )
     share = torch.bincount(labels, minlength=classes) * count
     quota = share // len(labels)
     by_remainder = torch.argsort(share % len(labels), descending=True, stable=True)

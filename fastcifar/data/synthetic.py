@@ -1,7 +1,7 @@
 """Ten classes of drawn shapes and textures: a data set that needs no network, for first steps, tests and timings.
 
-The class lies in the form alone. Figure and ground have random colours, either of which may be the lighter one, so that no weighted
-sum of pixels tells the classes apart, while a small convolutional network learns them in seconds.
+The class lies in the form alone. Figure and ground have random colours, either of which may be the lighter one, so that
+no weighted sum of pixels tells the classes apart, while a small convolutional network learns them in seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class _Canvas:
     """Uniform numbers between two bounds, (N, 1, 1)."""
 
     def rotated(self, steepest: float, spread: float) -> tuple[Field, Field]:
-        """Coordinates turned by an angle whose half has a tangent up to `steepest`, about a point up to `spread` from the middle.
+        """Coordinates turned by an angle whose half has a tangent up to `steepest`, about a point up to `spread` from
+        the middle.
 
         The rational parametrisation of the circle needs no sine, whose last bit differs between machines.
         """
@@ -128,8 +129,8 @@ DRAWINGS: dict[str, Callable[[_Canvas], Field]] = {
 def synthetic(split: str = "train") -> ImageSet:
     """The drawn data set: 10,000 images in "train", 2,000 in "test", as many of each class, in a fixed random order.
 
-    The same bytes on every machine: the draws are the raw output of Philox, whose stream numpy guarantees, and the arithmetic is
-    confined to what IEEE 754 rounds correctly.
+    The same bytes on every machine: the draws are the raw output of Philox, whose stream numpy guarantees, and the
+    arithmetic is confined to what IEEE 754 rounds correctly.
 
     Returns:
         images uint8 (N, 32, 32, 3), labels int64 (N,), ten classes, and the train split's mean and std.
@@ -158,7 +159,8 @@ def _draw(drawing: Callable[[_Canvas], Field], seed: int, label: int, count: int
 
     cover = np.clip(0.5 - drawing(_Canvas(draw)), 0.0, 1.0)
     ground = np.concatenate([np.floor(draw(0, 256)) for _ in range(3)], axis=2)[:, None]
-    # On the circle of 256 levels the figure lies opposite the ground, within 90: far enough from it in every channel to be seen.
+    # On the circle of 256 levels the figure lies opposite the ground, within 90: far enough from it in every channel to
+    # be seen.
     figure = (ground + np.concatenate([np.floor(draw(38, 219)) for _ in range(3)], axis=2)[:, None]) % 256
     picture = np.rint(ground + (figure - ground) * cover[..., None]).astype(np.int16)
     grain = philox.random_raw(picture.size // 4).astype("<u8").view(np.int8).astype(np.int16)

@@ -1,8 +1,9 @@
 """Reads CIFAR's pickled batches without trusting them.
 
-A pickle is a program, and the standard unpickler runs it: it calls what the pickle names, makes its memo as large as the pickle says,
-and overflows the C stack when a deeply nested tuple becomes a dict key. So the few instructions that CIFAR's batches use are
-interpreted here instead. What a batch asks of numpy is written down rather than called, and turned into an array once it proves sound.
+A pickle is a program, and the standard unpickler runs it: it calls what the pickle names, makes its memo as large as
+the pickle says, and overflows the C stack when a deeply nested tuple becomes a dict key. So the few instructions that
+CIFAR's batches use are interpreted here instead. What a batch asks of numpy is written down rather than called, and
+turned into an array once it proves sound.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ class _Refused(Exception):
 def unpickle(data: bytes, name: str) -> Any:
     """What the pickle `data` describes: numpy arrays, lists, tuples, dicts, bytes, strings, numbers, booleans and None.
 
-    Strings written by Python 2 come back as bytes, as from ``pickle.loads(data, encoding="bytes")``. Arrays are read-only views
-    of their bytes, of 1 to 8 dimensions and a plain integer or float dtype. Time and memory are linear in the length of `data`,
-    whatever it contains.
+    Strings written by Python 2 come back as bytes, as from ``pickle.loads(data, encoding="bytes")``. Arrays are
+    read-only views of their bytes, of 1 to 8 dimensions and a plain integer or float dtype. Time and memory are linear
+    in the length of `data`, whatever it contains.
 
     Args:
         data: a pickle of protocol 2 to 4, as CIFAR publishes them.

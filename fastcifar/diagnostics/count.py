@@ -35,5 +35,11 @@ def layer_table(count: NetworkCount) -> Table:
     for title in ("parameters", "forward MFLOP"):
         table.add_column(title, justify="right")
     for layer in count.layers:
-        table.add_row(layer.name, layer.kind, "x".join(map(str, layer.output)), f"{layer.parameters:,}", f"{layer.flops / 1e6:,.2f}")
+        table.add_row(
+            layer.name,
+            layer.kind,
+            "x".join(map(str, layer.output)),
+            f"{layer.parameters:,}",
+            f"{layer.flops / 1e6:,.2f}",
+        )
     return table

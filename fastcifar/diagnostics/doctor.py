@@ -1,4 +1,6 @@
-"""`fastcifar doctor`: what of this machine training would use, what stands in its way, and what to install or change."""
+"""`fastcifar doctor`: what of this machine training would use, what stands in its way, and what to install or
+change.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ FREE_DISK = 2 * 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. An error keeps the main job from running, a warning makes it slower, a note is worth knowing."""
+    """One thing that was looked at. An error keeps the main job from running, a warning makes it slower, a note is
+    worth knowing.
+    """
 
     name: str
     state: State
@@ -48,7 +52,8 @@ class Finding:
 
 
 def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool = False) -> int:
-    """Prints what was found, then what to do about it, most important first. Returns 1 where the main job could not run, else 0.
+    """Prints what was found, then what to do about it, most important first. Returns 1 where the main job could not
+    run, else 0.
 
     Args:
         device: as of a run.
@@ -57,19 +62,25 @@ def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool 
     """
     findings, console = examine(device, data_dir, quick), Console(highlight=False, soft_wrap=True)
     for finding in findings:
-        console.print(f"{finding.state:8}{finding.name:10}{finding.text}", markup=False, style="bold" if finding.remedy else None)
+        console.print(
+            f"{finding.state:8}{finding.name:10}{finding.text}", markup=False, style="bold" if finding.remedy else None
+        )
     problems = remedies(findings)
     if problems:
         console.print("\nTo install or change, most important first:")
     for number, finding in enumerate(problems, start=1):
         console.print(f"{number:3}. {finding.name}: {finding.remedy}.", markup=False)
     possible = all(finding.state != "error" for finding in findings)
-    console.print(f"\nfastcifar train --arch {MAIN_JOB.model.arch} {'can' if possible else 'cannot'} run here.", style="bold")
+    console.print(
+        f"\nfastcifar train --arch {MAIN_JOB.model.arch} {'can' if possible else 'cannot'} run here.", style="bold"
+    )
     return 0 if possible else 1
 
 
 def remedies(findings: Sequence[Finding]) -> list[Finding]:
-    """Those with a remedy: errors, then warnings, then notes, and among equals in the order in which they were found."""
+    """Those with a remedy: errors, then warnings, then notes, and among equals in the order in which they were
+    found.
+    """
     return sorted((finding for finding in findings if finding.remedy), key=lambda finding: GRAVITY.index(finding.state))
 
 
@@ -122,10 +133,17 @@ def check_python(version: tuple[int, ...]) -> Finding:
 def check_torch(version: str | None, cuda: str | None, failure: str = "") -> Finding:
     oldest = ".".join(map(str, OLDEST_TORCH))
     if version is None:
-        return Finding("torch", "error", f"cannot be imported ({failure})", f"pip install 'torch>={oldest}' torchvision")
+        return Finding(
+            "torch", "error", f"cannot be imported ({failure})", f"pip install 'torch>={oldest}' torchvision"
+        )
     text = f"{version}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
-        return Finding("torch", "warning", f"{text}; fastcifar is made for {oldest} or later", f"pip install --upgrade 'torch>={oldest}'")
+        return Finding(
+            "torch",
+            "warning",
+            f"{text}; fastcifar is made for {oldest} or later",
+            f"pip install --upgrade 'torch>={oldest}'",
+        )
     return Finding("torch", "ok", text)
 
 
@@ -137,11 +155,18 @@ def check_driver(driver: str | None, cards: int, cuda: str | None, failure: str)
         return Finding("driver", "note", "none of NVIDIA's was found: the CPU trains")
     if cuda is None:
         remedy = "install torch with CUDA, which is what a plain pip install --force-reinstall torch brings on Linux"
-        return Finding("driver", "warning", f"{driver}, but torch is built without CUDA, so that the cards lie idle", remedy)
+        return Finding(
+            "driver", "warning", f"{driver}, but torch is built without CUDA, so that the cards lie idle", remedy
+        )
     oldest = OLDEST_DRIVERS.get(cuda.split(".")[0])
     update = f"update the driver to {oldest} or later" if oldest else "update the driver"
     reason = f"{driver}, but torch finds no card it can use{f' ({failure})' if failure else ''}"
-    return Finding("driver", "warning", reason, f"{update}, or install a torch built for an older CUDA; see CUDA_VISIBLE_DEVICES too")
+    return Finding(
+        "driver",
+        "warning",
+        reason,
+        f"{update}, or install a torch built for an older CUDA; see CUDA_VISIBLE_DEVICES too",
+    )
 
 
 def card_of(index: int, device: str) -> Finding:
@@ -155,13 +180,19 @@ def card_of(index: int, device: str) -> Finding:
     return check_card(index, properties.name, capability, torch.cuda.get_arch_list(), free, total, index == wanted)
 
 
-def check_card(index: int, name: str, capability: tuple[int, int], built: Sequence[str], free: int, total: int, chosen: bool) -> Finding:
-    """Given what torch is built for (sm_90, compute_120), the bytes free and in all, and whether it is the card that would train."""
+def check_card(
+    index: int, name: str, capability: tuple[int, int], built: Sequence[str], free: int, total: int, chosen: bool
+) -> Finding:
+    """Given what torch is built for (sm_90, compute_120), the bytes free and in all, and whether it is the card that
+    would train.
+    """
     text = f"{name}, sm_{capability[0]}{capability[1]}, {size(free)} of {size(total)} free"
     if machine.runs_on(capability, built):
         return Finding(f"cuda:{index}", "ok", text)
     remedy = "install a torch that is built for it" + (", or train with --device cpu" if chosen else "")
-    return Finding(f"cuda:{index}", "error" if chosen else "warning", f"{text}; torch is built for {' '.join(built)} alone", remedy)
+    return Finding(
+        f"cuda:{index}", "error" if chosen else "warning", f"{text}; torch is built for {' '.join(built)} alone", remedy
+    )
 
 
 def precision_of(device: torch.device) -> Finding:
@@ -178,7 +209,9 @@ def check_precision(native: bool, chosen: str, device: str) -> Finding:
 
 def check_kernels(obstacle: str | None, on_gpu: bool) -> Finding:
     if obstacle is None:
-        return Finding("kernels", "ok", "run with Triton" if on_gpu else "run as plain torch, which is what they are on a CPU")
+        return Finding(
+            "kernels", "ok", "run with Triton" if on_gpu else "run as plain torch, which is what they are on a CPU"
+        )
     changes = {"switched": "unset FASTCIFAR_KERNELS", "Triton": "pip install triton (on Windows, triton-windows)"}
     remedy = next((change for start, change in changes.items() if obstacle.startswith(start)), None)
     if remedy is None and "older" not in obstacle:
@@ -233,8 +266,12 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
     form, folder = sources.cifar_form("cifar10"), data_dir or sources.cache_folder()
     for address in sources.addresses(form):
         if reachable(address):
-            return Finding("data", "note", f"CIFAR-10 is not at hand; training would fetch it from {address} into {folder}")
-    by_hand = f"put {form.archive} into {folder} or a folder that FASTCIFAR_DATA names, or train with --dataset synthetic"
+            return Finding(
+                "data", "note", f"CIFAR-10 is not at hand; training would fetch it from {address} into {folder}"
+            )
+    by_hand = (
+        f"put {form.archive} into {folder} or a folder that FASTCIFAR_DATA names, or train with --dataset synthetic"
+    )
     return Finding("data", "error", "CIFAR-10 is not at hand, and no address of it answers", by_hand)
 
 
@@ -255,7 +292,9 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
     try:
         plan = plan_memory(MAIN_JOB, data_size(MAIN_JOB.data), device, limit, value_bytes)
     except ConfigError as error:
-        where = "close what else uses it" if device.type == "cpu" else "close what else uses the card (nvidia-smi lists it)"
+        where = (
+            "close what else uses it" if device.type == "cpu" else "close what else uses the card (nvidia-smi lists it)"
+        )
         return Finding("memory", "error", f"{there}: {str(error).split('; ')[0]}", where)
     return Finding("memory", "ok", f"{there}; {MAIN_JOB.model.arch} takes about {size(plan.needed)}, {plan.manner}")
 
@@ -263,9 +302,16 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
 def check_disk(folder: Path, free: int, writable: bool) -> Finding:
     """Given the folder that runs are written under."""
     if not writable:
-        return Finding("disk", "error", f"{folder} cannot be written", "change to a folder of your own, or give one with --out")
+        return Finding(
+            "disk", "error", f"{folder} cannot be written", "change to a folder of your own, or give one with --out"
+        )
     if free < FREE_DISK:
-        return Finding("disk", "warning", f"{size(free)} free in {folder}", f"make room for {size(FREE_DISK)}, or give --out elsewhere")
+        return Finding(
+            "disk",
+            "warning",
+            f"{size(free)} free in {folder}",
+            f"make room for {size(FREE_DISK)}, or give --out elsewhere",
+        )
     return Finding("disk", "ok", f"{size(free)} free in {folder}")
 
 

@@ -1,4 +1,6 @@
-"""What a machine tells of itself, and small trials of what training would use; torch is imported only where it is asked."""
+"""What a machine tells of itself, and small trials of what training would use; torch is imported only where it is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ REACH_SECONDS = 5.0
 
 
 def torch_at_hand() -> tuple[str | None, str | None, str]:
-    """The version of torch, the CUDA version it was built for, and why it cannot be imported; None for what is not there."""
+    """The version of torch, the CUDA version it was built for, and why it cannot be imported; None for what is not
+    there.
+    """
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -55,7 +59,9 @@ def cuda_failure() -> str:
 
 
 def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether code of `built` runs on a card: machine code of the same generation that is no newer, or any older intermediate code."""
+    """Whether code of `built` runs on a card: machine code of the same generation that is no newer, or any older
+    intermediate code.
+    """
     for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(built)):
         version = divmod(int(digits), 10)
         if version <= capability and (kind == "compute" or version[0] == capability[0]):

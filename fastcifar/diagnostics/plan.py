@@ -29,8 +29,9 @@ POINTS, MOST_KINKS = 12, 40
 UNSUITED = 10.0
 """A learning rate further than this factor from the optimiser's default is remarked on."""
 NARROW, FEW_STEPS = 64, 4000
-"""Last channels, and steps of a run, up to and from which a pre-activation network without a last norm is not remarked on if it begins by
-PyTorch's rule. `resnet20_v2` has 64 and learned in 78 steps, where `resnet_prop` ended in NaN; the number of steps is a cautious guess."""
+"""Last channels, and steps of a run, up to and from which a pre-activation network without a last norm is not remarked
+on if it begins by PyTorch's rule. `resnet20_v2` has 64 and learned in 78 steps, where `resnet_prop` ended in NaN; the
+number of steps is a cautious guess."""
 CUT_SHORT = 0.05
 """Share of the peak that the learning rate may still have to fall where a run with warm restarts ends."""
 REHEARSED = {"cpu": 64, "cuda": 1024}
@@ -79,7 +80,9 @@ class Cost:
     flops: int
     """FLOPs of the forward and backward passes of all steps; a multiplication and an addition are two."""
     memory: MemoryPlan
-    """As the run lays itself out; without bound where the device is not here, or the system does not tell how much is free."""
+    """As the run lays itself out; without bound where the device is not here, or the system does not tell how much
+    is free.
+    """
     seconds: float | None
     """Seconds of the forward and backward passes, before compiling; None where the device is not here."""
     measured: str
@@ -97,18 +100,23 @@ def outline(config: RunConfig) -> Outline:
     images = data.train - config.data.val_split
     if images < 1:
         raise ConfigError(
-            f"a validation split of {config.data.val_split} leaves none of {data.train} images; choose 0 to {data.train - 1}."
+            f"a validation split of {config.data.val_split} leaves none of {data.train} images; choose 0 to "
+            f"{data.train - 1}."
         )
     if config.batch_size > images:
         raise ConfigError(f"batch size {config.batch_size} exceeds the {images} training images; lower --batch-size.")
     steps_per_epoch = images // config.batch_size
     lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
     kept = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if config.schedule.snapshots else ()
-    return Outline(data, images, steps_per_epoch, lr, kinks(config.schedule, steps_per_epoch, config.epochs), tuple(kept))
+    return Outline(
+        data, images, steps_per_epoch, lr, kinks(config.schedule, steps_per_epoch, config.epochs), tuple(kept)
+    )
 
 
 def data_size(data: DataConfig) -> DataSize:
-    """Known for the sets that have a name, `auto` being taken for CIFAR-10; for others they are read. Raises DataError."""
+    """Known for the sets that have a name, `auto` being taken for CIFAR-10; for others they are read. Raises
+    DataError.
+    """
     name = "cifar10" if data.dataset == "auto" else data.dataset
     if name in SIZES:
         return SIZES[name]
@@ -125,25 +133,41 @@ def warnings(config: RunConfig, course: Outline) -> list[str]:
     end, last, peak = horizon / course.steps_per_epoch, course.lr[-1], config.optim.peak_lr(config.batch_size)
     stays = f"lr {last:.4g}, {last / peak:.0%} of the peak"
     if horizon < course.steps and name != "swa":
-        found.append(f"{name} ends after {end:g} of {config.epochs} epochs and stays at {stays}; without --horizon it ends with the run.")
+        found.append(
+            f"{name} ends after {end:g} of {config.epochs} epochs and stays at {stays}; without --horizon it ends "
+            "with the run."
+        )
     if horizon > course.steps:
-        found.append(f"{name} is laid out for {end:g} epochs, but the run ends after {config.epochs}, at {stays}; leave --horizon out.")
+        found.append(
+            f"{name} is laid out for {end:g} epochs, but the run ends after {config.epochs}, at {stays}; leave "
+            "--horizon out."
+        )
     if name == "one-cycle" and schedule.per == "epoch":
         found.append("one-cycle is made to move on every step, but moves once an epoch; leave --per out.")
     if name == "warm-restarts" and last / peak - schedule.final_lr > CUT_SHORT:
-        found.append(f"the run ends within a cycle, at {stays}; choose --restart-period and --warmup such that whole cycles fill it.")
+        found.append(
+            f"the run ends within a cycle, at {stays}; choose --restart-period and --warmup such that whole cycles "
+            "fill it."
+        )
     usual = OPTIMIZERS[optim.optimizer].lr
     ratio = max(optim.lr / usual, usual / optim.lr)
     if ratio > UNSUITED * (1 + 1e-9):
         side = "above" if optim.lr > usual else "below"
         found.append(
-            f"lr {optim.lr:g} is {ratio:,.0f} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr out to take that."
+            f"lr {optim.lr:g} is {ratio:,.0f} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr "
+            "out to take that."
         )
-    built = {"weight_init": "he", "channels": (512,), **find_architecture(config.model.arch).preset, **config.model.options}
+    built = {
+        "weight_init": "he",
+        "channels": (512,),
+        **find_architecture(config.model.arch).preset,
+        **config.model.options,
+    }
     large = built["weight_init"] == "he" or (built["channels"][-1] > NARROW and course.steps < FEW_STEPS)
     if built.get("pre_activation") and not built.get("final_norm") and large:
         found.append(
-            f"{config.model.arch} without a norm before its classifier may diverge unless its rate rises over thousands of steps; "
+            f"{config.model.arch} without a norm before its classifier may diverge unless its rate rises over "
+            "thousands of steps; "
             "add --final-norm."
         )
     return found
@@ -231,16 +255,24 @@ def print_plan(config: RunConfig, picture: Path) -> None:
     there = "" if spent.memory.limit == sys.maxsize else f" of {size(spent.memory.limit)}"
     facts = {
         "network": f"{config.model.arch}, {spent.parameters:,} parameters",
-        "images": f"{course.images:,} from {config.data.dataset}" + (", taken for CIFAR-10" if config.data.dataset == "auto" else ""),
-        "steps": f"{course.steps:,}: {config.epochs} epochs of {course.steps_per_epoch:,}, {config.batch_size} images each",
+        "images": f"{course.images:,} from {config.data.dataset}"
+        + (", taken for CIFAR-10" if config.data.dataset == "auto" else ""),
+        "steps": (
+            f"{course.steps:,}: {config.epochs} epochs of {course.steps_per_epoch:,}, {config.batch_size} images each"
+        ),
         "arithmetic": f"{spent.flops:.3g} FLOP ({spent.flops / course.steps:.3g} a step)",
         "memory": f"{size(spent.memory.needed)}{there}, {spent.memory.manner}: {parts}",
         "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
     }
     if course.snapshots:
-        facts["snapshots"] = "after " + ", ".join(f"{step / course.steps_per_epoch:.4g}" for step in course.snapshots) + " epochs"
+        facts["snapshots"] = (
+            "after " + ", ".join(f"{step / course.steps_per_epoch:.4g}" for step in course.snapshots) + " epochs"
+        )
     if config.schedule.schedule == "plateau":
-        console.print("This is the learning rate as long as the loss keeps falling; when it lowers the rate, only training can tell.")
+        console.print(
+            "This is the learning rate as long as the loss keeps falling; when it lowers the rate, only training can "
+            "tell."
+        )
     for name, text in facts.items():
         console.print(f"{name:12}{text}", markup=False)
     for text in warnings(config, course):

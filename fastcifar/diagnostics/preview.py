@@ -34,7 +34,9 @@ DOTS_PER_INCH = 64
 MARGIN, GAP, LINE = 16, 2, 16
 """Pixels around a page, between images, and from one line of text to the next."""
 PAIR_SIDE, SHEET_SIDE = 128, 64
-"""Pixels a side that an image takes at most, unless it has more of its own: on a policy's own page, and on the sheet of all."""
+"""Pixels a side that an image takes at most, unless it has more of its own: on a policy's own page, and on the sheet
+of all.
+"""
 PAIRS_A_ROW = 6
 NAME_WIDTH = 176
 """Pixels left of a sheet's rows."""
@@ -57,7 +59,8 @@ def preview(
 ) -> list[Path]:
     """Draws `count` images, evenly spread over `dataset`, as each policy has them in one epoch of training.
 
-    One policy makes a page of pairs, the original above what became of it, each with its class. Several make a sheet with a row for each.
+    One policy makes a page of pairs, the original above what became of it, each with its class. Several make a sheet
+    with a row for each.
 
     Args:
         policies: texts such as "standard" or "crop:4,cutout:4x4".
@@ -164,13 +167,14 @@ def describe(params: Params, row: int, size: tuple[int, int], dataset: ImageSet)
 def describe_warp(numbers: Sequence[int], size: tuple[int, int]) -> list[str]:
     """Mirror, then angle and shear, then where the centre went, from a map's six numbers in fixed point.
 
-    The map leads from output to input. Without its mirror it is a shear after a rotation, the latter being its second row. Where quarter
-    turns and a shear meet, that is the angle of the whole.
+    The map leads from output to input. Without its mirror it is a shear after a rotation, the latter being its second
+    row. Where quarter turns and a shear meet, that is the angle of the whole.
     """
     a, b, c, d, e, f = (number / ONE for number in numbers)
     height, width = size
     determinant = a * e - b * d
-    # Where the output must be so that the input's centre is read: the map inverted, c and f including half a pixel of the output.
+    # Where the output must be so that the input's centre is read: the map inverted, c and f including half a pixel of
+    # the output.
     x, y = width / 2 - c + (a + b) / 2, height / 2 - f + (d + e) / 2
     right, down = (e * x - b * y) / determinant - width / 2, (a * y - d * x) / determinant - height / 2
     if determinant < 0:
@@ -214,7 +218,9 @@ class Page:
 
     def write(self, text: str, x: int, y: int, pixels: int = 11, **style: object) -> None:
         """Sets text, whose upper edge is at `y`, in letters of so many pixels."""
-        self.texts.append((x, y, text, {"fontsize": pixels * 72 / DOTS_PER_INCH, "va": "top", "parse_math": False, **style}))
+        self.texts.append(
+            (x, y, text, {"fontsize": pixels * 72 / DOTS_PER_INCH, "va": "top", "parse_math": False, **style})
+        )
 
     def figure(self) -> Figure:
         """The page as it is printed."""
@@ -228,7 +234,9 @@ class Page:
 
 
 def wrapped(text: str, letters: int, lines: int | None = None) -> str:
-    """A policy's text in lines of at most so many letters, broken after commas; what exceeds so many lines is left out."""
+    """A policy's text in lines of at most so many letters, broken after commas; what exceeds so many lines is left
+    out.
+    """
     spaced = textwrap.wrap(text.replace(",", ", "), letters, max_lines=lines, placeholder=" ...")
     return "\n".join(line.replace(", ", ",") for line in spaced)
 

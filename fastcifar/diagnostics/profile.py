@@ -1,4 +1,6 @@
-"""`fastcifar profile`: a few steps of training under the clock and the profiler, and what a device's own rates would allow."""
+"""`fastcifar profile`: a few steps of training under the clock and the profiler, and what a device's own rates would
+allow.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +60,14 @@ NAMES: dict[type, str] = {
     **dict.fromkeys((Ascend, Return, Clip, Update), "optimiser"),
     Average: "averages",
 }
-"""The part of the split that a part of the step belongs to; `other` for those not named. The passes of a batch in slices are one part."""
+"""The part of the split that a part of the step belongs to; `other` for those not named. The passes of a batch in
+slices are one part.
+"""
 
 
 def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Figures:
-    """Trains for `steps` steps, prints where their time goes, and writes figures, trace and picture into `out`, `profile-ARCH` by default.
+    """Trains for `steps` steps, prints where their time goes, and writes figures, trace and picture into `out`,
+    `profile-ARCH` by default.
 
     Raises:
         FastcifarError: as `engine.run.train`, or because the profiler sees nothing of the GPU.
@@ -91,7 +96,9 @@ def on_data_at_hand(config: RunConfig) -> RunConfig:
 
 
 class Watch:
-    """Adds up the seconds of parts of a step, and marks them in a trace; where it waits for the device, a GPU's work falls within."""
+    """Adds up the seconds of parts of a step, and marks them in a trace; where it waits for the device, a GPU's work
+    falls within.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, Counter[str]()
@@ -123,7 +130,9 @@ class Watched:
 
 
 class Course:
-    """The steps of `trainer`, one after another, as training launches them; after its last epoch its first follows again."""
+    """The steps of `trainer`, one after another, as training launches them; after its last epoch its first follows
+    again.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.batches = trainer, self.endless()
@@ -155,8 +164,8 @@ class Course:
 def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     """The figures of at least `steps` steps; a trace of some goes to `trace`, a .json.gz file.
 
-    On a CPU the parts are timed as they run. On a GPU, where the host is ahead, the steps are timed and traced just as training launches
-    them; how they divide is told by the time of the kernels in further steps, launched part by part.
+    On a CPU the parts are timed as they run. On a GPU, where the host is ahead, the steps are timed and traced just as
+    training launches them; how they divide is told by the time of the kernels in further steps, launched part by part.
     """
     device, batch_size, on_gpu = trainer.device, trainer.config.batch_size, trainer.device.type == "cuda"
     chunk = trainer.loader.chunk_size // batch_size
@@ -200,7 +209,9 @@ def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> list[
     profiler.export_chrome_trace(str(path))
     events = read_trace(path)
     if on_gpu and not share_busy(events):
-        raise FastcifarError("the profiler sees no kernels; let this user read the GPU's counters (NVIDIA's CUPTI), or try --device cpu.")
+        raise FastcifarError(
+            "the profiler sees no kernels; let this user read the GPU's counters (NVIDIA's CUPTI), or try --device cpu."
+        )
     return events
 
 
@@ -234,7 +245,8 @@ def rates(trainer: Trainer) -> dict[str, float]:
     config, dtype, options = trainer.config, trainer.precision.dtype, trainer.network["options"]
     images = config.batch_size * (1 if config.optim.sharpness == "none" else 2)
     held = held_bytes(config, DataSize(0, 0), trainer.count)
-    # Weights are read by the pass, read and written by the update, and read by the averages; gradients are written and read.
+    # Weights are read by the pass, read and written by the update, and read by the averages; gradients are written and
+    # read.
     weights = 3 * held["weights"] + 2 * held["gradients"] + 2 * held["optimiser"] + 3 * held["averages"]
     return {
         "flops_per_step": images * trainer.count.training_flops,
@@ -261,7 +273,9 @@ class Traffic(TorchDispatchMode):
 
 
 def moved_values(arch: str, **options: Any) -> int:
-    """Values an image that convolutions read and write in training: the least to move, all else being done on their way."""
+    """Values an image that convolutions read and write in training: the least to move, all else being done on their
+    way.
+    """
     counts = []
     with torch.random.fork_rng(devices=[]), torch.device("meta" if arch in ARCHITECTURES else "cpu"):
         model = build_model(arch, **options).train()

@@ -17,7 +17,9 @@ from fastcifar.engine.memory import size
 from fastcifar.runs.files import write_text
 
 PARTS = ("data", "forward", "backward", "optimiser", "averages", "other", "idle")
-"""The parts of the time of a step. `other` is what counts and measures; idle is the device's, and on a CPU that of the loop itself."""
+"""The parts of the time of a step. `other` is what counts and measures; idle is the device's, and on a CPU that of
+the loop itself.
+"""
 MARK = "part: "
 """What the names of a step's parts begin with in a trace."""
 SHOWN = 10
@@ -103,7 +105,9 @@ class Figures:
 
     @property
     def bandwidth_share(self) -> float:
-        """The share of the rate of a large copy, at the least: what is moved besides `bytes_per_step` is not counted."""
+        """The share of the rate of a large copy, at the least: what is moved besides `bytes_per_step` is not
+        counted.
+        """
         return self.floors["bandwidth"] / self.step_seconds
 
     def to_json(self) -> str:
@@ -116,7 +120,9 @@ def read_trace(path: Path) -> list[Event]:
     with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
         entries = json.load(file)["traceEvents"]
     events = [
-        Event(entry["name"], entry.get("cat", ""), entry["ts"] / 1e6, entry["dur"] / 1e6, f"{entry['pid']} {entry['tid']}")
+        Event(
+            entry["name"], entry.get("cat", ""), entry["ts"] / 1e6, entry["dur"] / 1e6, f"{entry['pid']} {entry['tid']}"
+        )
         for entry in entries
         if entry.get("ph") == "X"
     ]
@@ -148,7 +154,9 @@ def kernel_seconds(events: Sequence[Event]) -> dict[str, float]:
 
 
 def split_of(parts: dict[str, float], idle: float, seconds: float) -> dict[str, float]:
-    """The seconds of a step by `PARTS`: `idle` is kept, and `parts` fill the rest in proportion, since some run at the same time."""
+    """The seconds of a step by `PARTS`: `idle` is kept, and `parts` fill the rest in proportion, since some run at
+    the same time.
+    """
     busy = sum(parts.values())
     scale = (seconds - idle) / busy if busy else 0.0
     split = {name: parts.get(name, 0.0) * scale for name in PARTS[:-1]}
@@ -169,7 +177,9 @@ def costliest(events: Sequence[Event], steps: int) -> tuple[Cost, ...]:
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     kernels = of_kind(events, *ON_DEVICE)
-    for name, own in [(kernel.name, kernel.seconds) for kernel in kernels] or [(event.name, own) for event, _, own in nested(events)]:
+    for name, own in [(kernel.name, kernel.seconds) for kernel in kernels] or [
+        (event.name, own) for event, _, own in nested(events)
+    ]:
         seconds[name] += own
         calls[name] += 1
     return tuple(Cost(name, calls[name] / steps, spent / steps) for name, spent in seconds.most_common(SHOWN))
@@ -192,7 +202,9 @@ def nested(events: Sequence[Event]) -> list[tuple[Event, int, float]]:
 
 
 def write_report(figures: Figures, folder: Path) -> list[str]:
-    """Writes profile.json and split.png beside the trace in `folder`, and returns the lines to print. Raises FastcifarError."""
+    """Writes profile.json and split.png beside the trace in `folder`, and returns the lines to print. Raises
+    FastcifarError.
+    """
     write_text(folder / "profile.json", figures.to_json())
     picture = folder / "split.png"
     title = f"a step of {figures.arch}, batch {figures.batch_size}"
@@ -208,19 +220,41 @@ def lines(figures: Figures) -> list[str]:
     on_gpu, floors = figures.host_launches is not None, figures.floors
     launches = f"{figures.launches:,.0f} {'kernels' if on_gpu else 'operations'}"
     facts = {
-        "what": f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, {figures.precision}, {way}, {figures.device}",
-        "speed": f"{figures.images_per_second:,.0f} img/s, {milliseconds(figures.step_seconds)} a step, over {figures.steps} steps",
+        "what": (
+            f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, "
+            f"{figures.precision}, {way}, {figures.device}"
+        ),
+        "speed": (
+            f"{figures.images_per_second:,.0f} img/s, "
+            f"{milliseconds(figures.step_seconds)} a step, over {figures.steps} steps"
+        ),
         "launches a step": launches + (f", in {figures.host_launches:,.1f} calls of the host" if on_gpu else ""),
-        "arithmetic": f"{figures.flop_utilization:.1%} of the {figures.matmul_flops_per_second / 1e12:,.3g} TFLOP/s of a large product",
-        "bandwidth": f"{figures.bandwidth_share:.1%} or more of the {figures.copy_bytes_per_second / 1e9:,.3g} GB/s of a large copy",
+        "arithmetic": (
+            f"{figures.flop_utilization:.1%} "
+            f"of the {figures.matmul_flops_per_second / 1e12:,.3g} TFLOP/s of a large product"
+        ),
+        "bandwidth": (
+            f"{figures.bandwidth_share:.1%} or more "
+            f"of the {figures.copy_bytes_per_second / 1e9:,.3g} GB/s of a large copy"
+        ),
         "floor": ", ".join(f"{milliseconds(floor)} by {name}" for name, floor in floors.items())
         + f"; the step takes {figures.step_seconds / max(floors.values()):.2f} times the higher one",
-        "peak memory": "not told by this system" if figures.peak_memory_bytes is None else size(figures.peak_memory_bytes),
+        "peak memory": "not told by this system"
+        if figures.peak_memory_bytes is None
+        else size(figures.peak_memory_bytes),
     }
     told = [f"{name:16}{text}" for name, text in facts.items()]
-    told += [f"  {name:14}{milliseconds(seconds):>12}{seconds / figures.step_seconds:8.1%}" for name, seconds in figures.split.items()]
-    told += [f"The {len(figures.costliest)} costliest {'kernels' if on_gpu else 'operations, each without those it calls'}, a step:"]
-    return told + [f"  {milliseconds(cost.seconds):>12}{cost.calls:10,.1f} x  {cost.name[:90]}" for cost in figures.costliest]
+    told += [
+        f"  {name:14}{milliseconds(seconds):>12}{seconds / figures.step_seconds:8.1%}"
+        for name, seconds in figures.split.items()
+    ]
+    told += [
+        f"The {len(figures.costliest)} costliest "
+        f"{'kernels' if on_gpu else 'operations, each without those it calls'}, a step:"
+    ]
+    return told + [
+        f"  {milliseconds(cost.seconds):>12}{cost.calls:10,.1f} x  {cost.name[:90]}" for cost in figures.costliest
+    ]
 
 
 def milliseconds(seconds: float) -> str:

@@ -1,4 +1,6 @@
-"""Steps of training as CUDA graphs: the host copies batches into place and launches one graph, whatever a step consists of."""
+"""Steps of training as CUDA graphs: the host copies batches into place and launches one graph, whatever a step
+consists of.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,11 @@ class Recorder:
         self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def warm_up(self, call: Callable[[], None]) -> None:
-        """Calls a few times, as PyTorch asks for before a capture; the caller undoes the effects. Raises RuntimeError where the last waits.
+        """Calls a few times, as PyTorch asks for before a capture; the caller undoes the effects. Raises RuntimeError
+        where the last waits.
 
-        In a capture a wait would be an error of CUDA's, after which torch 2.11 leaves its allocator as if the capture went on.
+        In a capture a wait would be an error of CUDA's, after which torch 2.11 leaves its allocator as if the capture
+        went on.
         """
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
@@ -68,8 +72,8 @@ def refusing_to_wait() -> Iterator[None]:
 class CapturedSteps:
     """`step`, recorded once for a single batch and once for `count` batches in a row.
 
-    Batches are collected until `count` are there; `flush` runs the fewer that remain. What the step reads and writes besides its batch
-    must stay where it is in memory, and the step must count itself.
+    Batches are collected until `count` are there; `flush` runs the fewer that remain. What the step reads and writes
+    besides its batch must stay where it is in memory, and the step must count itself.
 
     Args:
         step: a whole step.
@@ -111,7 +115,9 @@ class CapturedSteps:
 
 
 def capture_obstacle(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, steps: int) -> str | None:
-    """Why a step with these, of a run of so many, cannot be recorded: mostly what waits for the device in its middle."""
+    """Why a step with these, of a run of so many, cannot be recorded: mostly what waits for the device in its
+    middle.
+    """
     if steps < WARM_UP_STEPS:
         return "since the run is shorter than the warm-up"
     if scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False):

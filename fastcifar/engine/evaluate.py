@@ -37,7 +37,12 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: nn.Module, normalization: Normalization, precision: Precision, device: torch.device, batch: int | None = None
+        self,
+        model: nn.Module,
+        normalization: Normalization,
+        precision: Precision,
+        device: torch.device,
+        batch: int | None = None,
     ) -> None:
         self.model, self.precision, self.device = model, precision, device
         self.normalize = Normalizer(normalization, device)

@@ -18,15 +18,16 @@ from fastcifar.data.sources import cache_folder
 from fastcifar.engine.host import device_name
 
 COLD_SECONDS, WARM_SECONDS = 40.0, 4.0
-"""Typical cost of compiling a network's forward and backward pass, anew and from cached artefacts (resnet20_v2, two CPU cores: 38 and
-2 s)."""
+"""Typical cost of compiling a network's forward and backward pass, anew and from cached artefacts (resnet20_v2, two CPU
+cores: 38 and 2 s)."""
 CPU_OPTIONS = {"realize_reads_threshold": 8, "inplace_buffers": False}
-"""Options of the compiler. By default it would store a batch norm's gradient behind the ReLU, which reads more than four tensors, in
-float32, and write what it computes from an activation over it, after which each iteration of the loop waits for the one before (16
-channels: 1.6 ms in place of 0.7)."""
+"""Options of the compiler. By default it would store a batch norm's gradient behind the ReLU, which reads more than
+four tensors, in float32, and write what it computes from an activation over it, after which each iteration of the loop
+waits for the one before (16 channels: 1.6 ms in place of 0.7)."""
 SPEEDUP = {"cpu": 1.3, "cuda": 1.05}
-"""Typical gain of a compiled step over an eager one. resnet20_v2 gains 1.35 on two CPU cores. On a GPU our own kernels leave the compiler
-13 of 174 launches, and a captured step does not wait for the host; no card has shown yet what that comes to."""
+"""Typical gain of a compiled step over an eager one. resnet20_v2 gains 1.35 on two CPU cores. On a GPU our own kernels
+leave the compiler 13 of 174 launches, and a captured step does not wait for the host; no card has shown yet what that
+comes to."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,16 @@ class Compiled:
 
 
 def keep_artefacts() -> None:
-    """Lets torch keep what it compiles in the user's cache, where it outlives a restart, unless the environment names a place."""
+    """Lets torch keep what it compiles in the user's cache, where it outlives a restart, unless the environment
+    names a place.
+    """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
 def mark_of(config: RunConfig, device: torch.device, options: dict[str, int | bool] | None = None) -> Path:
-    """A file that exists once the step of `config` has been compiled for `device`, by this torch with these options, into the cache."""
+    """A file that exists once the step of `config` has been compiled for `device`, by this torch with these options,
+    into the cache.
+    """
     size = config.engine.micro_batch or config.batch_size
     made_of = asdict(config.model), asdict(config.loss), size, config.engine.precision
     parts = (*made_of, torch.__version__, device_name(device), options)
@@ -54,8 +59,11 @@ def mark_of(config: RunConfig, device: torch.device, options: dict[str, int | bo
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache_folder() / "compiled")) / "fastcifar" / name
 
 
-def obstacle_to_compiling(requested: str, steps: int, step_seconds: Callable[[], float], device: str, cached: bool) -> str | None:
-    """A line on why a run is not compiled, or None where it is: as asked, or for "auto" since the time saved exceeds that of compiling.
+def obstacle_to_compiling(
+    requested: str, steps: int, step_seconds: Callable[[], float], device: str, cached: bool
+) -> str | None:
+    """A line on why a run is not compiled, or None where it is: as asked, or for "auto" since the time saved exceeds
+    that of compiling.
 
     Args:
         requested: "auto", "on" or "off".
@@ -94,7 +102,9 @@ def compile_function(
     except Exception as error:
         torch.compiler.reset()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return Compiled(function, False, f"Not compiled: torch.compile failed ({reason[:160]}); training goes on without it.")
+        return Compiled(
+            function, False, f"Not compiled: torch.compile failed ({reason[:160]}); training goes on without it."
+        )
     with suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()

@@ -30,9 +30,10 @@ def resolve_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed, in place of handing it back to the kernel.
 
-    A training step allocates and frees the same tens of megabytes over and over; given back, every page of them is faulted in and zeroed
-    anew. On two CPU cores a compiled `resnet20_v2` step takes 80 ms in place of 112 ms. It holds for the whole process, whose memory then
-    stays at its peak. The names are those of `man 3 mallopt`; older versions of glibc take no threshold above 32 MiB.
+    A training step allocates and frees the same tens of megabytes over and over; given back, every page of them is
+    faulted in and zeroed anew. On two CPU cores a compiled `resnet20_v2` step takes 80 ms in place of 112 ms. It holds
+    for the whole process, whose memory then stays at its peak. The names are those of `man 3 mallopt`; older versions
+    of glibc take no threshold above 32 MiB.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -44,9 +45,11 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """The most memory used so far: allocated by torch on a GPU, resident for the whole process on a CPU; None where that is not told.
+    """The most memory used so far: allocated by torch on a GPU, resident for the whole process on a CPU; None where
+    that is not told.
 
-    Linux hands the peak that `getrusage` tells on to whatever a process starts, so what a large one started is asked otherwise.
+    Linux hands the peak that `getrusage` tells on to whatever a process starts, so what a large one started is asked
+    otherwise.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -60,7 +63,9 @@ def peak_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | Non
 
 
 def own_memory(root: Path = Path("/")) -> int:
-    """Bytes of main memory that this process has to itself, which it can use again; 0 where the system does not tell."""
+    """Bytes of main memory that this process has to itself, which it can use again; 0 where the system does not
+    tell.
+    """
     return process_status("RssAnon", root) or 0
 
 
@@ -76,7 +81,8 @@ def process_status(name: str, root: Path) -> int | None:
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
     """Bytes on `device` that are free besides what this process has taken; None where the system does not tell.
 
-    Of main memory, what Linux calls available, for files that are kept in it give way, within what the control groups allow.
+    Of main memory, what Linux calls available, for files that are kept in it give way, within what the control groups
+    allow.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -91,11 +97,15 @@ GROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Where Linux tells the limit of a control group, its use, and what of that is files not lately read: versions 2 and 1, by controller."""
+"""Where Linux tells the limit of a control group, its use, and what of that is files not lately read: versions 2 and
+1, by controller.
+"""
 
 
 def group_rooms(root: Path) -> Iterator[int]:
-    """Bytes left under each limit on this process's control groups and those above them; a container may not see its own name."""
+    """Bytes left under each limit on this process's control groups and those above them; a container may not see its
+    own name.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -141,7 +151,9 @@ MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """The rate of a large square matrix product of random numbers, the best within a quarter of a second: what this device can do."""
+    """The rate of a large square matrix product of random numbers, the best within a quarter of a second: what this
+    device can do.
+    """
     size = MATRIX_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + 0.25

@@ -1,4 +1,6 @@
-"""What a run holds in memory, and how it is laid out to stay within what there is; torch is imported once something is counted."""
+"""What a run holds in memory, and how it is laid out to stay within what there is; torch is imported once something
+is counted.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,32 @@ if TYPE_CHECKING:
     from fastcifar.models.count import NetworkCount
 
 CONTEXT_BYTES = 600 * 2**20
-"""Taken for what CUDA, cuBLAS and cuDNN keep on a card besides tensors; it differs by some hundred MiB between cards and versions."""
+"""Taken for what CUDA, cuBLAS and cuDNN keep on a card besides tensors; it differs by some hundred MiB between cards
+and versions.
+"""
 PROCESS_BYTES, COMPILER_BYTES = 850 * 2**20, 200 * 2**20
-"""Taken for Python and its libraries in main memory, and for the compiler in that process. On Linux with torch 2.15 built for CUDA 13,
-686 MiB were resident after the imports and 794 MiB at the peak of a run of a network of 470 parameters; 45 MiB came with the compiler's
-imports and another 77 MiB with a small graph. A torch without CUDA takes less."""
+"""Taken for Python and its libraries in main memory, and for the compiler in that process. On Linux with torch 2.15
+built for CUDA 13, 686 MiB were resident after the imports and 794 MiB at the peak of a run of a network of 470
+parameters; 45 MiB came with the compiler's imports and another 77 MiB with a small graph. A torch without CUDA takes
+less."""
 HEAP = 1.5
-"""Resident memory of a step over what its tensors hold, since the C library keeps what is freed, in pieces. Uncompiled on one thread it was
-1.2 (`resnet20_v2` in float32, batches of 512) to 1.5 (`resnet` in float32, batches of 128). The whole plan was 1.03 (`resnet`, batches of
-8) to 1.33 times the measured peak of eight runs, two of them compiled."""
+"""Resident memory of a step over what its tensors hold, since the C library keeps what is freed, in pieces. Uncompiled
+on one thread it was 1.2 (`resnet20_v2` in float32, batches of 512) to 1.5 (`resnet` in float32, batches of 128). The
+whole plan was 1.03 (`resnet`, batches of 8) to 1.33 times the measured peak of eight runs, two of them compiled."""
 WEIGHT_BYTES = 4
 """float32"""
 RESERVE = 10
 """One part in so many stays free, for workspaces of convolutions and what the allocator cannot use."""
 CHUNK_VALUE_BYTES = 16
-"""Bytes that a value of a chunk under augmentation takes: those of this chunk and the next, and float32 copies and indices in between."""
+"""Bytes that a value of a chunk under augmentation takes: those of this chunk and the next, and float32 copies and
+indices in between.
+"""
 CHUNK_SHARE, EVALUATION_SHARE = 16, 8
 """A chunk, and a slice of an evaluation where memory is short, each take at most one part in so many."""
 MAPS_IN_FLIGHT = 4
-"""Largest maps that exist at once besides what is kept for the backward pass: inputs, outputs, and the gradients of both."""
+"""Largest maps that exist at once besides what is kept for the backward pass: inputs, outputs, and the gradients of
+both.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,10 @@ class MemoryPlan:
         """How a batch goes through the network."""
         if self.passes == 1:
             return f"batches of {self.batch_size} whole"
-        return f"batches of {self.batch_size} in {self.passes} passes of {self.micro_batch}, with batch norm statistics of each pass"
+        return (
+            f"batches of {self.batch_size} in {self.passes} passes of {self.micro_batch}, "
+            "with batch norm statistics of each pass"
+        )
 
     def __str__(self) -> str:
         """One line on the choices."""
@@ -113,10 +125,12 @@ class Footprint:
 def footprint(
     config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2, count: NetworkCount | None = None
 ) -> Footprint:
-    """Counts what `config` takes on `device`, activations having `value_bytes` bytes a value: 2 in bfloat16 and float16, 4 in float32.
+    """Counts what `config` takes on `device`, activations having `value_bytes` bytes a value: 2 in bfloat16 and
+    float16, 4 in float32.
 
-    `count` is the network's, where that is known. Nothing is allocated but for networks from elsewhere. What a network keeps is PyTorch's
-    own count without a compiler (`models.count`), which compiling should not raise. Raises as `build_model`.
+    `count` is the network's, where that is known. Nothing is allocated but for networks from elsewhere. What a network
+    keeps is PyTorch's own count without a compiler (`models.count`), which compiling should not raise. Raises as
+    `build_model`.
     """
     from fastcifar.models.count import count_network
 
@@ -148,7 +162,12 @@ def snapshots(config: RunConfig, data: DataSize) -> int:
 
 
 def plan_memory(
-    config: RunConfig, data: DataSize, device: torch.device, limit: int, value_bytes: int = 2, count: NetworkCount | None = None
+    config: RunConfig,
+    data: DataSize,
+    device: torch.device,
+    limit: int,
+    value_bytes: int = 2,
+    count: NetworkCount | None = None,
 ) -> MemoryPlan:
     """Lays out a run within `limit` bytes. Raises as `footprint` and `lay_out`."""
     return lay_out(config, footprint(config, data, device, value_bytes, count), limit)
@@ -182,14 +201,23 @@ def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
         fewest = candidates[-1]
         needed = (sum(parts.values()) + fewest * taken.trained) * RESERVE // (RESERVE - 1)
         raise ConfigError(
-            f"{config.model.arch} with {fewest} image{'s' * (fewest > 1)} a pass needs about {size(needed)}, and there are {size(limit)}; "
+            f"{config.model.arch} with {fewest} image{'s' * (fewest > 1)} a pass needs about {size(needed)}, and "
+            f"there are {size(limit)}; "
             "choose a smaller network, --micro-batch or --chunk-size, keep fewer averages, or give more memory."
         )
-    return MemoryPlan(limit, batch_size, chunk_size, micro_batch, evaluation_batch, parts | {"activations": micro_batch * taken.trained})
+    return MemoryPlan(
+        limit,
+        batch_size,
+        chunk_size,
+        micro_batch,
+        evaluation_batch,
+        parts | {"activations": micro_batch * taken.trained},
+    )
 
 
 def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
-    """Bytes that a run in this process may take in all: what it is given, else what is free and what the process has taken already.
+    """Bytes that a run in this process may take in all: what it is given, else what is free and what the process has
+    taken already.
 
     None where the system does not tell.
     """
@@ -206,7 +234,8 @@ def fit_to_memory(
 ) -> tuple[RunConfig, MemoryPlan | None]:
     """`config` with the chunk size and the micro batch that suit the memory there is, and the plan.
 
-    Where the system does not tell how much there is, there is no plan, and what is left open is what suits any. Raises as `plan_memory`.
+    Where the system does not tell how much there is, there is no plan, and what is left open is what suits any. Raises
+    as `plan_memory`.
     """
     from fastcifar.data.loader import CHUNK_SIZE
 
@@ -232,7 +261,10 @@ def limit_memory(limit: int, device: torch.device) -> None:
 
     total = torch.cuda.get_device_properties(device).total_memory
     if limit > total:
-        raise ConfigError(f"the memory limit of {size(limit)} exceeds the card's {size(total)}; lower --memory-limit, or leave it out.")
+        raise ConfigError(
+            f"the memory limit of {size(limit)} exceeds the card's {size(total)}; lower --memory-limit, or leave it "
+            "out."
+        )
     torch.cuda.set_per_process_memory_fraction(max(limit - CONTEXT_BYTES, 0) / total, device)
 
 
@@ -257,7 +289,10 @@ def divisors(number: int) -> list[int]:
 def held_bytes(config: RunConfig, data: DataSize, count: NetworkCount) -> dict[str, int]:
     """Bytes that a run holds from its first step to its last, by what they hold."""
     parameters = WEIGHT_BYTES * count.parameters
-    weights, averages = parameters + count.buffer_bytes, len(config.average.decays) + (config.average.swa_start is not None)
+    weights, averages = (
+        parameters + count.buffer_bytes,
+        len(config.average.decays) + (config.average.swa_start is not None),
+    )
     return {
         "data set": data.bytes,
         "weights": weights,

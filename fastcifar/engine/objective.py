@@ -58,7 +58,9 @@ class Objective:
         self.teacher: Teacher | None = load_teacher(loss.teacher, device, classes) if loss.teacher else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Outcome:
-        """Images uint8 (B, 3, H, W); labels int64 (B,), or float32 (B, classes) of mixed images, whose answer is the larger share."""
+        """Images uint8 (B, 3, H, W); labels int64 (B,), or float32 (B, classes) of mixed images, whose answer is the
+        larger share.
+        """
         with self.precision.autocast(self.device):
             logits = self.logits(images)
             taught = self.teacher(images, self.precision.dtype) if self.teacher else None

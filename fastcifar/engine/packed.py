@@ -1,8 +1,10 @@
-"""Several runs at a time on one device: which, how many, and with how many threads each; the processes are `engine.workers`.
+"""Several runs at a time on one device: which, how many, and with how many threads each; the processes are
+`engine.workers`.
 
-Processes, since each is then the run that it would have been alone: random state, threads, memory limits and compiled code belong to a
-process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU, where nothing of this is measured yet, the kernels of several
-processes take turns unless NVIDIA's Multi-Process Service runs them side by side; without it a run has the GPU to itself.
+Processes, since each is then the run that it would have been alone: random state, threads, memory limits and compiled
+code belong to a process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU, where nothing of this is
+measured yet, the kernels of several processes take turns unless NVIDIA's Multi-Process Service runs them side by side;
+without it a run has the GPU to itself.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ def plan_members(
     data_dir: Path | None = None,
     engine: EngineConfig | None = None,
 ) -> list[Task]:
-    """A run of `recipe` for each of `seeds`, in `out`/seedS; what is given replaces the recipe's own, and the test set is not watched.
+    """A run of `recipe` for each of `seeds`, in `out`/seedS; what is given replaces the recipe's own, and the test set
+    is not watched.
 
     Raises:
-        ConfigError: it is one run, without snapshots; or a folder holds one of another length, or of what the recipe used to be.
+        ConfigError: it is one run, without snapshots; or a folder holds one of another length, or of what the recipe
+        used to be.
     """
     own, tasks = replace(recipe.config, watch_test=False), []
     if len(seeds) < 2 and not own.schedule.snapshots:
@@ -66,18 +70,22 @@ def check_same_length(task: Task) -> None:
     if (task.folder / "config.json").exists():
         found = Run.open(task.folder).config().epochs
         if found != task.config.epochs:
-            raise ConfigError(f"{task.folder} holds a run of {found} epochs in place of {task.config.epochs}; choose another --out.")
+            raise ConfigError(
+                f"{task.folder} holds a run of {found} epochs in place of {task.config.epochs}; choose another --out."
+            )
 
 
 def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Console | None = None) -> None:
-    """Trains each of `tasks` in its folder, `at_once` of them at a time, with what each of them says beside it in FOLDER.log.
+    """Trains each of `tasks` in its folder, `at_once` of them at a time, with what each of them says beside it in
+    FOLDER.log.
 
-    Runs that have ended are kept, those that were interrupted go on, and one that fails does not keep the others from running.
+    Runs that have ended are kept, those that were interrupted go on, and one that fails does not keep the others from
+    running.
 
     Args:
         tasks: the runs, of one configuration but for the seed.
-        at_once: how many at a time; by default as `how_many` has it. Threads and memory are divided where they are not given.
-        console: where to show progress; nowhere by default.
+        at_once: how many at a time; by default as `how_many` has it. Threads and memory are divided where they are not
+        given. console: where to show progress; nowhere by default.
 
     Raises:
         FastcifarError: a run failed, after all others were done; or the data set is missing.
@@ -91,20 +99,31 @@ def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Con
     config = waiting[0].config
     data = fetch(config)
     at_once = min(at_once or how_many(config, data), len(waiting))
-    waiting = [replace(task, config=replace(task.config, engine=divide(task.config.engine, at_once))) for task in waiting]
-    console.note(f"{len(waiting)} of {len(tasks)} members to train, {at_once} at once, {waiting[0].config.engine.threads} CPU threads each")
+    waiting = [
+        replace(task, config=replace(task.config, engine=divide(task.config.engine, at_once))) for task in waiting
+    ]
+    console.note(
+        f"{len(waiting)} of {len(tasks)} members to train, {at_once} at once, {waiting[0].config.engine.threads} CPU "
+        "threads each"
+    )
     start, pool = time.perf_counter(), Pool(at_once, console)
     failures = pool.run(waiting)
     elapsed = time.perf_counter() - start
-    console.note(f"{clock(elapsed)} for {len(waiting)} members, {pool.images / elapsed:,.0f} img/s in all, starting up included")
+    console.note(
+        f"{clock(elapsed)} for {len(waiting)} members, {pool.images / elapsed:,.0f} img/s in all, starting up included"
+    )
     if failures:
         folder, sentence = next(iter(failures.items()))
         count = f"{len(failures)} of {len(tasks)} members failed"
-        raise FastcifarError(f"{count}, {folder} since {sentence.rstrip('.')}; see {log_of(folder)}. The others are done.")
+        raise FastcifarError(
+            f"{count}, {folder} since {sentence.rstrip('.')}; see {log_of(folder)}. The others are done."
+        )
 
 
 def fetch(config: RunConfig) -> DataSize:
-    """Has the data set on disk, and checked, before several processes look for it. Raises DataError where it is not to be had."""
+    """Has the data set on disk, and checked, before several processes look for it. Raises DataError where it is not
+    to be had.
+    """
     data = config.data
     name = resolve_auto(data.data_dir)[0] if data.dataset == "auto" else data.dataset
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
@@ -137,7 +156,9 @@ def most_at_once(device: str, cpu_threads: int, threads: int | None, mps: bool) 
 
 
 def shares_the_gpu() -> bool:
-    """Whether NVIDIA's Multi-Process Service runs: its control daemon keeps a pipe in a folder that the environment may name."""
+    """Whether NVIDIA's Multi-Process Service runs: its control daemon keeps a pipe in a folder that the environment
+    may name.
+    """
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
@@ -151,7 +172,9 @@ def fits(config: RunConfig, taken: Footprint, limit: int) -> bool:
 
 
 def divide(engine: EngineConfig, at_once: int) -> EngineConfig:
-    """The share of the CPU's threads, and of the memory that is free, that one of `at_once` runs has, where none is given."""
+    """The share of the CPU's threads, and of the memory that is free, that one of `at_once` runs has, where none is
+    given.
+    """
     device, limit = resolve_device(engine.device), engine.memory_limit
     free = free_memory(device)
     if limit is None and free is not None and at_once > 1:

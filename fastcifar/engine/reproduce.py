@@ -1,4 +1,6 @@
-"""Runs recipes by seed, each into a folder of its own, and keeps what came out; what is done already is not done again."""
+"""Runs recipes by seed, each into a folder of its own, and keeps what came out; what is done already is not done
+again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ from pathlib import Path
 
 import torch
 
-from fastcifar.analysis.results import Row, Summary, percent_and_spread, read_rows, recipe_settings, summaries, write_rows
+from fastcifar.analysis.results import (
+    Row,
+    Summary,
+    percent_and_spread,
+    read_rows,
+    recipe_settings,
+    summaries,
+    write_rows,
+)
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.engine.run import resume, train
@@ -49,7 +59,8 @@ def reproduce(
 ) -> list[Row]:
     """Trains each of `recipes` with the seeds 0 to `seeds` - 1, and writes `out`/results.json after every run.
 
-    A run that has ended is kept, one that was interrupted goes on, and one that fails does not keep the others from running.
+    A run that has ended is kept, one that was interrupted goes on, and one that fails does not keep the others from
+    running.
 
     Args:
         recipes: as `fastcifar.recipes.select` returns them.
@@ -64,8 +75,8 @@ def reproduce(
         The rows of these recipes, of this call and earlier ones.
 
     Raises:
-        FastcifarError: a run failed, after all others were done; or the data set is missing, or `out` holds a run of another reading.
-        Interrupted: it was stopped by a signal; the same call goes on.
+        FastcifarError: a run failed, after all others were done; or the data set is missing, or `out` holds a run of
+        another reading. Interrupted: it was stopped by a signal; the same call goes on.
     """
     out, console = Path(out), console or Silence()
     tasks = plan(recipes, out, seeds, epochs, data_dir, engine)
@@ -82,7 +93,9 @@ def reproduce(
         except (DataError, ConfigError):
             raise
         except FastcifarError as error:
-            failures[task.folder] = str(error)  # not the error, whose traceback would keep the run's tensors on the card
+            failures[task.folder] = str(
+                error
+            )  # not the error, whose traceback would keep the run's tensors on the card
             console.note(f"{task.folder} failed: {error}", prominent=True)
         write_rows(out / "results.json", done.values())
     found = rows_of(tasks, done)
@@ -95,7 +108,12 @@ def reproduce(
 
 
 def plan(
-    recipes: Iterable[Recipe], out: Path, seeds: int, epochs: int | None, data_dir: Path | None, engine: EngineConfig | None
+    recipes: Iterable[Recipe],
+    out: Path,
+    seeds: int,
+    epochs: int | None,
+    data_dir: Path | None,
+    engine: EngineConfig | None,
 ) -> list[Task]:
     """The runs to do, seed by seed."""
     check_range("seeds", seeds, 1)
@@ -103,7 +121,9 @@ def plan(
     for seed in range(seeds):
         for entry in recipes:
             own = entry.config
-            config = replace(own, seed=seed, epochs=own.epochs if epochs is None else epochs, engine=engine or own.engine)
+            config = replace(
+                own, seed=seed, epochs=own.epochs if epochs is None else epochs, engine=engine or own.engine
+            )
             config = replace(config, data=replace(own.data, data_dir=data_dir or own.data.data_dir))
             name = entry.name if config.epochs == own.epochs else f"{entry.name}-{config.epochs}ep"
             tasks.append(Task(entry, config, out / name / f"seed{seed}"))
@@ -128,7 +148,9 @@ def check_same_reading(task: Task, row: Row | None) -> None:
 
 
 def carry_out(task: Task, console: Console) -> Result:
-    """Trains, or goes on; what earlier runs compiled and allocated is let go first, since compiling the same code too often is refused."""
+    """Trains, or goes on; what earlier runs compiled and allocated is let go first, since compiling the same code
+    too often is refused.
+    """
     gc.collect()
     torch.compiler.reset()
     if torch.cuda.is_available():

@@ -17,7 +17,8 @@ from fastcifar.errors import ConfigError
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """`config` with its choices made, but for compiling and what depends on memory, and a line for each that the user should know of.
+    """`config` with its choices made, but for compiling and what depends on memory, and a line for each that the user
+    should know of.
 
     Raises:
         ConfigError: something was asked for that this machine does not have.
@@ -43,9 +44,15 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
         raise ConfigError("only a GPU's steps can be captured; leave --capture out, or choose --device cuda.")
     capture = "off" if device.type == "cpu" else engine.capture
     engine = replace(
-        engine, capture=capture, device=str(device), precision=precision.name, threads=engine.threads or torch.get_num_threads()
+        engine,
+        capture=capture,
+        device=str(device),
+        precision=precision.name,
+        threads=engine.threads or torch.get_num_threads(),
     )
     loss = config.loss.resolved
     if loss.teacher is not None:
         loss = replace(loss, teacher=loss.teacher.expanduser().resolve())
-    return replace(config, data=data, optim=config.optim.resolved, schedule=config.schedule.resolved, loss=loss, engine=engine), notes
+    return replace(
+        config, data=data, optim=config.optim.resolved, schedule=config.schedule.resolved, loss=loss, engine=engine
+    ), notes

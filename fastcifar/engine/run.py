@@ -26,7 +26,13 @@ from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
 from fastcifar.engine import snapshot
 from fastcifar.engine.graph import keep_artefacts
-from fastcifar.engine.host import device_name, keep_freed_memory, matmul_flops_per_second, peak_memory_bytes, resolve_device
+from fastcifar.engine.host import (
+    device_name,
+    keep_freed_memory,
+    matmul_flops_per_second,
+    peak_memory_bytes,
+    resolve_device,
+)
 from fastcifar.engine.memory import DataSize, fit_to_memory, limit_memory
 from fastcifar.engine.precision import DTYPES
 from fastcifar.engine.resolve import resolve
@@ -61,7 +67,8 @@ def train(
     Args:
         config: the whole configuration.
         out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
-        model: a network of one's own in place of the one that `config` names: images (N, 3, H, W), normalised -> logits (N, classes). It
+        model: a network of one's own in place of the one that `config` names: images (N, 3, H, W), normalised -> logits
+        (N, classes). It
             is trained itself, not a copy, and holds the last weights at the end.
         train_set, test_set: images of one's own in place of those that `config` names; both or none.
         console: where to show progress; a notebook shows it by default, and nothing else does.
@@ -154,13 +161,16 @@ def open_images(config: RunConfig, train_set: ImageSet | None, test_set: ImageSe
         raise ConfigError("train_set and test_set belong together; give both or none.")
     if train_set is not None and test_set is not None:
         if train_set.classes != test_set.classes or train_set.images.shape[1:] != test_set.images.shape[1:]:
-            raise ConfigError("train_set and test_set differ in their classes or in the size of their images; give two of a kind.")
+            raise ConfigError(
+                "train_set and test_set differ in their classes or in the size of their images; give two of a kind."
+            )
         return Images(train_set, test_set)
     return Images(*(load_dataset(config.data.dataset, split, config.data.data_dir) for split in ("train", "test")))
 
 
 def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path) -> RunConfig:
-    """`config` for more epochs, such that what was done stays as it was: lengths that are shares of the run become those in steps.
+    """`config` for more epochs, such that what was done stays as it was: lengths that are shares of the run become
+    those in steps.
 
     Only a schedule that ends with the run still does. Raises ConfigError where there are not more epochs.
     """
@@ -178,12 +188,15 @@ def change_of_rate(stored: RunConfig, trainer: Trainer) -> str:
     before = lr_table(stored.schedule, stored.optim.peak_lr(stored.batch_size), trainer.steps_per_epoch, stored.epochs)
     was = f"would have gone on at {before[done]:.4g}" if done < len(before) else f"had come to {before[-1]:.4g}"
     return (
-        f"{config.epochs} epochs in place of {stored.epochs}: {config.schedule.schedule} is laid out for all of them, so the learning rate "
+        f"{config.epochs} epochs in place of {stored.epochs}: {config.schedule.schedule} is laid out for all of "
+        "them, so the learning rate "
         f"goes on at {trainer.unscaled_lr[done]:.4g}, where it {was}."
     )
 
 
-def build_trainer(config: RunConfig, began: float | None = None, images: Images | None = None, model: nn.Module | None = None) -> Trainer:
+def build_trainer(
+    config: RunConfig, began: float | None = None, images: Images | None = None, model: nn.Module | None = None
+) -> Trainer:
     """The trainer of a resolved configuration, laid out for the memory there is."""
     prepare_machine(config.engine)
     images = images or open_images(config, None, None)
@@ -238,8 +251,10 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
     """Trains to the end, keeping the folder in step, and writes the result."""
     config = trainer.config
     console.note(
-        f"{config.model.arch}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters, on {config.data.dataset} "
-        f"({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, {trainer.precision.name}, seed {config.seed}"
+        f"{config.model.arch}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters, on "
+        f"{config.data.dataset} "
+        f"({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, {trainer.precision.name}, seed "
+        f"{config.seed}"
     )
     with StopRequest() as request, naming_failures(run.path):
         compile_and_capture(run, trainer, console, request)
@@ -251,7 +266,9 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
                 for sink in sinks:
                     at_the_end.callback(sink.close)
                 epochs(run, trainer, sinks, console, request)
-                accuracies = {name: evaluation.accuracy for name, evaluation in trainer.evaluate(test, trainer.chosen()).items()}
+                accuracies = {
+                    name: evaluation.accuracy for name, evaluation in trainer.evaluate(test, trainer.chosen()).items()
+                }
                 tensorboard.final(config.epochs, accuracies)
             result = conclude(run, trainer, accuracies)
             run.write_result(result)
@@ -263,18 +280,22 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
 
 @contextmanager
 def naming_failures(run: Path | None = None) -> Iterator[None]:
-    """Has a GPU that runs out of memory, or fails, end in a sentence that says how to go on with `run`, if there is one yet."""
+    """Has a GPU that runs out of memory, or fails, end in a sentence that says how to go on with `run`, if there is
+    one yet.
+    """
     command = f"fastcifar train --resume {shlex.quote(str(run))}" if run else "the same command"
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise FastcifarError(
-            f"the GPU's memory ran out ({reason(error)}); close what else uses the card and go on with {command}, or start anew with a "
+            f"the GPU's memory ran out ({reason(error)}); close what else uses the card and go on with {command}, or "
+            "start anew with a "
             "smaller --batch-size, or with --micro-batch, which splits the batches."
         ) from error
     except torch.AcceleratorError as error:
         raise FastcifarError(
-            f"the GPU failed ({reason(error)}); what was saved is whole: go on with {command}, or ask fastcifar doctor if that fails too."
+            f"the GPU failed ({reason(error)}); what was saved is whole: go on with {command}, or ask fastcifar "
+            "doctor if that fails too."
         ) from error
 
 
@@ -354,7 +375,9 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
 
 
 def flop_utilization(trainer: Trainer) -> float | None:
-    """The rate of training over that of a large matrix product; None where no memory is left for the matrices, which costs no result."""
+    """The rate of training over that of a large matrix product; None where no memory is left for the matrices, which
+    costs no result.
+    """
     try:
         possible = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
     except torch.OutOfMemoryError:
@@ -365,7 +388,9 @@ def flop_utilization(trainer: Trainer) -> float | None:
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
     """The highest of any epoch and weights, where the test set was watched."""
     watched = [record for record in records if record.test_accuracy is not None]
-    return max((max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0) for record in watched), default=None)
+    return max(
+        (max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0) for record in watched), default=None
+    )
 
 
 def versions() -> dict[str, str]:

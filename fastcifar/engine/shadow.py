@@ -1,8 +1,9 @@
-"""Weights of convolutions and dense layers in the precision they are used in, beside the float32 ones that the optimiser moves.
+"""Weights of convolutions and dense layers in the precision they are used in, beside the float32 ones that the
+optimiser moves.
 
-Autocast casts each weight at every forward pass, and each gradient back: two small kernels a layer on a GPU, where they cost as much as
-its smaller convolutions. Here one kernel casts all weights, and one or two take all gradients back; from the second part of a batch on, one
-or two more add them up. The values are the same to the bit.
+Autocast casts each weight at every forward pass, and each gradient back: two small kernels a layer on a GPU, where they
+cost as much as its smaller convolutions. Here one kernel casts all weights, and one or two take all gradients back;
+from the second part of a batch on, one or two more add them up. The values are the same to the bit.
 """
 
 from __future__ import annotations
@@ -46,14 +47,20 @@ class Shadow:
     def deposit(self) -> None:
         """Adds the gradients to those of the parameters, and drops them; due after a backward pass."""
         pairs = [
-            (original, copy.grad) for original, copy in zip(self.originals, self.weights.values(), strict=True) if copy.grad is not None
+            (original, copy.grad)
+            for original, copy in zip(self.originals, self.weights.values(), strict=True)
+            if copy.grad is not None
         ]
         if not pairs:
             return
         originals, found = map(list, zip(*pairs, strict=True))
         gradients = [torch.empty_like(original) for original in originals]
         torch._foreach_copy_(gradients, found)
-        begun = [(original.grad, gradient) for original, gradient in zip(originals, gradients, strict=True) if original.grad is not None]
+        begun = [
+            (original.grad, gradient)
+            for original, gradient in zip(originals, gradients, strict=True)
+            if original.grad is not None
+        ]
         if begun:
             torch._foreach_add_(*map(list, zip(*begun, strict=True)))
         for original, gradient in zip(originals, gradients, strict=True):
@@ -69,8 +76,8 @@ class Shadow:
 def shadow_dtype(arch: str, device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """`dtype` where a shadow pays and is safe, else float32.
 
-    A CPU casts within its loops, and two threads lose 2% of `resnet20_v2`'s speed by a shadow. Code from elsewhere may read a weight
-    outside of the layer that owns it.
+    A CPU casts within its loops, and two threads lose 2% of `resnet20_v2`'s speed by a shadow. Code from elsewhere may
+    read a weight outside of the layer that owns it.
     """
     return dtype if device.type == "cuda" and ":" not in arch else torch.float32
 
@@ -78,8 +85,8 @@ def shadow_dtype(arch: str, device: torch.device, dtype: torch.dtype) -> torch.d
 def cast_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Name and parameter of what autocast casts: those of plain convolutions and dense layers.
 
-    Not of their subclasses, which may compute with a weight before they use it, nor within squeeze-and-excitation, whose kernel takes
-    float32. A parameter that other modules share stays as it is, for these may use it otherwise.
+    Not of their subclasses, which may compute with a weight before they use it, nor within squeeze-and-excitation,
+    whose kernel takes float32. A parameter that other modules share stays as it is, for these may use it otherwise.
     """
     users: dict[nn.Parameter, int] = {}
     for module in model.modules():

@@ -25,7 +25,9 @@ class BestWeights:
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    """What training goes on from besides the weights: tensors of optimiser and meter, and a copy of the random state."""
+    """What training goes on from besides the weights: tensors of optimiser and meter, and a copy of the random
+    state.
+    """
     state = {"meter": trainer.meter.sums, "random": random_state_of(trainer.device)}
     for name, parameter in trainer.model.named_parameters():
         for key, value in trainer.optimizer.state.get(parameter, {}).items():
@@ -65,13 +67,19 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     within = 0 <= progress["epoch"] <= trainer.config.epochs and 0 <= progress["batch"] < trainer.steps_per_epoch
     fits = progress["step"] == progress["epoch"] * trainer.steps_per_epoch + progress["batch"]
     kept, due = trainer.last().keys(), [name for end, name in trainer.cycle_ends.items() if end <= progress["step"]]
-    same = progress["snapshots"] == due and checkpoint.weights.keys() == kept | set(due) and checkpoint.best.keys() <= kept
+    same = (
+        progress["snapshots"] == due and checkpoint.weights.keys() == kept | set(due) and checkpoint.best.keys() <= kept
+    )
     if not (within and fits and same):
-        raise FastcifarError("the checkpoint's progress does not fit the run; give the configuration that it was made with.")
+        raise FastcifarError(
+            "the checkpoint's progress does not fit the run; give the configuration that it was made with."
+        )
     for name, tensors in checkpoint.best.items():
         load_weights(trainer.model, tensors, f"the checkpoint's best {name}")
         trainer.best[name] = BestWeights(progress["best"][name], trainer.buckets.copies())
-    for name, flat in reversed(trainer.last().items()):  # the weights themselves, which are last to come, stay in the model
+    for name, flat in reversed(
+        trainer.last().items()
+    ):  # the weights themselves, which are last to come, stay in the model
         load_weights(trainer.model, checkpoint.weights[name], f"the checkpoint's {name}")
         for target, origin in zip(flat, trainer.buckets.flat, strict=True):
             target.copy_(origin)

@@ -122,7 +122,9 @@ class Totals:
 
 
 class Meter:
-    """Sums of an epoch on the device, read once: loss times images, right answers, and the first step whose loss was not finite."""
+    """Sums of an epoch on the device, read once: loss times images, right answers, and the first step whose loss was
+    not finite.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -150,7 +152,8 @@ def totals(sums: Tensor) -> Totals:
 
 
 class DeviceBook:
-    """What a GPU keeps of a run's course, so that a captured step needs nothing from the host: its number, learning rates and decays.
+    """What a GPU keeps of a run's course, so that a captured step needs nothing from the host: its number, learning
+    rates and decays.
 
     Called at the end of a step, it takes that into the meter and goes on to the next, all in one launch.
 
@@ -200,8 +203,8 @@ class Reading:
 class LiveMeter:
     """Reads a meter while steps are still under way, without waiting for the device.
 
-    On a GPU a copy to pinned memory is queued behind the steps that were launched, and read by a later call, once it has arrived; so a
-    reading is some steps old. A CPU has nothing to wait for.
+    On a GPU a copy to pinned memory is queued behind the steps that were launched, and read by a later call, once it
+    has arrived; so a reading is some steps old. A CPU has nothing to wait for.
 
     Args:
         meter: to be read.
@@ -217,7 +220,9 @@ class LiveMeter:
         """Steps that the copy under way is over."""
 
     def __call__(self, batch: int, steps: int) -> Reading | None:
-        """The newest reading that has arrived, if there is one after `batch` batches of an epoch, `steps` of which have been launched."""
+        """The newest reading that has arrived, if there is one after `batch` batches of an epoch, `steps` of which
+        have been launched.
+        """
         if self.arrival is None:
             return Reading(totals(self.sums), steps) if batch % self.every == 0 else None
         reading = None

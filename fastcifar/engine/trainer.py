@@ -31,7 +31,20 @@ from fastcifar.engine.objective import Objective, Outcome
 from fastcifar.engine.precision import Precision
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.snapshot import BestWeights
-from fastcifar.engine.step import Average, Backward, Clip, DeviceBook, Forward, LiveMeter, Meter, Part, Step, Totals, Update, Workspace
+from fastcifar.engine.step import (
+    Average,
+    Backward,
+    Clip,
+    DeviceBook,
+    Forward,
+    LiveMeter,
+    Meter,
+    Part,
+    Step,
+    Totals,
+    Update,
+    Workspace,
+)
 from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models import build_model, check_parameters
 from fastcifar.models.count import NetworkCount, count_model, count_network
@@ -96,7 +109,9 @@ class Trainer:
         """Names of the snapshots, by the steps that are done then."""
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         """Those there are so far, on the CPU."""
-        self.lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), self.steps_per_epoch, config.epochs)
+        self.lr = lr_table(
+            config.schedule, config.optim.peak_lr(config.batch_size), self.steps_per_epoch, config.epochs
+        )
         self.captured: CapturedSteps | None = None
         self.unscaled_lr = tuple(self.lr)
         self.plateau = build_plateau(config.schedule)
@@ -109,11 +124,20 @@ class Trainer:
         self.epoch, self.batch = 0, 0
         self.seconds: Counter[str] = Counter(read=now - self.began, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
         """By phase; `read` is of the whole data set, `load` the waiting for batches."""
-        self.network = {"arch": config.model.arch, "options": options, "classes": train.classes, **asdict(self.normalization)}
-        self.shadow = Shadow(self.model, self.buckets.flat[0], shadow_dtype(config.model.arch, self.device, self.precision.dtype))
+        self.network = {
+            "arch": config.model.arch,
+            "options": options,
+            "classes": train.classes,
+            **asdict(self.normalization),
+        }
+        self.shadow = Shadow(
+            self.model, self.buckets.flat[0], shadow_dtype(config.model.arch, self.device, self.precision.dtype)
+        )
         context = self.precision, config.loss, self.device, train.classes
         self.objective = Objective(self.model, self.normalization, *context, self.shadow.weights)
-        self.evaluator = Evaluator(self.model, self.normalization, self.precision, self.device, memory and memory.evaluation_batch)
+        self.evaluator = Evaluator(
+            self.model, self.normalization, self.precision, self.device, memory and memory.evaluation_batch
+        )
         self.step = self.build_step(self.objective)
 
     @cached_property
@@ -143,7 +167,8 @@ class Trainer:
         return Step((*parts, self.book or self.meter))
 
     def compile(self, announce: Callable[[], None] = lambda: None) -> str:
-        """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is returned.
+        """Compiles the forward and backward pass where that pays; the choice goes into `config`, a line about it is
+        returned.
 
         What takes long is announced.
         """
@@ -151,7 +176,9 @@ class Trainer:
         options = CPU_OPTIONS if self.device.type == "cpu" else None
         mark = mark_of(self.config, self.device, options)
         with self.clock("compile"):
-            obstacle = obstacle_to_compiling(requested, remaining, self.eager_step_seconds, self.device.type, mark.exists())
+            obstacle = obstacle_to_compiling(
+                requested, remaining, self.eager_step_seconds, self.device.type, mark.exists()
+            )
             if obstacle:
                 outcome = Compiled(self.objective, not remaining and requested == "on", obstacle)
             else:
@@ -159,11 +186,15 @@ class Trainer:
                 outcome = compile_function(self.objective, self.rehearse, mark, options)
         if outcome.compiled:
             self.step, self.captured = self.build_step(outcome.function), None
-        self.config = replace(self.config, engine=replace(self.config.engine, compile="on" if outcome.compiled else "off"))
+        self.config = replace(
+            self.config, engine=replace(self.config.engine, compile="on" if outcome.compiled else "off")
+        )
         return outcome.message
 
     def eager_step_seconds(self) -> float:
-        """Seconds that a step takes which is not compiled, but captured where it can be, since launching would count the host's time."""
+        """Seconds that a step takes which is not compiled, but captured where it can be, since launching would count
+        the host's time.
+        """
         if self.obstacle_to_capture() or self.try_capture():
             return min([timed(self.rehearse, self.objective) for _ in range(4)][1:])
 
@@ -187,7 +218,9 @@ class Trainer:
         return images, F.one_hot(labels, len(self.loader.dataset.classes)).float() if self.loader.policy.mix else labels
 
     def capture(self) -> str | None:
-        """Records the step as CUDA graphs where that is asked for and possible; returns a line about it, or None on a CPU."""
+        """Records the step as CUDA graphs where that is asked for and possible; returns a line about it, or None on
+        a CPU.
+        """
         if self.book is None:
             return None
         obstacle = self.obstacle_to_capture()
@@ -197,7 +230,9 @@ class Trainer:
         choice = "off" if obstacle else "on"
         self.config = replace(self.config, engine=replace(self.config.engine, capture=choice))
         return (
-            f"Not captured, {obstacle}; the host launches every kernel." if obstacle else f"Captured, {self.captured.count} steps a launch."
+            f"Not captured, {obstacle}; the host launches every kernel."
+            if obstacle
+            else f"Captured, {self.captured.count} steps a launch."
         )
 
     def obstacle_to_capture(self) -> str | None:
@@ -216,11 +251,14 @@ class Trainer:
                 return self.record_steps()
         except torch.AcceleratorError as error:
             raise FastcifarError(
-                f"recording a step as a CUDA graph failed ({reason(error)}); try --capture off, which launches every kernel by itself."
+                f"recording a step as a CUDA graph failed ({reason(error)}); try --capture off, which launches every "
+                "kernel by itself."
             ) from error
 
     def record_steps(self) -> str | None:
-        """Records steps and evaluations, for which it takes a few steps. Returns why it failed, but raises CUDA's own errors."""
+        """Records steps and evaluations, for which it takes a few steps. Returns why it failed, but raises CUDA's
+        own errors.
+        """
         try:
             images, labels = self.blank_batch(self.config.batch_size)
             steps = 8 if self.config.batch_size * self.count.training_flops < SMALL_STEP_FLOPS else 1
@@ -295,7 +333,9 @@ class Trainer:
         return True
 
     def read_live(self) -> None:
-        """Takes in how the epoch goes, where that is known without waiting. Raises FastcifarError where a loss was not finite."""
+        """Takes in how the epoch goes, where that is known without waiting. Raises FastcifarError where a loss was
+        not finite.
+        """
         launched = self.batch - (self.captured.filled if self.captured else 0)
         reading = self.live_meter(self.batch, launched)
         if reading is not None:
@@ -316,7 +356,9 @@ class Trainer:
             self.captured.flush()
 
     def keep_snapshot(self) -> None:
-        """Keeps the weights of this step, with the batch norm statistics that they have: Huang et al. 2017, arXiv:1704.00109."""
+        """Keeps the weights of this step, with the batch norm statistics that they have: Huang et al. 2017,
+        arXiv:1704.00109.
+        """
         with self.clock("train"):  # which is waited for
             self.finish_steps()
             kept = snapshot.named(self, self.buckets.flat)
@@ -341,7 +383,8 @@ class Trainer:
         bad = totals.first_bad_step
         if bad is not None:
             raise FastcifarError(
-                f"the loss became infinite or NaN at step {bad} of {self.total_steps} (epoch {bad // self.steps_per_epoch + 1}, "
+                f"the loss became infinite or NaN at step {bad} of {self.total_steps} (epoch "
+                f"{bad // self.steps_per_epoch + 1}, "
                 f"lr {self.lr[bad]:.4g}); lower --lr, lengthen --warmup, or bound the gradient with --clip-norm 1."
             )
 
@@ -366,7 +409,9 @@ class Trainer:
         return found
 
     def end_epoch(self, totals: Totals) -> EpochRecord:
-        """Averages, evaluates and records the epoch that has just ended, keeps its weights if they are the best, and adapts the rate."""
+        """Averages, evaluates and records the epoch that has just ended, keeps its weights if they are the best, and
+        adapts the rate.
+        """
         self.averages.end_epoch(self.epoch)
         weights = self.last()
         if SWA in weights:
@@ -380,7 +425,9 @@ class Trainer:
             self.keep_if_best(name, weights[name], validation[name])
         record = self.record(totals, validation, test)
         if self.plateau:
-            self.scale_lr(self.plateau.observe(record.train_loss if record.validation_loss is None else record.validation_loss))
+            self.scale_lr(
+                self.plateau.observe(record.train_loss if record.validation_loss is None else record.validation_loss)
+            )
         return record
 
     def estimate_statistics(self) -> None:
@@ -393,10 +440,14 @@ class Trainer:
 
         torch.manual_seed(epoch_seed(Key(self.config.seed, self.epoch), Stream.DROPOUT))
         self.model.train()
-        self.averages.estimate_statistics(self.model, forward, (images for images, _ in self.loader.batches(self.epoch)))
+        self.averages.estimate_statistics(
+            self.model, forward, (images for images, _ in self.loader.batches(self.epoch))
+        )
 
     def keep_if_best(self, name: str, flat: Flat, found: Evaluation) -> None:
-        """Keeps a copy of `flat` where it is more accurate on the validation split, or as accurate with less loss, than any before."""
+        """Keeps a copy of `flat` where it is more accurate on the validation split, or as accurate with less loss,
+        than any before.
+        """
         best = self.best.get(name)
         if best and (found.accuracy, -found.loss) <= (best.score["accuracy"], -best.score["loss"]):
             return
@@ -446,9 +497,13 @@ def averaged_accuracies(found: dict[str, Evaluation]) -> dict[str, float]:
 
 
 def build_loader(config: RunConfig, train: ImageSet) -> Loader:
-    """Unnormalised bytes, in full batches: the network normalises them itself, which the compiler fuses, and every step has one shape."""
+    """Unnormalised bytes, in full batches: the network normalises them itself, which the compiler fuses, and every
+    step has one shape.
+    """
     if config.batch_size > len(train):
-        raise ConfigError(f"batch size {config.batch_size} exceeds the {len(train)} training images; lower --batch-size.")
+        raise ConfigError(
+            f"batch size {config.batch_size} exceeds the {len(train)} training images; lower --batch-size."
+        )
     return Loader(
         train,
         config.data.augment,

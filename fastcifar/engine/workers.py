@@ -1,7 +1,7 @@
 """Processes that train runs, each an ordinary run folder that equals one trained alone.
 
-The parent tells each process its run over a pipe and holds the pipe open; a process that reads its end, because the parent was stopped or
-killed, saves its state and stops. So no signal needs forwarding, and none trains on unseen.
+The parent tells each process its run over a pipe and holds the pipe open; a process that reads its end, because the
+parent was stopped or killed, saves its state and stops. So no signal needs forwarding, and none trains on unseen.
 """
 
 from __future__ import annotations
@@ -63,12 +63,19 @@ class Worker:
         with writing(log := log_of(task.folder)):
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "wb") as output:
-                # In a group of its own the process does not get the terminal's Ctrl-C, which the parent answers for all.
-                group = {"process_group": 0} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+                # In a group of its own the process does not get the terminal's Ctrl-C, which the parent answers for
+                # all.
+                group = (
+                    {"process_group": 0}
+                    if os.name == "posix"
+                    else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+                )
                 process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=output, stderr=output, **group)
         worker = Worker(task, process, records[-1].step if records else 0)
         with suppress(BrokenPipeError):  # it is gone already, and its last words say why
-            process.stdin.write(json.dumps({"config": task.config.to_json(), "folder": str(task.folder)}).encode() + b"\n")
+            process.stdin.write(
+                json.dumps({"config": task.config.to_json(), "folder": str(task.folder)}).encode() + b"\n"
+            )
             process.stdin.flush()
         return worker
 
@@ -112,7 +119,9 @@ class Board:
     def __init__(self, console: Console) -> None:
         self.console = console
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
-        self.progress = Progress(*columns, console=console.rich, transient=True, auto_refresh=False, disable=not console.rich.is_terminal)
+        self.progress = Progress(
+            *columns, console=console.rich, transient=True, auto_refresh=False, disable=not console.rich.is_terminal
+        )
         self.lines: dict[Path, TaskID] = {}
 
     def show(self, worker: Worker) -> None:
@@ -120,8 +129,13 @@ class Board:
         if folder not in self.lines:
             self.lines[folder] = self.progress.add_task(folder.name, total=epochs, told="starting")
         if record:
-            validated = f"  validation {percent(record.validation_accuracy)}" if record.validation_accuracy is not None else ""
-            told = f"epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}{validated}  {record.images_per_second:,.0f} img/s"
+            validated = (
+                f"  validation {percent(record.validation_accuracy)}" if record.validation_accuracy is not None else ""
+            )
+            told = (
+                f"epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}{validated}  "
+                f"{record.images_per_second:,.0f} img/s"
+            )
             self.progress.update(self.lines[folder], completed=record.epoch, told=told)
         self.progress.refresh()
 
@@ -140,7 +154,9 @@ class Pool:
         self.running: list[Worker] = []
 
     def run(self, tasks: Sequence[Task]) -> dict[Path, str]:
-        """Folder and last words of those that failed. Raises Interrupted after a signal, once all have saved their state."""
+        """Folder and last words of those that failed. Raises Interrupted after a signal, once all have saved their
+        state.
+        """
         waiting, failures = list(tasks), {}
         try:
             with StopRequest() as request, self.board.progress:
@@ -187,7 +203,9 @@ class Pool:
 
 
 def work() -> int:
-    """The process: reads its run from the parent, then trains it or goes on with it; returns the exit status, as `fastcifar train`."""
+    """The process: reads its run from the parent, then trains it or goes on with it; returns the exit status, as
+    `fastcifar train`.
+    """
     told = b""
     while not told.endswith(b"\n"):
         if not (part := os.read(STDIN, 1 << 16)):

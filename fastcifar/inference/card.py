@@ -160,7 +160,9 @@ def together(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def numbers_of(path: Path, networks: Sequence[TrainedNetwork]) -> dict[str, Any]:
-    """What was measured of the exported weights: by the run or the vote that they are of, and by `fastcifar eval` where that was asked."""
+    """What was measured of the exported weights: by the run or the vote that they are of, and by `fastcifar eval`
+    where that was asked.
+    """
     ensemble, evaluation = is_ensemble(path), path / FOLDER / "evaluation.json"
     numbers = votes_of(path) if ensemble else result_of(path, networks[0].weights)
     if evaluation.is_file():

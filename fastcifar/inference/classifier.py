@@ -42,7 +42,9 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, tta: TTA = "none") -> Tensor:
-        """Images uint8 (N, H, W, 3), on any device, all at once -> logits, float32 (N, classes), on the classifier's."""
+        """Images uint8 (N, H, W, 3), on any device, all at once -> logits, float32 (N, classes), on the
+        classifier's.
+        """
         images = images.to(self.device).permute(0, 3, 1, 2)
         return joint_logits([self.ask(network, images, tta) for network in self.networks])
 
@@ -63,7 +65,10 @@ class Classifier:
             alone = Classifier((network,), self.device, self.precision)
             logits = torch.cat([alone(batch, tta) for batch in images.split(self.batch_size)]).cpu()
             if not logits.isfinite().all():
-                raise FastcifarError(f"{network.path}'s network gives infinite or NaN outputs, so it cannot classify; choose another run.")
+                raise FastcifarError(
+                    f"{network.path}'s network gives infinite or NaN outputs, so it cannot classify; choose another "
+                    "run."
+                )
             each.append(logits)
         return joint_logits(each)
 
@@ -78,7 +83,11 @@ class Classifier:
 
 
 def open_classifier(
-    runs: str | Path | Sequence[str | Path], which: str | None = None, *, trust: bool = False, model: nn.Module | None = None
+    runs: str | Path | Sequence[str | Path],
+    which: str | None = None,
+    *,
+    trust: bool = False,
+    model: nn.Module | None = None,
 ) -> Classifier:
     """The classifier of one run, or of several together, on a GPU where there is one.
 
@@ -95,13 +104,17 @@ def open_classifier(
     if not paths:
         raise ConfigError("there is no run to predict with; name the folder of one or more.")
     device = resolve_device("auto")
-    networks = tuple(network for path in paths for network in load_networks(path, device, which, trust=trust, model=model))
+    networks = tuple(
+        network for path in paths for network in load_networks(path, device, which, trust=trust, model=model)
+    )
     check_agreement(networks)
     return Classifier(networks, device, precision_of(networks, device))
 
 
 def precision_of(networks: Sequence[TrainedNetwork], device: torch.device) -> Precision:
-    """The precision that the runs were trained in, or on another device the best that `device` has; float32 where they differ in it."""
+    """The precision that the runs were trained in, or on another device the best that `device` has; float32 where
+    they differ in it.
+    """
     engines = [Run.open(network.path).config().engine for network in networks]
     requested = {engine.precision if engine.device == str(device) else "auto" for engine in engines}
     return resolve_precision(requested.pop() if len(requested) == 1 else "fp32", device)[0]

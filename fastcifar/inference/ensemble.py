@@ -1,4 +1,6 @@
-"""Several networks as one: how they vote, which of them to keep, and how much they differ. Probabilities are float64, on the CPU."""
+"""Several networks as one: how they vote, which of them to keep, and how much they differ. Probabilities are
+float64, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ LEAST_PROBABILITY = 1e-300
 
 
 def joint_logits(each: Sequence[Tensor]) -> Tensor:
-    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of a single member as they are."""
+    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of a single member
+    as they are.
+    """
     if len(each) == 1:
         return each[0]
     shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])
@@ -25,12 +29,15 @@ def joint_logits(each: Sequence[Tensor]) -> Tensor:
 
 
 def soft_vote(probabilities: Tensor) -> Tensor:
-    """Probabilities float64 (M, N, C) of M members -> int64 (N,), the class of the greatest mean; of equal ones, the lowest label."""
+    """Probabilities float64 (M, N, C) of M members -> int64 (N,), the class of the greatest mean; of equal ones, the
+    lowest label.
+    """
     return probabilities.sum(dim=0).argmax(dim=1)
 
 
 def hard_vote(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities float64 (M, N, C) -> int64 (N,), the class that most members choose, and bool (N,), where several had as many votes.
+    """Probabilities float64 (M, N, C) -> int64 (N,), the class that most members choose, and bool (N,), where several
+    had as many votes.
 
     Among those the greatest summed probability decides.
     """
@@ -51,8 +58,9 @@ def disagreement(predictions: Tensor) -> float | None:
 def q_statistic(right: Tensor) -> float | None:
     """Right answers bool (M, N) -> Yule's Q of two members' right answers, mean over all pairs for which it is defined.
 
-    It is 0 for members that err independently, 1 for those that err on the same images, and below 0 where they err on different ones
-    (Kuncheva and Whitaker 2003, Machine Learning 51, equation 7). It is undefined where, say, a member never errs; None where it always is.
+    It is 0 for members that err independently, 1 for those that err on the same images, and below 0 where they err on
+    different ones (Kuncheva and Whitaker 2003, Machine Learning 51, equation 7). It is undefined where, say, a member
+    never errs; None where it always is.
     """
     hits, errors = right.double(), (~right).double()
     alike, unlike = (hits @ hits.T) * (errors @ errors.T), (hits @ errors.T) * (errors @ hits.T)
@@ -106,8 +114,12 @@ def best_of_each_size(probabilities: Tensor, labels: Tensor) -> tuple[Choice, ..
     return tuple(best[size] for size in sorted(best))
 
 
-def subset_sums(probabilities: Tensor, members: tuple[int, ...] = (), summed: Tensor | float = 0.0) -> Iterator[tuple[tuple, Tensor]]:
-    """Every subset that begins with `members`, in dictionary order, with the sum of its probabilities (N, C); an addition for each."""
+def subset_sums(
+    probabilities: Tensor, members: tuple[int, ...] = (), summed: Tensor | float = 0.0
+) -> Iterator[tuple[tuple, Tensor]]:
+    """Every subset that begins with `members`, in dictionary order, with the sum of its probabilities (N, C); an
+    addition for each.
+    """
     for member in range(members[-1] + 1 if members else 0, len(probabilities)):
         grown, total = (*members, member), summed + probabilities[member]
         yield grown, total
@@ -117,8 +129,8 @@ def subset_sums(probabilities: Tensor, members: tuple[int, ...] = (), summed: Te
 def greedy(probabilities: Tensor, labels: Tensor) -> tuple[Choice, ...]:
     """The best member, then each time the one that helps most, until all are in: a choice of each size, from 1 to M.
 
-    Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement. Probabilities float64 (M, N, C), labels
-    int64 (N,); of equal members, the one of the lower number.
+    Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement. Probabilities float64 (M,
+    N, C), labels int64 (N,); of equal members, the one of the lower number.
     """
     path: list[Choice] = []
     summed, left = torch.zeros_like(probabilities[0]), list(range(len(probabilities)))

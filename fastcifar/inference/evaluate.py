@@ -81,23 +81,23 @@ def evaluate_run(
 ) -> Report:
     """Measures a run or an ensemble on its test set, and writes evaluation.json and the pictures.
 
-    Networks and preprocessing are those stored with the weights. Of an ensemble, every member that votes is measured, and what they come
-    to together by the mean of their probabilities; that is what the pictures, classes and calibration are about.
+    Networks and preprocessing are those stored with the weights. Of an ensemble, every member that votes is measured,
+    and what they come to together by the mean of their probabilities; that is what the pictures, classes and
+    calibration are about.
 
     Args:
         path: folder of the run or the ensemble.
         data_dir: where to look for the data set; the run's own place by default.
-        which: the weights of a run that the pictures, classes and calibration are about; see `runs.network.load_network`.
-        tta: test-time augmentation of those weights, measured beside none.
-        pairs: further test sets; see `inference.images.read_pair`.
-        speed: whether to measure latency and throughput.
-        out: folder of the report; `evaluation` within the run's by default.
-        trust: whether code that comes with a run may be executed.
-        model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
-        test_set: the images to measure on, in place of those of the run's data set.
+        which: the weights of a run that the pictures, classes and calibration are about; see
+        `runs.network.load_network`. tta: test-time augmentation of those weights, measured beside none. pairs: further
+        test sets; see `inference.images.read_pair`. speed: whether to measure latency and throughput. out: folder of
+        the report; `evaluation` within the run's by default. trust: whether code that comes with a run may be executed.
+        model: the network that was given to `fastcifar.train`, of which a copy takes the weights. test_set: the images
+        to measure on, in place of those of the run's data set.
 
     Raises:
-        FastcifarError: the folder is neither, or has no checkpoint yet, or the report cannot be written; DataError where the data set is
+        FastcifarError: the folder is neither, or has no checkpoint yet, or the report cannot be written; DataError
+        where the data set is
             not to be had.
     """
     path, device = Path(path), resolve_device("auto")
@@ -110,7 +110,9 @@ def evaluate_run(
     test = load_dataset(data.dataset, "test", data.data_dir) if test_set is None else test_set
     check_dataset(networks[0], test, dataset)
     extra = {text: read_pair(text, classifier.image_size, len(classifier.classes)) for text in pairs}
-    plain = {name: classify(replace(classifier, networks=(part,)), test.images, test.labels) for name, part in parts.items()}
+    plain = {
+        name: classify(replace(classifier, networks=(part,)), test.images, test.labels) for name, part in parts.items()
+    }
     if chosen not in plain:
         plain[chosen] = together(list(plain.values()))
     outcome = plain[chosen] if tta == "none" else classify(classifier, test.images, test.labels, tta)
@@ -139,7 +141,8 @@ def measured_networks(
 ) -> tuple[dict[str, TrainedNetwork], str]:
     """What is measured by itself, by name, and the name of what the whole comes to.
 
-    That is every set of weights of a run, of which one is chosen; or every member of an ensemble that votes, and then all of them.
+    That is every set of weights of a run, of which one is chosen; or every member of an ensemble that votes, and then
+    all of them.
     """
     if is_ensemble(path):
         voting = load_networks(path, device, which, trust=trust, model=model)
@@ -150,18 +153,26 @@ def measured_networks(
 
 
 def names_of(path: Path, members: Sequence[TrainedNetwork]) -> list[str]:
-    """What the members of the ensemble at `path` are called: their folders, from its own where they lie within that, and weights."""
-    return [f"{one.path.relative_to(path) if one.path.is_relative_to(path) else one.path} {one.weights}" for one in members]
+    """What the members of the ensemble at `path` are called: their folders, from its own where they lie within that,
+    and weights.
+    """
+    return [
+        f"{one.path.relative_to(path) if one.path.is_relative_to(path) else one.path} {one.weights}" for one in members
+    ]
 
 
 def check_dataset(network: TrainedNetwork, test: ImageSet, name: str) -> None:
     """Raises FastcifarError where `test` has other classes than the run was trained on, or images of another size."""
     if network.classes != test.classes:
-        raise FastcifarError(f"{network.path} was trained on other classes than {name} has; restore the data set it was trained on.")
+        raise FastcifarError(
+            f"{network.path} was trained on other classes than {name} has; restore the data set it was trained on."
+        )
     size = network.image_size
     if test.images.shape[1:3] != (size, size):
         found = "x".join(map(str, test.images.shape[1:3]))
-        raise FastcifarError(f"{network.path} was trained on {size}x{size} images and {name} has {found}; restore those.")
+        raise FastcifarError(
+            f"{network.path} was trained on {size}x{size} images and {name} has {found}; restore those."
+        )
 
 
 def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = "none") -> Outcome:
@@ -178,8 +189,12 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
     return Outcome(logits, outcomes[0].labels, sum(one.seconds for one in outcomes))
 
 
-def validation_outcome(classifier: Classifier, configs: Sequence[RunConfig], data_dir: Path | None, tta: TTA) -> Outcome | None:
-    """The result on the images that all of the classifier's runs set apart; None where there are none, or they are not on disk."""
+def validation_outcome(
+    classifier: Classifier, configs: Sequence[RunConfig], data_dir: Path | None, tta: TTA
+) -> Outcome | None:
+    """The result on the images that all of the classifier's runs set apart; None where there are none, or they are
+    not on disk.
+    """
     data = configs[0].data
     if split_obstacle(configs) or data.dataset == GIVEN:
         return None
@@ -201,7 +216,9 @@ def validation_set(config: RunConfig, train: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def calibrate(test: Outcome, validation: Outcome | None) -> Calibration:
-    """The calibration on the test set, at the temperature fitted on the validation set, or on the test set where there is none."""
+    """The calibration on the test set, at the temperature fitted on the validation set, or on the test set where
+    there is none.
+    """
     fitted = validation or test
     temperature = fit_temperature(fitted.logits, fitted.labels)
     bins = reliability(test.logits, test.labels)
@@ -249,7 +266,9 @@ def points(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
 
 
 def worst_mistakes(outcome: Outcome, classes: Sequence[str], count: int = MISTAKES) -> tuple[Tensor, list[str]]:
-    """The wrongly classified images that give their label the least probability, the worst first: int64 (n,), and a caption for each."""
+    """The wrongly classified images that give their label the least probability, the worst first: int64 (n,), and a
+    caption for each.
+    """
     shares = outcome.logits.double().log_softmax(dim=1)
     predicted = outcome.logits.argmax(dim=1)
     wrong = (predicted != outcome.labels).nonzero().flatten()
@@ -258,5 +277,6 @@ def worst_mistakes(outcome: Outcome, classes: Sequence[str], count: int = MISTAK
     rows = zip(worst.tolist(), outcome.labels[worst].tolist(), predicted[worst].tolist(), strict=True)
     names = [shortened(name, CAPTION) for name in classes]
     return worst, [
-        f"label: {names[label]}\npredicted: {names[given]} {shares[index, given].exp():.0%}\nimage {index}" for index, label, given in rows
+        f"label: {names[label]}\npredicted: {names[given]} {shares[index, given].exp():.0%}\nimage {index}"
+        for index, label, given in rows
     ]

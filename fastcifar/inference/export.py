@@ -94,13 +94,14 @@ def export_run(
         name: of a format; see `inference.formats`.
         out: the file; `model` with the format's suffix in that folder by default.
         which: the weights of a run; see `runs.network.load_network`.
-        data_dir: where to look for the run's data set, whose test images the file is checked on; random ones where it is not at hand.
-        trust: whether code that comes with a run may be executed.
-        model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
-        test_set: the images to check the file on, in place of those of the run's data set.
+        data_dir: where to look for the run's data set, whose test images the file is checked on; random ones where it
+        is not at hand. trust: whether code that comes with a run may be executed. model: the network that was given to
+        `fastcifar.train`, of which a copy takes the weights. test_set: the images to check the file on, in place of
+        those of the run's data set.
 
     Raises:
-        FastcifarError: the run cannot be read or exported, packages are missing, `out` cannot be written, or the probabilities differ.
+        FastcifarError: the run cannot be read or exported, packages are missing, `out` cannot be written, or the
+        probabilities differ.
     """
     made, path = FORMATS[name], Path(path)
     out = Path(out) if out else path / f"model{made.suffix}"
@@ -135,7 +136,9 @@ def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
 
 
 def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
-    """The deployed networks as a graph of PyTorch's own operations, for any batch size. Raises FastcifarError where they are none."""
+    """The deployed networks as a graph of PyTorch's own operations, for any batch size. Raises FastcifarError where
+    they are none.
+    """
     size, members = networks[0].image_size, [Deployed(network) for network in networks]
     module = members[0] if len(members) == 1 else Mean(members)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
@@ -144,20 +147,28 @@ def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
             shapes = {"images": {0: Dim("batch", min=1)}}
             program = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
     except Exception as error:  # on code it cannot follow, torch.export raises nearly anything
-        raise FastcifarError(f"{path}'s network cannot be exported ({reason(error)}); write it without branches on tensors.") from error
+        raise FastcifarError(
+            f"{path}'s network cannot be exported ({reason(error)}); write it without branches on tensors."
+        ) from error
     for node in program.graph.nodes:
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            node.kwargs = {"dtype": node.kwargs["dtype"]}  # bytes stay required, but not the CPU, so that the graph runs on a GPU too
+            node.kwargs = {
+                "dtype": node.kwargs["dtype"]
+            }  # bytes stay required, but not the CPU, so that the graph runs on a GPU too
     program.graph_module.recompile()
     own = {"aten", "prims", None}
     foreign = {str(node.target) for node in program.graph.nodes if getattr(node.target, "namespace", None) not in own}
     if foreign:
-        raise FastcifarError(f"{path}'s network has operations that plain torch lacks, {', '.join(sorted(foreign))}; do without them.")
+        raise FastcifarError(
+            f"{path}'s network has operations that plain torch lacks, {', '.join(sorted(foreign))}; do without them."
+        )
     return program
 
 
 def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> tuple[Tensor, str]:
-    """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones where it is not at hand."""
+    """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones where it
+    is not at hand.
+    """
     source = dataset_name(config) if test_set is None else "the set given"
     with suppress(DataError):
         if test_set is None:
@@ -165,12 +176,16 @@ def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set:
         images = test_set.images[:CHECKED]
         if images.shape == (CHECKED, size, size, 3):
             return images, f"the first {CHECKED} test images of {source}"
-    noise = torch.randint(0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return noise, f"{CHECKED} random images, since {source} was not at hand"
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:
-    """Between probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the tolerance."""
+    """Between probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the
+    tolerance.
+    """
     with torch.inference_mode():
         gaps = [(classify(images[:count]) - expected[:count]).abs().max().item() for count in BATCHES]
     difference = max(gaps)

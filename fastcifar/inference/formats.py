@@ -1,4 +1,6 @@
-"""The files that a network is exported to: how each is written, run again, and loaded by those who have no fastcifar."""
+"""The files that a network is exported to: how each is written, run again, and loaded by those who have no
+fastcifar.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from torch.export.graph_signature import InputKind
 from fastcifar.errors import ConfigError
 
 Metadata = dict[str, Any]
-"""What goes with a network, as JSON: classes, image_size, dataset, arch, weights, mean, std; the last four by member of an ensemble."""
+"""What goes with a network, as JSON: classes, image_size, dataset, arch, weights, mean, std; the last four by member
+of an ensemble.
+"""
 
 Classify = Callable[[Tensor], Tensor]
 """Images uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""
@@ -50,8 +54,12 @@ def open_torch(path: Path) -> Classify:
 
 def write_onnx(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
     """An ONNX graph from "images" to "probabilities", with its weights inside."""
-    made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=["probabilities"])
-    made.model.metadata_props.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+    made = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=["images"], output_names=["probabilities"]
+    )
+    made.model.metadata_props.update(
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    )
     made.save(str(path), external_data=False)
 
 
@@ -64,8 +72,13 @@ def open_onnx(path: Path) -> Classify:
 
 def write_safetensors(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
     """The weights, and beside them the network as a file of Python, which needs torch and safetensors alone."""
-    weights = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in constants_of(program).items()}
-    save_file(weights, path, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+    weights = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in constants_of(program).items()
+    }
+    save_file(
+        weights, path, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    )
     module_beside(path).write_text(source_of(program, metadata, path), encoding="utf-8")
 
 
@@ -82,10 +95,15 @@ def module_beside(path: Path) -> Path:
 def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
     """All tensors of the program, by their names in the network."""
     stored = {**program.constants, **program.state_dict}
-    return {spec.target: stored[spec.target] for spec in program.graph_signature.input_specs if spec.kind is not InputKind.USER_INPUT}
+    return {
+        spec.target: stored[spec.target]
+        for spec in program.graph_signature.input_specs
+        if spec.kind is not InputKind.USER_INPUT
+    }
 
 
-SOURCE = '''"""A trained network in plain PyTorch, written by `fastcifar export`: it needs torch and safetensors, and no fastcifar.
+SOURCE = '''"""A trained network in plain PyTorch, written by `fastcifar export`. It needs torch and
+safetensors, and no fastcifar.
 
     weights = load({file})
     probabilities = classify(weights, images)
@@ -110,13 +128,19 @@ IMPORTS = {
 
 
 def source_of(program: ExportedProgram, metadata: Metadata, path: Path) -> str:
-    """The program as Python: its graph of ATen operations, with the weights taken by name. What the run says is in it as literals alone."""
+    """The program as Python: its graph of ATen operations, with the weights taken by name. What the run says is in
+    it as literals alone.
+    """
     specs = program.graph_signature.input_specs
-    taken = [f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in specs if spec.kind is not InputKind.USER_INPUT]
+    taken = [
+        f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in specs if spec.kind is not InputKind.USER_INPUT
+    ]
     lines = program.graph_module.graph.python_code("self").src.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("def forward("))
     given = next(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)
-    computed = [re.sub(r"^    return \((\w+),\)$", r"    return \1", line) for line in lines[start + 1 :] if line.strip()]
+    computed = [
+        re.sub(r"^    return \((\w+),\)$", r"    return \1", line) for line in lines[start + 1 :] if line.strip()
+    ]
     body = "\n".join([*([] if given == "images" else [f"    {given} = images"]), *taken, *computed])
     needed = [line for name, line in IMPORTS.items() if name in ("torch", "load") or re.search(rf"\b{name}\b", body)]
     return SOURCE.format(

@@ -1,4 +1,6 @@
-"""Images that people want classified: arrays, pictures or a CIFAR batch, read a stretch at a time where the form allows it."""
+"""Images that people want classified: arrays, pictures or a CIFAR batch, read a stretch at a time where the form
+allows it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ Source = str | Path | np.ndarray | Tensor | Image.Image | Sequence["Source"]
 
 @dataclass(frozen=True)
 class Images:
-    """Images in their order; those of another size are cut to their largest centred square and resized as they are read."""
+    """Images in their order; those of another size are cut to their largest centred square and resized as they are
+    read.
+    """
 
     items: Sequence[np.ndarray | Path | Image.Image]
     """Arrays are uint8 (H, W, 3), RGB; one array of all of them is a sequence too."""
@@ -82,9 +86,10 @@ def open_images(source: Source, image_size: int) -> Images:
     """The images that `source` stands for, for a network that takes `image_size` pixels a side.
 
     Args:
-        source: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; the path of a .npy file, of a .npz file with `images` or
-            with one array alone, of a picture, of a folder of pictures, flat or with folders in it, in the order of their paths, or of a
-            pickled CIFAR batch, labelled or not; or a list of these.
+        source: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; the path of a .npy file, of a .npz
+        file with `images` or
+            with one array alone, of a picture, of a folder of pictures, flat or with folders in it, in the order of
+            their paths, or of a pickled CIFAR batch, labelled or not; or a list of these.
         image_size: pixels a side; images of another size get it when they are read.
 
     Raises:
@@ -103,7 +108,10 @@ def open_images(source: Source, image_size: int) -> Images:
         except ValueError as error:
             raise DataError(f"the picture has {error}; convert it to RGB.") from None
     if not isinstance(source, np.ndarray | Tensor):
-        raise DataError(f"images are {type(source).__name__}; give a path, a uint8 (N, H, W, 3) array, a Pillow image, or a list of these.")
+        raise DataError(
+            f"images are {type(source).__name__}; give a path, a uint8 (N, H, W, 3) array, a Pillow image, or a list "
+            "of these."
+        )
     check_images(source, "the array")
     return Images(source.cpu().numpy() if isinstance(source, Tensor) else source, image_size)
 
@@ -129,11 +137,15 @@ def open_path(path: Path, image_size: int) -> Images:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures anywhere below `folder`, hidden ones left out, in the order of their paths. Raises DataError where there are none."""
+    """The pictures anywhere below `folder`, hidden ones left out, in the order of their paths. Raises DataError
+    where there are none.
+    """
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if is_picture(path) and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if is_picture(path)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not paths:
         raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); {FORMS}.")
@@ -141,7 +153,9 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def check_images(array: np.ndarray | Tensor, name: str, size: int | None = None) -> None:
-    """Raises DataError where `array`, which `name` stands for, is not uint8 (N, H, W, 3), or holds no pixel, or H or W is not `size`."""
+    """Raises DataError where `array`, which `name` stands for, is not uint8 (N, H, W, 3), or holds no pixel, or H or
+    W is not `size`.
+    """
     dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
     found = f"{name}: images are {dtype} {shape}"
     expected = f"uint8 (N, {'H, W' if size is None else f'{size}, {size}'}, 3), RGB"
@@ -166,7 +180,9 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def images_key(path: Path) -> str:
-    """The name of the images in a .npz file: "images", or that of its only array. Raises DataError where there is neither."""
+    """The name of the images in a .npz file: "images", or that of its only array. Raises DataError where there is
+    neither.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = list(arrays)
@@ -180,15 +196,17 @@ def images_key(path: Path) -> str:
 
 
 def read_batch(path: Path) -> np.ndarray:
-    """The images of a pickled CIFAR batch, uint8 (N, 32, 32, 3); the pickle is interpreted, never executed. Raises DataError."""
+    """The images of a pickled CIFAR batch, uint8 (N, 32, 32, 3); the pickle is interpreted, never executed. Raises
+    DataError.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {FORMS}.") from None
     match unpickle(content, str(path)):
-        case {b"data": np.ndarray(dtype=np.uint8, ndim=2) as data} | {"data": np.ndarray(dtype=np.uint8, ndim=2) as data} if (
-            data.shape[1] == 3072
-        ):
+        case {b"data": np.ndarray(dtype=np.uint8, ndim=2) as data} | {
+            "data": np.ndarray(dtype=np.uint8, ndim=2) as data
+        } if data.shape[1] == 3072:
             return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     raise DataError(f"{path} is no CIFAR batch: expected a dict with uint8 data of (N, 3072); {FORMS}.")
 
@@ -197,27 +215,41 @@ def read_pair(text: str, image_size: int, classes: int) -> tuple[Tensor, Tensor]
     """A labelled set: images uint8 (N, image_size, image_size, 3) and labels int64 (N,), each below `classes`.
 
     Args:
-        text: a .npz file with `images` and `labels`, a folder with images.npy and labels.npy, or the two files as IMAGES.npy,LABELS.npy.
-        image_size: pixels a side.
-        classes: how many there are.
+        text: a .npz file with `images` and `labels`, a folder with images.npy and labels.npy, or the two files as
+        IMAGES.npy,LABELS.npy. image_size: pixels a side. classes: how many there are.
 
     Raises:
         DataError: an array is missing, damaged, or has another type, shape or range; the sentence names it.
     """
     absent = np.empty(0)
-    parts = [Path(part).expanduser() for part in text.split(",")] if text.endswith(".npy") else [Path(text).expanduser()]
+    parts = (
+        [Path(part).expanduser() for part in text.split(",")] if text.endswith(".npy") else [Path(text).expanduser()]
+    )
     for part in parts:
         if not os.path.exists(part):
-            raise DataError(f"{part} does not exist; give a .npz file with images and labels, or IMAGES.npy,LABELS.npy.")
+            raise DataError(
+                f"{part} does not exist; give a .npz file with images and labels, or IMAGES.npy,LABELS.npy."
+            )
     if len(parts) == 2:
         images, labels = (map_array(part) for part in parts)
     else:
-        images, labels = (load_array(parts[0], name, absent) for name in ("images", "labels")) if len(parts) == 1 else (absent, absent)
+        images, labels = (
+            (load_array(parts[0], name, absent) for name in ("images", "labels"))
+            if len(parts) == 1
+            else (absent, absent)
+        )
     if images is absent or labels is absent:
-        raise DataError(f"{text} is no pair of images and labels; give a .npz file with both, or IMAGES.npy,LABELS.npy.")
+        raise DataError(
+            f"{text} is no pair of images and labels; give a .npz file with both, or IMAGES.npy,LABELS.npy."
+        )
     check_images(images, text, image_size)
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise DataError(f"{text}: labels are {labels.dtype} {labels.shape}; expected integers ({len(images)},), one for each image.")
+        raise DataError(
+            f"{text}: labels are {labels.dtype} {labels.shape}; expected integers ({len(images)},), one for each image."
+        )
     if not 0 <= labels.min() <= labels.max() < classes:
-        raise DataError(f"{text}: labels run from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}, the classes of the run.")
+        raise DataError(
+            f"{text}: labels run from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}, the classes of "
+            "the run."
+        )
     return torch.from_numpy(np.array(images)), torch.from_numpy(labels.astype(np.int64))

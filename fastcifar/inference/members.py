@@ -66,19 +66,20 @@ def evaluate_ensemble(
 ) -> EnsembleReport:
     """Lets `runs` vote on their test set, and writes ensemble.json into `out`.
 
-    A run that keeps snapshots has a vote for each of them, which makes one such run an ensemble (Huang et al. 2017, arXiv:1704.00109).
-    Where all of them set the same images apart for validation, members are chosen on those, before the test set is opened.
+    A run that keeps snapshots has a vote for each of them, which makes one such run an ensemble (Huang et al. 2017,
+    arXiv:1704.00109). Where all of them set the same images apart for validation, members are chosen on those, before
+    the test set is opened.
 
     Args:
         runs: their folders, with two members or more; each preprocesses the images as it was trained to.
         out: folder of the ensemble, made where it is not there.
         data_dir: where to look for the data set; the first run's own place by default.
-        which: of each run's weights; by default its snapshots where it keeps any, else as `runs.network.load_network` has it.
-        tta: test-time augmentation.
-        trust: whether code that comes with a run may be executed.
+        which: of each run's weights; by default its snapshots where it keeps any, else as `runs.network.load_network`
+        has it. tta: test-time augmentation. trust: whether code that comes with a run may be executed.
 
     Raises:
-        FastcifarError: a run cannot be used, the runs differ in data set, classes or image size, or the file cannot be written.
+        FastcifarError: a run cannot be used, the runs differ in data set, classes or image size, or the file cannot be
+        written.
     """
     check_distinct(runs)
     configs = [Run.open(path).config() for path in runs]
@@ -86,7 +87,10 @@ def evaluate_ensemble(
     data_dir = data_dir or configs[0].data.data_dir
     members = [member for path in runs for member in classifiers(read_network(path, trust=trust), which)]
     if len(members) < 2:
-        raise ConfigError("an ensemble takes two members or more; name the folders of more runs, or one that was trained with --snapshots.")
+        raise ConfigError(
+            "an ensemble takes two members or more; name the folders of more runs, or one that was trained with "
+            "--snapshots."
+        )
     networks = [network for member in members for network in member.networks]
     check_agreement(networks)
     obstacle, validation = split_obstacle(configs), None
@@ -95,7 +99,11 @@ def evaluate_ensemble(
         check_dataset(networks[0], train, name)
         validation = ask(members, *validation_set(configs[0], train), tta)
     chosen = select(validation.probabilities, validation.labels).members if validation else None
-    sizes = [choice.members for choice in best_of_each_size(validation.probabilities, validation.labels)] if validation else []
+    sizes = (
+        [choice.members for choice in best_of_each_size(validation.probabilities, validation.labels)]
+        if validation
+        else []
+    )
     test_set = load_dataset(name, "test", data_dir)
     check_dataset(networks[0], test_set, name)
     test = ask(members, test_set.images, test_set.labels, tta)
@@ -137,7 +145,9 @@ def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
     first = configs[0].data.dataset
     for path, config in zip(runs, configs, strict=True):
         if config.data.dataset != first:
-            raise ConfigError(f"{path} was trained on {config.data.dataset} and {runs[0]} on {first}; give runs on the same data set.")
+            raise ConfigError(
+                f"{path} was trained on {config.data.dataset} and {runs[0]} on {first}; give runs on the same data set."
+            )
     return first
 
 
@@ -146,7 +156,9 @@ def ask(members: Sequence[Classifier], images: Tensor, labels: Tensor, tta: TTA)
     return Answers(torch.stack([member.probabilities(images, tta) for member in members]), labels)
 
 
-def describe(networks: Sequence[TrainedNetwork], out: Path, test: Answers, validation: Answers | None) -> tuple[Member, ...]:
+def describe(
+    networks: Sequence[TrainedNetwork], out: Path, test: Answers, validation: Answers | None
+) -> tuple[Member, ...]:
     """Each member by itself."""
     validated = validation.accuracies if validation else [None] * len(networks)
     rows = zip(networks, validated, test.accuracies, strict=True)
@@ -182,7 +194,9 @@ def lines_of(report: EnsembleReport) -> Iterator[str]:
     """What the person at the keyboard reads."""
     rows = [("member", "weights", "validation", "test", "run")]
     for number, one in enumerate(report.members):
-        rows.append((str(number), one.weights, percent(one.validation_accuracy), percent(one.test_accuracy), str(one.run)))
+        rows.append(
+            (str(number), one.weights, percent(one.validation_accuracy), percent(one.test_accuracy), str(one.run))
+        )
     yield aligned(rows)
     yield ""
     columns: list[tuple[str, Callable[[Standing], str]]] = [
@@ -198,11 +212,21 @@ def lines_of(report: EnsembleReport) -> Iterator[str]:
     ]
     named = {f"best {len(one.members)}": one for one in report.sizes} | {"all": report.whole}
     named |= {"chosen": report.chosen} if report.chosen else {}
-    yield aligned([("", *(name for name, _ in columns)), *((name, *(cell(one) for _, cell in columns)) for name, one in named.items())])
+    yield aligned(
+        [
+            ("", *(name for name, _ in columns)),
+            *((name, *(cell(one) for _, cell in columns)) for name, one in named.items()),
+        ]
+    )
     yield ""
     low, high = (f"{100 * bound:.2f}" for bound in report.best.soft_interval)
-    how = f"{len(report.best.members)} chosen on the validation split" if report.chosen else f"all {len(report.members)}"
-    yield f"test accuracy {percent(report.best.soft_accuracy)} ({low} to {high}) of {report.images:,} images, by the soft vote of {how}"
+    how = (
+        f"{len(report.best.members)} chosen on the validation split" if report.chosen else f"all {len(report.members)}"
+    )
+    yield (
+        f"test accuracy {percent(report.best.soft_accuracy)} ({low} to {high}) "
+        f"of {report.images:,} images, by the soft vote of {how}"
+    )
     if report.not_chosen:
         yield f"No members were chosen, since {report.not_chosen}: train with one --val-split to choose by."
 

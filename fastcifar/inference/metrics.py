@@ -1,4 +1,6 @@
-"""What logits come to beside their labels: accuracy with its interval, classes, calibration. All in float64, on the CPU."""
+"""What logits come to beside their labels: accuracy with its interval, classes, calibration. All in float64, on the
+CPU.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (N, classes) and labels int64 (N,) -> int64 (classes, classes): a row for each label, a column for each prediction."""
+    """Logits (N, classes) and labels int64 (N,) -> int64 (classes, classes): a row for each label, a column for each
+    prediction.
+    """
     classes = logits.shape[1]
     return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).reshape(classes, classes)
 
@@ -63,17 +67,24 @@ def class_scores(confusion: Tensor, names: tuple[str, ...]) -> tuple[ClassScore,
 
 
 def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Bin, ...]:
-    """`BINS` bins of equal width over the confidence, the largest probability: logits (N, classes), labels int64 (N,)."""
+    """`BINS` bins of equal width over the confidence, the largest probability: logits (N, classes), labels int64
+    (N,).
+    """
     confidence, predicted = (logits.double() / temperature).softmax(dim=1).max(dim=1)
     place = (torch.ceil(confidence * BINS).long() - 1).clamp(0, BINS - 1)
     counts = torch.bincount(place, minlength=BINS).tolist()
     hits = torch.bincount(place, (predicted == labels).double(), minlength=BINS).tolist()
     sums = torch.bincount(place, confidence, minlength=BINS).tolist()
-    return tuple(Bin(i / BINS, (i + 1) / BINS, n, sums[i] / n if n else None, hits[i] / n if n else None) for i, n in enumerate(counts))
+    return tuple(
+        Bin(i / BINS, (i + 1) / BINS, n, sums[i] / n if n else None, hits[i] / n if n else None)
+        for i, n in enumerate(counts)
+    )
 
 
 def calibration_error(bins: tuple[Bin, ...]) -> float:
-    """Expected calibration error: the mean gap of accuracy and confidence, bins weighted by their images (Guo et al., arXiv:1706.04599)."""
+    """Expected calibration error: the mean gap of accuracy and confidence, bins weighted by their images (Guo et
+    al., arXiv:1706.04599).
+    """
     total = sum(one.images for one in bins)
     return sum(one.images * abs(one.accuracy - one.confidence) for one in bins if one.images) / total
 
@@ -84,10 +95,11 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float =
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature within `TEMPERATURES` at which logits (N, classes) give labels int64 (N,) the greatest likelihood.
+    """The temperature within `TEMPERATURES` at which logits (N, classes) give labels int64 (N,) the greatest
+    likelihood.
 
-    The negative log-likelihood is convex in b = 1 / temperature; its slope, the mean of `E_p[z] - z_label` with p = softmax(b z), is
-    bisected to the last bit but few.
+    The negative log-likelihood is convex in b = 1 / temperature; its slope, the mean of `E_p[z] - z_label` with p =
+    softmax(b z), is bisected to the last bit but few.
     """
     z = logits.double()
     z = z - z.gather(1, labels[:, None])

@@ -49,14 +49,16 @@ def predict(
     """The classes of `images`; several runs decide by the mean of their probabilities.
 
     Args:
-        runs: a run's folder or an ensemble's, which stands for its members that vote; or several. Each network counts the same, and
+        runs: a run's folder or an ensemble's, which stands for its members that vote; or several. Each network counts
+        the same, and
             preprocesses the images as it was trained to.
-        images: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; a path, as `inference.images.open_images` has it; or a
+        images: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; a path, as
+        `inference.images.open_images` has it; or a
             list of these. Those of another size than the runs' are cut to their largest centred square and resized.
-        which: weights of each run, such as "weights" or "ema-0.999"; the best on the validation split, or else an average, by default.
-        tta: test-time augmentation: "none", "mirror" or "mirror-shift".
-        trust: whether code that comes with a run may be executed.
-        model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
+        which: weights of each run, such as "weights" or "ema-0.999"; the best on the validation split, or else an
+        average, by default. tta: test-time augmentation: "none", "mirror" or "mirror-shift". trust: whether code that
+        comes with a run may be executed. model: the network that was given to `fastcifar.train`, of which a copy takes
+        the weights.
 
     Raises:
         FastcifarError: a run or the images cannot be used, or the runs differ in classes or image size.
@@ -77,9 +79,11 @@ def write_predictions(
     probabilities: bool = False,
     trust: bool = False,
 ) -> Images:
-    """Writes a header, then a row for every image, in order, however many there are; returns the images, all of them read.
+    """Writes a header, then a row for every image, in order, however many there are; returns the images, all of them
+    read.
 
-    A row is `file,prediction` for pictures, by their paths below the folder that was given, else `index,prediction`, counted from 0.
+    A row is `file,prediction` for pictures, by their paths below the folder that was given, else `index,prediction`,
+    counted from 0.
 
     Args:
         out: the .csv file; it appears whole, or what was there before stays.
@@ -109,7 +113,8 @@ def write_predictions(
 
 @contextmanager
 def appearing(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes the place of `path` at the end of the block; where the block fails, nothing of it is left.
+    """A text file to write, which takes the place of `path` at the end of the block; where the block fails, nothing of
+    it is left.
 
     What UTF-8 lacks, such as the bytes of a file's name that are none, is written as an escape.
 

@@ -51,8 +51,8 @@ class Report:
     device: str
     precision: str
     weights: dict[str, Score]
-    """Test scores, without augmentation, of every set of weights that the run keeps; or of every member of the ensemble that votes, by its
-    folder and weights, and of all of them as "ensemble"."""
+    """Test scores, without augmentation, of every set of weights that the run keeps; or of every member of the ensemble
+    that votes, by its folder and weights, and of all of them as "ensemble"."""
     chosen: str
     """Which of these all below is about."""
     tta: TTA
@@ -87,7 +87,8 @@ def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
         yield f"{path}  accuracy {described(score)}, {score.images:,} images"
     calibration = report.calibration
     yield (
-        f"{'calibrated':{wide}}  error {percent(calibration.error)}; {percent(calibration.scaled_error)} at temperature "
+        f"{'calibrated':{wide}}  error {percent(calibration.error)}; {percent(calibration.scaled_error)} at "
+        "temperature "
         f"{calibration.temperature:.3f}, fitted on the {calibration.fitted_on} set"
     )
     if per_class:
@@ -96,7 +97,10 @@ def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
         for one in report.classes:
             yield f"{one.name:{width}}  {one.images:6,}  {percent(one.recall):>7}  {percent(one.precision):>9}"
     for speed in report.speed:
-        yield f"batch {speed.batch_size:>4}  {1000 * speed.latency_seconds:9.3f} ms  {speed.images_per_second:12,.0f} img/s"
+        yield (
+            f"batch {speed.batch_size:>4}  {1000 * speed.latency_seconds:9.3f} ms  "
+            f"{speed.images_per_second:12,.0f} img/s"
+        )
 
 
 def described(score: Score) -> str:

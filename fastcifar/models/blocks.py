@@ -13,7 +13,9 @@ from fastcifar.models.layers import BatchNorm2d, SqueezeExcite
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """What a residual block is made of: one convolution for each of `kernels`, with the widths `channels[i] -> channels[i + 1]`."""
+    """What a residual block is made of: one convolution for each of `kernels`, with the widths `channels[i] ->
+    channels[i + 1]`.
+    """
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
@@ -72,10 +74,11 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 
 
 class PostActivation(nn.Module):
-    """A residual block with the activation after the addition (He et al. 2015, arXiv:1512.03385); the shortcut's convolution has a norm.
+    """A residual block with the activation after the addition (He et al. 2015, arXiv:1512.03385); the shortcut's
+    convolution has a norm.
 
-    (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up; twice, for the branch and the shortcut of the block that follows, if one
-    does, so that the gradients of both are added without a kernel of its own.
+    (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up; twice, for the branch and the shortcut of the block
+    that follows, if one does, so that the gradients of both are added without a kernel of its own.
     """
 
     def __init__(self, shape: BlockShape) -> None:
@@ -100,9 +103,9 @@ class PostActivation(nn.Module):
 class PreActivation(nn.Module):
     """A residual block with norm and activation before each convolution (He et al. 2016, arXiv:1603.05027).
 
-    Where the shape changes, the shortcut is a bare convolution of the activated input, else the untouched input. Shapes as in
-    `PostActivation`, but the block puts out the branch and the shortcut, a pair that whatever follows adds up: the norm of the next block
-    does so without a kernel of its own.
+    Where the shape changes, the shortcut is a bare convolution of the activated input, else the untouched input. Shapes
+    as in `PostActivation`, but the block puts out the branch and the shortcut, a pair that whatever follows adds up:
+    the norm of the next block does so without a kernel of its own.
     """
 
     def __init__(self, shape: BlockShape) -> None:
@@ -123,7 +126,8 @@ class PreActivation(nn.Module):
 
 
 class Merge(nn.Module):
-    """Squeeze-and-excitation and stochastic depth of a branch, each where asked for; with a shortcut also its addition, and a ReLU.
+    """Squeeze-and-excitation and stochastic depth of a branch, each where asked for; with a shortcut also its addition,
+    and a ReLU.
 
     The result comes twice with `skip`.
     """
@@ -133,7 +137,9 @@ class Merge(nn.Module):
         self.excite = SqueezeExcite(shape.channels[-1], shape.reduced) if shape.reduced else None
         self.depth = StochasticDepth(shape.skip_probability) if shape.skip_probability else None
 
-    def forward(self, branch: Tensor, shortcut: Tensor | None = None, skip: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, branch: Tensor, shortcut: Tensor | None = None, skip: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if self.excite is not None and self.depth is None:
             return self.excite(branch, shortcut, shortcut is not None, skip)
         if self.excite is not None:
@@ -145,7 +151,8 @@ class Merge(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """In training, zero for a sample with `probability`, else scaled so that the mean stays (Huang et al. 2016, arXiv:1603.09382).
+    """In training, zero for a sample with `probability`, else scaled so that the mean stays (Huang et al. 2016,
+    arXiv:1603.09382).
 
     Drawn for each sample by itself, on its device, from torch's generator.
     """
@@ -166,8 +173,15 @@ class StochasticDepth(nn.Module):
 
 
 def deep_stem(width: int, out_channels: int, stride: int, entry_stride: int) -> nn.Sequential:
-    """ResNet-D's three 3x3 convolutions, the first strided, and the strided one that ResNet-RS has in place of max-pooling."""
-    shapes = [(3, width, stride), (width, width, 1), (width, out_channels, 1), (out_channels, out_channels, entry_stride)]
+    """ResNet-D's three 3x3 convolutions, the first strided, and the strided one that ResNet-RS has in place of
+    max-pooling.
+    """
+    shapes = [
+        (3, width, stride),
+        (width, width, 1),
+        (width, out_channels, 1),
+        (out_channels, out_channels, entry_stride),
+    ]
     layers: list[nn.Module] = []
     for in_channels, channels, step in shapes:
         layers += [convolution(in_channels, channels, 3, step), BatchNorm2d(channels, relu=True)]
@@ -175,10 +189,11 @@ def deep_stem(width: int, out_channels: int, stride: int, entry_stride: int) -> 
 
 
 class Pool(nn.Module):
-    """Average pooling over `size` x `size` windows, or the whole map where `size` is None: (N, C, H, W) -> (N, features).
+    """Average pooling over `size` x `size` windows, or the whole map where `size` is None: (N, C, H, W) -> (N,
+    features).
 
-    Windows are `stride` apart, `size` by default; what no window covers is not read: 5x5 on an 8x8 map is its top left corner. Of a pair
-    of maps the sum is pooled.
+    Windows are `stride` apart, `size` by default; what no window covers is not read: 5x5 on an 8x8 map is its top left
+    corner. Of a pair of maps the sum is pooled.
     """
 
     def __init__(self, size: int | None, stride: int | None = None) -> None:

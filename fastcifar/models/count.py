@@ -1,4 +1,6 @@
-"""Layers, parameters, FLOPs and activations of a network, counted by PyTorch itself, for our own without computing anything."""
+"""Layers, parameters, FLOPs and activations of a network, counted by PyTorch itself, for our own without computing
+anything.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,11 @@ def count_network(arch: str, *, classes: int = 10, image_size: int = 32, **optio
 
 
 def count_model(model: nn.Module, image_size: int = 32) -> NetworkCount:
-    """The counts of a network for images (3, image_size, image_size); convolutions and linear layers carry all FLOPs that are counted.
+    """The counts of a network for images (3, image_size, image_size); convolutions and linear layers carry all FLOPs
+    that are counted.
 
-    Two or three images go through it on the device of its parameters, which may be meta. They leave gradients, moved running statistics
-    and evaluation mode behind, so give a copy of a network that is still needed.
+    Two or three images go through it on the device of its parameters, which may be meta. They leave gradients, moved
+    running statistics and evaluation mode behind, so give a copy of a network that is still needed.
     """
     parameters = list(model.parameters())
     with torch.random.fork_rng(devices=[]):
@@ -66,7 +69,9 @@ def count_model(model: nn.Module, image_size: int = 32) -> NetworkCount:
         model.eval()
         with FlopCounterMode(display=False) as forward:
             logits = model(images[:1])
-        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_flops}) as backward:
+        with FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_flops}
+        ) as backward:
             logits.sum().backward()
     for hook in hooks:
         hook.remove()
@@ -106,7 +111,9 @@ def remember(name: str, outputs: dict[str, tuple[int, ...]]) -> Callable[..., No
 def convolution_backward_flops(
     grad_out: Sequence[int], x: Sequence[int], weight: Sequence[int], *arguments: Any, out_shape: Any = None
 ) -> int:
-    """As many as forward for each gradient asked for, given the shapes; PyTorch's own formula counts groups as if they were one."""
+    """As many as forward for each gradient asked for, given the shapes; PyTorch's own formula counts groups as if
+    they were one.
+    """
     *_, transposed, _, _, asked_for = arguments
     return sum(asked_for[:2]) * conv_flop_count(x, weight, grad_out, transposed=transposed)
 
@@ -120,8 +127,9 @@ def own_flops(counts: dict[str, dict[Any, int]], name: str, module: nn.Module) -
 def saved_bytes(model: nn.Module, images: Tensor) -> int:
     """Bytes that autograd saves in one training pass over `images`, floating-point values counted in bfloat16.
 
-    Each memory counts once, however many operations save it; parameters and buffers do not. The operations are PyTorch's own, one by one:
-    what the compiler recomputes is counted. The difference between two batch sizes is free of what does not belong to an image.
+    Each memory counts once, however many operations save it; parameters and buffers do not. The operations are
+    PyTorch's own, one by one: what the compiler recomputes is counted. The difference between two batch sizes is free
+    of what does not belong to an image.
     """
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
 

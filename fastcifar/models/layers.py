@@ -1,7 +1,8 @@
-"""The layers that have a kernel of their own: batch norm and squeeze-and-excitation, with the addition and the ReLU that may follow.
+"""The layers that have a kernel of their own: batch norm and squeeze-and-excitation, with the addition and the ReLU
+that may follow.
 
-On a GPU each is one op of `fastcifar.kernels`; on a CPU, in float64 and under `FASTCIFAR_KERNELS=reference` it is the plain expression,
-but for batch norm in training that is compiled for a CPU, which is `compiled_norm`.
+On a GPU each is one op of `fastcifar.kernels`; on a CPU, in float64 and under `FASTCIFAR_KERNELS=reference` it is the
+plain expression, but for batch norm in training that is compiled for a CPU, which is `compiled_norm`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from fastcifar.models.compiled_norm import CompiledNorm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm, the addition of a residual and ReLU: (N, C, H, W) -> the same, in the dtype of the input, under autocast too.
+    """Batch norm, the addition of a residual and ReLU: (N, C, H, W) -> the same, in the dtype of the input, under
+    autocast too.
 
     The input may be a pair of tensors, whose sum is meant.
 
-    `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel launch a step.
-    In training on a GPU all is one op, and its result channels_last.
+    `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel
+    launch a step. In training on a GPU all is one op, and its result channels_last.
 
     Args:
         channels: C.
@@ -41,12 +43,16 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(
         self, x: Tensor | tuple[Tensor, Tensor], residual: Tensor | None = None, skip: Skip | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`x` normalised, plus `residual`, which is like `x`, if there is one; and what a shortcut takes, if so chosen by `skip`."""
+        """`x` normalised, plus `residual`, which is like `x`, if there is one; and what a shortcut takes, if so
+        chosen by `skip`.
+        """
         x, addend = x if isinstance(x, tuple) else (x, None)
         if self.training and has_kernel(x, self.weight, residual, addend):
             parameters = self.weight, self.bias, self.running_mean, self.running_var
             how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu, "skip": skip}
-            return batch_norm_relu(as_channels_last(x), *parameters, as_channels_last(residual), as_channels_last(addend), **how)
+            return batch_norm_relu(
+                as_channels_last(x), *parameters, as_channels_last(residual), as_channels_last(addend), **how
+            )
         x = x if addend is None else x + addend
         if self.training and x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() > self.num_features:
             y = self.compiled_for_cpu(x, residual)
@@ -65,16 +71,19 @@ class BatchNorm2d(nn.BatchNorm2d):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
         """Tells the base class that a file without version numbers, as safetensors is, lacks the counter on purpose."""
         super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *rest)
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate that two dense layers compute from the means of all channels (Hu et al. 2018, arXiv:1709.01507).
+    """Scales each channel by a gate that two dense layers compute from the means of all channels (Hu et al. 2018,
+    arXiv:1709.01507).
 
-    The addition of a residual and a ReLU may follow. (N, C, H, W) -> the same, in the dtype of the input. Under autocast a GPU's gates are
-    computed in float32, a CPU's in the autocast dtype.
+    The addition of a residual and a ReLU may follow. (N, C, H, W) -> the same, in the dtype of the input. Under
+    autocast a GPU's gates are computed in float32, a CPU's in the autocast dtype.
 
     Args:
         channels: C.
@@ -86,8 +95,12 @@ class SqueezeExcite(nn.Module):
         self.reduce = nn.Linear(channels, reduced)
         self.expand = nn.Linear(reduced, channels)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False, skip: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """`x` scaled, plus `residual`, which is like `x`, if there is one, and through a ReLU if so chosen; twice with `skip`."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, relu: bool = False, skip: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`x` scaled, plus `residual`, which is like `x`, if there is one, and through a ReLU if so chosen; twice
+        with `skip`.
+        """
         if has_kernel(x, self.reduce.weight, residual):
             weights = self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias
             return squeeze_excite(as_channels_last(x), *weights, as_channels_last(residual), relu, skip)
@@ -103,7 +116,11 @@ def has_kernel(x: Tensor, weight: Tensor, *added: Tensor | None) -> bool:
     """
     if not (x.is_cuda and KERNELS_EXIST):
         return False
-    return x.dtype in DTYPES and weight.dtype == torch.float32 and all(tensor is None or tensor.dtype == x.dtype for tensor in added)
+    return (
+        x.dtype in DTYPES
+        and weight.dtype == torch.float32
+        and all(tensor is None or tensor.dtype == x.dtype for tensor in added)
+    )
 
 
 def as_channels_last(x: Tensor | None) -> Tensor | None:

@@ -37,8 +37,8 @@ def from_timm(*, name: str, classes: int = 10, image_size: int = 32) -> nn.Modul
 def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn.Module:
     """The network that `target`, a `package.module:function`, returns; the module may be in the current folder.
 
-    The function is given `classes` (or `num_classes`) and `image_size` by keyword, where it takes them. The network's input is
-    (N, 3, image_size, image_size), its output (N, classes).
+    The function is given `classes` (or `num_classes`) and `image_size` by keyword, where it takes them. The network's
+    input is (N, 3, image_size, image_size), its output (N, classes).
 
     Raises:
         ConfigError: module or function are not there or fail, or what they return is no such network.
@@ -48,7 +48,9 @@ def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
-            raise ConfigError(f"{target}: the module {module_name} cannot be imported ({reason(error)}); mend it or its name.") from error
+            raise ConfigError(
+                f"{target}: the module {module_name} cannot be imported ({reason(error)}); mend it or its name."
+            ) from error
         function = getattr(module, function_name, None)
         if not callable(function):
             raise ConfigError(f"{target}: the module {module_name} has no function {function_name}; mend the name.")
@@ -59,7 +61,9 @@ def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn
 
 def from_nowhere(*, classes: int = 10, image_size: int = 32) -> nn.Module:
     """Raises ConfigError, since a network that was given in Python is known there alone."""
-    raise ConfigError("the network was given in Python and has no name to be built by; give it again in Python, as model=.")
+    raise ConfigError(
+        "the network was given in Python and has no name to be built by; give it again in Python, as model=."
+    )
 
 
 @contextmanager
@@ -90,7 +94,9 @@ def refused(name: str, task: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"{name} {error}") from error
     except Exception as error:
-        raise ConfigError(f"{name} failed for {task} ({reason(error)}); mend it or choose another architecture.") from error
+        raise ConfigError(
+            f"{name} failed for {task} ({reason(error)}); mend it or choose another architecture."
+        ) from error
 
 
 def reason(error: Exception) -> str:
@@ -111,5 +117,7 @@ def checked(network: Any, classes: int, image_size: int) -> nn.Module:
         logits = network(torch.zeros(2, 3, image_size, image_size))
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"puts out {found} for two images; expected logits of shape (2, {classes}); a function takes classes=.")
+        raise ConfigError(
+            f"puts out {found} for two images; expected logits of shape (2, {classes}); a function takes classes=."
+        )
     return network.train()

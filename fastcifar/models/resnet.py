@@ -25,7 +25,8 @@ def resnet(**options: Any) -> nn.Sequential:
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet:
-    """A residual network of `len(blocks)` stages: a stem, the stages (each after the first halves the map), pooling, a linear layer.
+    """A residual network of `len(blocks)` stages: a stem, the stages (each after the first halves the map), pooling, a
+    linear layer.
 
     Raises:
         ConfigError: values that make no network; the sentence names them.
@@ -47,7 +48,9 @@ class ResNet:
     entry_stride: int = 1
     """The stride of the convolution that ends a deep stem."""
     resnet_d: bool = False
-    """A deep stem; shortcuts that pool; a convolution on the shortcut of every stage's first block (arXiv:1812.01187, 2103.07579)."""
+    """A deep stem; shortcuts that pool; a convolution on the shortcut of every stage's first block
+    (arXiv:1812.01187, 2103.07579).
+    """
     pool: int | None = None
     """Window of the average pooling; None pools the whole map."""
     pool_stride: int | None = None
@@ -57,7 +60,9 @@ class ResNet:
     groups: int = 1
     """The groups of the middle convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
     group_width: int | None = None
-    """Channels of each group in the first stage, growing as the stages do; by default the middle convolution has its stage's width."""
+    """Channels of each group in the first stage, growing as the stages do; by default the middle convolution has its
+    stage's width.
+    """
     pre_activation: bool = False
     """Norm and ReLU before each convolution, in place of after it."""
     final_norm: bool = False
@@ -79,7 +84,8 @@ class ResNet:
     def __post_init__(self) -> None:
         if not self.blocks or len(self.blocks) != len(self.channels):
             raise ConfigError(
-                f"blocks names {len(self.blocks)} stages and channels {len(self.channels)}; give one number of each for every stage."
+                f"blocks names {len(self.blocks)} stages and channels {len(self.channels)}; give one number of each "
+                "for every stage."
             )
         if min(*self.blocks, *self.channels, self.stem_width) < 1:
             raise ConfigError("blocks, channels and stem_channels must all be at least 1.")
@@ -106,13 +112,17 @@ class ResNet:
             raise ConfigError("groups belong to bottlenecks; choose the block bottleneck or leave them out.")
         for stage, width in enumerate(self.inner_widths, 1):
             if not width or width % self.groups:
-                raise ConfigError(f"{width} channels in stage {stage} do not divide into {self.groups} groups; change groups or channels.")
+                raise ConfigError(
+                    f"{width} channels in stage {stage} do not divide into {self.groups} groups; change groups or "
+                    "channels."
+                )
         if self.pool_stride is not None and self.pool is None:
             raise ConfigError("pool_stride belongs to pool; give the window as well or leave it out.")
         if self.pool is not None and self.pool > self.last_size:
             size = self.last_size
             raise ConfigError(
-                f"pool {self.pool} does not fit the last map of {size}x{size}; give a window from 1 to {size}, or leave it out."
+                f"pool {self.pool} does not fit the last map of {size}x{size}; give a window from 1 to {size}, or "
+                "leave it out."
             )
 
     @property
@@ -145,7 +155,9 @@ class ResNet:
         values = values * stages if len(values) == 1 else values
         if len(values) != stages or any(value < 1 or value % 2 == 0 for value in values):
             numbers = " ".join(map(str, values))
-            raise ConfigError(f"{name} {numbers} does not suit {stages} stages; give one odd size, or one for each stage.")
+            raise ConfigError(
+                f"{name} {numbers} does not suit {stages} stages; give one odd size, or one for each stage."
+            )
         return values
 
     def build(self) -> nn.Sequential:
@@ -214,11 +226,13 @@ def he(network: nn.Module) -> None:
 def pytorch(network: nn.Module) -> None:
     """As PyTorch made them: uniform, with a variance of 1/3 over the fan-in, a sixth of He's, in the convolutions.
 
-    A pre-activation network adds up its branches without a norm, so that its last map is as large as its branches are many. Where no norm
-    stands before the classifier either, He's rule makes the first logits so large that a learning rate of 0.1 diverges unless it is
-    reached very slowly; PyTorch's does not.
+    A pre-activation network adds up its branches without a norm, so that its last map is as large as its branches are
+    many. Where no norm stands before the classifier either, He's rule makes the first logits so large that a learning
+    rate of 0.1 diverges unless it is reached very slowly; PyTorch's does not.
     """
 
 
 WEIGHT_INITS = {"he": he, "pytorch": pytorch}
-"""By name, what turns a network's convolutions, as PyTorch makes them, into what training begins with. Norms and linear layers stay."""
+"""By name, what turns a network's convolutions, as PyTorch makes them, into what training begins with. Norms and
+linear layers stay.
+"""

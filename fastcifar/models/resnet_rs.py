@@ -20,15 +20,17 @@ def resnetrs50(
     classes: int = 10,
     image_size: int = 32,
 ) -> nn.Sequential:
-    """ResNet-RS-50 (Bello et al. 2021, arXiv:2103.07579) as in report 2, which names the stem's width and gives no count of parameters.
+    """ResNet-RS-50 (Bello et al. 2021, arXiv:2103.07579) as in report 2, which names the stem's width and gives no
+    count of parameters.
 
-    The reading: the width is that of the stem's first two convolutions and the third doubles it, as in the public codes that have such a
-    setting. A strided 3x3 convolution of that many channels stands in place of max-pooling, and the first block of every stage has a
-    convolution on its shortcut, as in the authors' code. For ten classes that is 26,115,738 parameters at width 32 and 27,148,602 at
-    width 128; at width 128 with `stem_out=64`, the stem's output in report 2's figure 1, it is 26,312,250.
+    The reading: the width is that of the stem's first two convolutions and the third doubles it, as in the public codes
+    that have such a setting. A strided 3x3 convolution of that many channels stands in place of max-pooling, and the
+    first block of every stage has a convolution on its shortcut, as in the authors' code. For ten classes that is
+    26,115,738 parameters at width 32 and 27,148,602 at width 128; at width 128 with `stem_out=64`, the stem's output in
+    report 2's figure 1, it is 26,312,250.
 
-    At the default strides the maps of a 32x32 image are 8, 4, 2 and 1 pixels wide; with both of the stem 1 (`resnetrs50_cifar`), 32, 16,
-    8 and 4.
+    At the default strides the maps of a 32x32 image are 8, 4, 2 and 1 pixels wide; with both of the stem 1
+    (`resnetrs50_cifar`), 32, 16, 8 and 4.
 
     Args:
         stem_channels: width of the stem's first two convolutions; report 2 tries 32 and 128.

@@ -18,7 +18,8 @@ def wrn(
     classes: int = 10,
     image_size: int = 32,
 ) -> nn.Sequential:
-    """A wide ResNet (Zagoruyko and Komodakis 2016, arXiv:1605.07146): pre-activation, 16, 32 and 64 channels times `widen`.
+    """A wide ResNet (Zagoruyko and Komodakis 2016, arXiv:1605.07146): pre-activation, 16, 32 and 64 channels times
+    `widen`.
 
     WRN-28-2 has 1,467,610 parameters for ten classes and WRN-28-10 36,479,194, as published.
 

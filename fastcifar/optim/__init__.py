@@ -1,4 +1,6 @@
-"""Optimisers and schedules by name; the maps are torch-free, so that a wrong name or setting is refused before torch is imported."""
+"""Optimisers and schedules by name; the maps are torch-free, so that a wrong name or setting is refused before torch
+is imported.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adadelta": Optimizer("torch.optim:Adadelta", lr=1.0, weight_decay=1e-4, form="foreach"),
     "muon": Optimizer("fastcifar.optim.muon:Muon", lr=0.1, weight_decay=1e-2, momentum=0.9, form="own"),
 }
-"""The learning rates are the best of a grid (factors of 2 to 3) for a small pre-activation ResNet, 10,000 images and three epochs; the
-decays are customary.
+"""The learning rates are the best of a grid (factors of 2 to 3) for a small pre-activation ResNet, 10,000 images and
+three epochs; the decays are customary.
 """
 
 SHARPNESS: dict[str, tuple[str, ...]] = {"none": (), "sam": ("rho",), "asam": ("rho", "eta")}

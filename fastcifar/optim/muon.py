@@ -1,7 +1,8 @@
 """Muon: momentum whose matrices are orthogonalised before they move the weights.
 
-Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, kellerjordan.github.io/posts/muon. As in
-`torch.optim.Muon`, an update is multiplied by `max(1, rows / columns) ** 0.5`, and the weights decay apart from the gradient.
+Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
+kellerjordan.github.io/posts/muon. As in `torch.optim.Muon`, an update is multiplied by `max(1, rows / columns) ** 0.5`,
+and the weights decay apart from the gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch.optim.sgd import sgd
 from fastcifar.hardware import native_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""The coefficients of an odd quintic that takes all of (0, 1] to about 1 when iterated: steepest at 0 rather than exact at 1."""
+"""The coefficients of an odd quintic that takes all of (0, 1] to about 1 when iterated: steepest at 0 rather than
+exact at 1.
+"""
 ITERATIONS = 5
 """They take every singular value above a hundredth of the norm to between 0.68 and 1.14."""
 
@@ -29,16 +32,15 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised in the groups whose `orthogonalize` is set, plain in the others.
 
-    Convolution weights (O, I, H, W) are matrices (O, H * W * I); those of one shape are multiplied as one batch. Nothing waits for the
-    device, under a gradient scaler neither.
+    Convolution weights (O, I, H, W) are matrices (O, H * W * I); those of one shape are multiplied as one batch.
+    Nothing waits for the device, under a gradient scaler neither.
 
     Args:
-        params: parameters, or groups of them with any of the settings below. What is orthogonalised has two dimensions or more.
-        lr: the root mean square of an update is about `lr / max(rows, columns) ** 0.5`, times the factor above; may be a tensor.
-        weight_decay: share of the weights lost in a step, over `lr`; of all groups.
-        momentum: share of the momentum kept in a step.
-        orthogonalize: whether to orthogonalise.
-        dtype: in which matrices are multiplied; what suits their device by default.
+        params: parameters, or groups of them with any of the settings below. What is orthogonalised has two dimensions
+        or more. lr: the root mean square of an update is about `lr / max(rows, columns) ** 0.5`, times the factor
+        above; may be a tensor. weight_decay: share of the weights lost in a step, over `lr`; of all groups. momentum:
+        share of the momentum kept in a step. orthogonalize: whether to orthogonalise. dtype: in which matrices are
+        multiplied; what suits their device by default.
     """
 
     def __init__(
@@ -50,7 +52,13 @@ class Muon(torch.optim.Optimizer):
         orthogonalize: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
-        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "orthogonalize": orthogonalize, "dtype": dtype}
+        settings = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "orthogonalize": orthogonalize,
+            "dtype": dtype,
+        }
         super().__init__(params, settings)
         # A scaler that sees this hands over its scale and whether the gradient overflowed, in place of waiting to know.
         self._step_supports_amp_scaling = True
@@ -79,7 +87,8 @@ class Muon(torch.optim.Optimizer):
         if scale is not None:
             gradients = torch._foreach_div(gradients, scale)
         if overflowed is not None:
-            # Then momenta are kept and weights moved by nothing. What is not finite must go first, since 0 times it is NaN.
+            # Then momenta are kept and weights moved by nothing. What is not finite must go first, since 0 times it is
+            # NaN.
             skipped = overflowed.bool()
             gradients = [torch.where(skipped, 0.0, gradient) for gradient in gradients]
             lr, momentum = lr * (1 - overflowed), torch.where(skipped, 1.0, momentum)
@@ -117,9 +126,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize_all(tensors: list[Tensor], lr: float | Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """`lr * max(1, rows / columns) ** 0.5` times the nearest orthogonal matrix to each of `tensors`, in their shapes and float32.
+    """`lr * max(1, rows / columns) ** 0.5` times the nearest orthogonal matrix to each of `tensors`, in their shapes
+    and float32.
 
-    The channels of a convolution come last in its matrix, as they do in memory; the order of the columns does not matter.
+    The channels of a convolution come last in its matrix, as they do in memory; the order of the columns does not
+    matter.
     """
     places: dict[torch.Size, list[int]] = {}
     for place, tensor in enumerate(tensors):
@@ -129,7 +140,9 @@ def orthogonalize_all(tensors: list[Tensor], lr: float | Tensor, dtype: torch.dt
         stacked = torch.stack([tensors[place].movedim(1, -1) for place in members])
         matrices = stacked.flatten(2)
         rows, columns = matrices.shape[1:]
-        orthogonal = newton_schulz(matrices, dtype or (torch.bfloat16 if native_bf16(matrices.device) else torch.float32)).float()
+        orthogonal = newton_schulz(
+            matrices, dtype or (torch.bfloat16 if native_bf16(matrices.device) else torch.float32)
+        ).float()
         orthogonal = orthogonal * (lr * max(1.0, rows / columns) ** 0.5)
         for place, result in zip(members, orthogonal.view(stacked.shape), strict=True):
             results[place] = result.movedim(-1, 1)
@@ -137,7 +150,8 @@ def orthogonalize_all(tensors: list[Tensor], lr: float | Tensor, dtype: torch.dt
 
 
 def newton_schulz(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """About the nearest orthogonal matrix to each of `matrices`, (B, rows, columns), in `dtype` and contiguous; zero for zero.
+    """About the nearest orthogonal matrix to each of `matrices`, (B, rows, columns), in `dtype` and contiguous; zero
+    for zero.
 
     Of `U diag(s) V'` with the norm 1 it is `U diag(p(...p(s))) V'`, where `p(x) = a x + b x**3 + c x**5`.
     """

@@ -21,8 +21,8 @@ MUON_LR_RATIO = 2.0
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser that `optim` names, over the parameters of `model`, with the state of its first step, all zero.
 
-    Each of its groups has a learning rate of its own, to be set to that of the run times the group's `lr_ratio`. On a GPU it is a float32
-    tensor () there, so that a step neither waits nor is captured anew where it changes.
+    Each of its groups has a learning rate of its own, to be set to that of the run times the group's `lr_ratio`. On a
+    GPU it is a float32 tensor () there, so that a step neither waits nor is captured anew where it changes.
     """
     optim, own = optim.resolved, OPTIMIZERS[optim.optimizer]
     device = next(model.parameters()).device
@@ -42,7 +42,9 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
 
 
 def form_settings(optimizer: type[torch.optim.Optimizer], form: str, device: torch.device) -> dict[str, Any]:
-    """The arguments by which `optimizer` takes `form`, and on a GPU those by which it may be captured, where it asks to be told."""
+    """The arguments by which `optimizer` takes `form`, and on a GPU those by which it may be captured, where it asks
+    to be told.
+    """
     settings = {form: True} if form in ("fused", "foreach") else {}
     if device.type == "cuda" and "capturable" in inspect.signature(optimizer).parameters:
         settings["capturable"] = True
@@ -60,17 +62,23 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device)
     for (matrix, decays), parameters in members.items():
         ratio = MUON_LR_RATIO if optim.optimizer == "muon" and not matrix else 1.0
         lr = torch.tensor(optim.lr * ratio, device=device) if device.type == "cuda" else optim.lr * ratio
-        group = {"params": parameters, "lr": lr, "lr_ratio": ratio, "weight_decay": optim.weight_decay if decays else 0.0}
+        group = {
+            "params": parameters,
+            "lr": lr,
+            "lr_ratio": ratio,
+            "weight_decay": optim.weight_decay if decays else 0.0,
+        }
         groups.append(group | ({"orthogonalize": matrix} if optim.optimizer == "muon" else {}))
     return groups
 
 
 @torch.no_grad()
 def create_state(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the state that torch would make at the first step, which is zero in all optimisers here; parameters stay, to the bit.
+    """Makes the state that torch would make at the first step, which is zero in all optimisers here; parameters stay,
+    to the bit.
 
-    So a checkpoint can be copied into it before any step. Left to itself, fused SGD moreover makes its momenta uninitialised, and keeps
-    them so where the loss scale of the first step overflows.
+    So a checkpoint can be copied into it before any step. Left to itself, fused SGD moreover makes its momenta
+    uninitialised, and keeps them so where the loss scale of the first step overflows.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kept = [parameter.clone() for parameter in parameters]

@@ -1,7 +1,8 @@
 """Learning-rate schedules: pure functions of how far a run has come, tabulated once for every step.
 
-Where `torch.optim.lr_scheduler` has a schedule, the table is torch's at every step up to the horizon; from there on the end is held.
-Torch's lengths know nothing of the run, so they are easily mistaken; the mistakes of report 4 are written so, all without warm-up (0%):
+Where `torch.optim.lr_scheduler` has a schedule, the table is torch's at every step up to the horizon; from there on the
+end is held. Torch's lengths know nothing of the run, so they are easily mistaken; the mistakes of report 4 are written
+so, all without warm-up (0%):
 
 - `LinearLR` with its defaults: linear, start_lr 1/3, final_lr 1, horizon 5ep, per epoch;
 - `PolynomialLR` with its defaults: polynomial, horizon 5ep, per epoch, after which the rate is 0;
@@ -37,7 +38,9 @@ class Duration:
         """Raises ConfigError where `text` is no duration."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|%)", text.strip())
         if not match:
-            raise ConfigError(f"{text!r} is no duration; write epochs as 5ep, steps as 2000st, or a share of the run as 5%.")
+            raise ConfigError(
+                f"{text!r} is no duration; write epochs as 5ep, steps as 2000st, or a share of the run as 5%."
+            )
         return Duration(float(match[1]), match[2])
 
     def exact(self, steps_per_epoch: int, total_steps: int) -> float:
@@ -50,9 +53,11 @@ class Duration:
 
 
 AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
-"""The warm-up where none is asked for: a share of the run, but at least so many steps, unless they are more than the larger share of it.
+"""The warm-up where none is asked for: a share of the run, but at least so many steps, unless they are more than the
+larger share of it.
 
-A share alone takes a short run to its peak within a few steps, which is too soon for networks without a norm before their classifier.
+A share alone takes a short run to its peak within a few steps, which is too soon for networks without a norm before
+their classifier.
 """
 
 
@@ -65,7 +70,9 @@ def warmup_steps(text: str, steps_per_epoch: int, total_steps: int) -> int:
 
 @dataclass(frozen=True)
 class Course:
-    """The settings of a schedule in one run. Its own time is in ticks, which are steps or epochs, and 0 when the warm-up ends."""
+    """The settings of a schedule in one run. Its own time is in ticks, which are steps or epochs, and 0 when the
+    warm-up ends.
+    """
 
     warmup: int
     """Steps."""
@@ -147,7 +154,9 @@ RISE = 0.3
 
 
 def one_cycle(ticks: int, course: Course) -> float:
-    """Up by half a cosine, then down by another: Smith and Topin 2018, arXiv:1708.07120, in the two phases of torch's `OneCycleLR`."""
+    """Up by half a cosine, then down by another: Smith and Topin 2018, arXiv:1708.07120, in the two phases of
+    torch's `OneCycleLR`.
+    """
     peak, last = RISE * course.length - 1, course.length - 1
     if ticks <= peak:
         return swing(course.start_lr, 1.0, ticks / peak)
@@ -159,7 +168,9 @@ LEVEL, SLOPE = 0.5, 0.4
 
 
 def swa(ticks: int, course: Course) -> float:
-    """Constant, linear, constant: Izmailov et al. 2018, arXiv:1803.05407, whose code has the horizon where the averaging starts."""
+    """Constant, linear, constant: Izmailov et al. 2018, arXiv:1803.05407, whose code has the horizon where the
+    averaging starts.
+    """
     fallen = min(max((progress(ticks, course) - LEVEL) / SLOPE, 0.0), 1.0)
     return 1.0 + (course.final_lr - 1.0) * fallen
 
@@ -177,15 +188,21 @@ class Schedule:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What it reads of `ScheduleConfig`, besides the warm-up, and what it makes of None."""
     kinks: Callable[[Course], Iterable[float]] = no_kinks
-    """Ticks at which the curve jumps or bends, ascending, perhaps without end; those of warm-up and horizon left out."""
+    """Ticks at which the curve jumps or bends, ascending, perhaps without end; those of warm-up and horizon left
+    out.
+    """
 
 
 PER, COURSE = {"per": "step"}, {"per": "step", "horizon": "100%"}
 
 SCHEDULES: dict[str, Schedule] = {
     "constant": Schedule(constant),
-    "step": Schedule(step, {**PER, "step_size": "30%", "gamma": 0.1}, lambda course: count(course.step_size, course.step_size)),
-    "multistep": Schedule(multistep, {**PER, "milestones": ("30%", "60%", "80%"), "gamma": 0.2}, lambda course: course.milestones),
+    "step": Schedule(
+        step, {**PER, "step_size": "30%", "gamma": 0.1}, lambda course: count(course.step_size, course.step_size)
+    ),
+    "multistep": Schedule(
+        multistep, {**PER, "milestones": ("30%", "60%", "80%"), "gamma": 0.2}, lambda course: course.milestones
+    ),
     "cosine": Schedule(cosine, {**COURSE, "final_lr": 0.0}),
     "warm-restarts": Schedule(
         warm_restarts,
@@ -195,16 +212,23 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": Schedule(linear, {**COURSE, "start_lr": 1.0, "final_lr": 0.0}),
     "polynomial": Schedule(polynomial, {**COURSE, "power": 1.0, "final_lr": 0.0}),
     "one-cycle": Schedule(
-        one_cycle, {**COURSE, "warmup": "0%", "start_lr": 0.04, "final_lr": 4e-6}, lambda course: (RISE * course.length - 1,)
+        one_cycle,
+        {**COURSE, "warmup": "0%", "start_lr": 0.04, "final_lr": 4e-6},
+        lambda course: (RISE * course.length - 1,),
     ),
     "plateau": Schedule(constant, {"gamma": 0.1, "patience": 10, "final_lr": 0.0}),
-    "swa": Schedule(swa, {**COURSE, "final_lr": 0.1}, lambda course: (LEVEL * course.length, (LEVEL + SLOPE) * course.length)),
+    "swa": Schedule(
+        swa, {**COURSE, "final_lr": 0.1}, lambda course: (LEVEL * course.length, (LEVEL + SLOPE) * course.length)
+    ),
 }
-"""By name. Multistep's defaults are those of Zagoruyko and Komodakis 2016, arXiv:1605.07146; the others' are torch's where it has any."""
+"""By name. Multistep's defaults are those of Zagoruyko and Komodakis 2016, arXiv:1605.07146; the others' are torch's
+where it has any.
+"""
 
 
 def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs: int) -> list[float]:
-    """The learning rate of each step of a run: in the warm-up, a line from 0 to where the schedule begins; then the schedule.
+    """The learning rate of each step of a run: in the warm-up, a line from 0 to where the schedule begins; then the
+    schedule.
 
     For a plateau this is the table that `Plateau` scales.
 
@@ -214,11 +238,15 @@ def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs
     course, factor = lay_out(schedule, steps_per_epoch, epochs), SCHEDULES[schedule.schedule].factor
     start = peak * factor(0, course)
     rising = [start * (step + 1) / course.warmup for step in range(course.warmup)]
-    return rising + [peak * factor(course.ticks(step), course) for step in range(course.warmup, steps_per_epoch * epochs)]
+    return rising + [
+        peak * factor(course.ticks(step), course) for step in range(course.warmup, steps_per_epoch * epochs)
+    ]
 
 
 def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
-    """The steps of a run at which its curve jumps or bends, ascending, but for the steps of an epoch each. Raises as `lr_table`."""
+    """The steps of a run at which its curve jumps or bends, ascending, but for the steps of an epoch each. Raises as
+    `lr_table`.
+    """
     course, total = lay_out(schedule, steps_per_epoch, epochs), steps_per_epoch * epochs
     own = takewhile(lambda ticks: course.step(ticks) < total, SCHEDULES[schedule.schedule].kinks(course))
     steps = {course.warmup, course.step(course.length), *map(course.step, own)}
@@ -226,12 +254,14 @@ def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[i
 
 
 ALL_BUT_COMPLETE, MOST_SNAPSHOTS = 0.95, 20
-"""Share of the last cycle after which it counts as ended where the run ends, since periods are rounded up (to whole epochs, with a value an
-epoch, which may be more than this share allows for: `fastcifar plan` lists the snapshots); and snapshots of a run."""
+"""Share of the last cycle after which it counts as ended where the run ends, since periods are rounded up (to whole
+epochs, with a value an epoch, which may be more than this share allows for: `fastcifar plan` lists the snapshots); and
+snapshots of a run."""
 
 
 def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
-    """How many steps of a run are done where a cycle of warm restarts ends, ascending; the run's own end among them where it is one.
+    """How many steps of a run are done where a cycle of warm restarts ends, ascending; the run's own end among them
+    where it is one.
 
     Raises:
         ConfigError: as `lr_table`; or no cycle ends, or more than `MOST_SNAPSHOTS` do.
@@ -245,12 +275,16 @@ def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> l
             break
         begin = end
     if not 1 <= len(ends) <= MOST_SNAPSHOTS:
-        raise ConfigError(f"--snapshots would keep {len(ends)}, expected 1 to {MOST_SNAPSHOTS}; choose another --restart-period.")
+        raise ConfigError(
+            f"--snapshots would keep {len(ends)}, expected 1 to {MOST_SNAPSHOTS}; choose another --restart-period."
+        )
     return ends
 
 
 def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> ScheduleConfig:
-    """`schedule` as it is in a run of that length, with its lengths written in steps; a horizon at the end of the run stays there."""
+    """`schedule` as it is in a run of that length, with its lengths written in steps; a horizon at the end of the
+    run stays there.
+    """
     given, total = schedule.resolved, steps_per_epoch * epochs
     warmup = warmup_steps(given.warmup, steps_per_epoch, total)
 
@@ -271,7 +305,9 @@ def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Sch
 
 
 def whole_period(text: str, steps_per_epoch: int, steps: int, tick: int = 1) -> int:
-    """A length in ticks, `steps` being what its share is of; rounded up: a run of four quarters must not end with the peak of a fifth."""
+    """A length in ticks, `steps` being what its share is of; rounded up: a run of four quarters must not end with
+    the peak of a fifth.
+    """
     return math.ceil(Duration.parse(text).exact(steps_per_epoch, steps) / tick - 1e-6)
 
 
@@ -288,11 +324,16 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Cour
     warmup = warmup_steps(given.warmup, steps_per_epoch, total)
     horizon = horizon_steps(schedule, steps_per_epoch, epochs)
     if warmup >= total:
-        raise ConfigError(f"a warm-up of {warmup} steps fills the whole run of {total}; shorten --warmup or train longer.")
+        raise ConfigError(
+            f"a warm-up of {warmup} steps fills the whole run of {total}; shorten --warmup or train longer."
+        )
     origin = warmup // tick
     length = round(horizon / tick) - origin
     if horizon <= warmup or length < 1:
-        raise ConfigError(f"the horizon {given.horizon} is not beyond the warm-up of {warmup} steps; move --horizon or shorten --warmup.")
+        raise ConfigError(
+            f"the horizon {given.horizon} is not beyond the warm-up of {warmup} steps; move --horizon or shorten "
+            "--warmup."
+        )
 
     def period(name: str) -> int:
         ticks = whole_period(getattr(given, name), steps_per_epoch, total - warmup, tick)
@@ -314,7 +355,8 @@ THRESHOLD, LEAST_CHANGE = 1e-4, 1e-8
 
 @dataclass
 class Plateau:
-    """Lowers the learning rate once the loss has not improved for `patience` epochs, as torch's `ReduceLROnPlateau` does.
+    """Lowers the learning rate once the loss has not improved for `patience` epochs, as torch's `ReduceLROnPlateau`
+    does.
 
     Args:
         gamma: what the rate is multiplied by.

@@ -2,8 +2,8 @@
 
 A step is: forward, backward, `Ascend`, forward, backward, `Return`, and then whatever reads the gradient.
 
-Sources: SAM, Foret et al. 2021, arXiv:2010.01412; ASAM, whose neighbourhood is measured in relation to each weight, Kwon et al. 2021,
-arXiv:2102.11600.
+Sources: SAM, Foret et al. 2021, arXiv:2010.01412; ASAM, whose neighbourhood is measured in relation to each weight,
+Kwon et al. 2021, arXiv:2102.11600.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from fastcifar.config import OptimConfig
 class Ascend:
     """The part of a step that moves the weights to the worst point nearby, by the gradients, which are dropped.
 
-    With SAM the weights move by `rho * g / |g|`. With ASAM they move by `rho * t**2 * g / |t * g|`, where `t` is `|w| + eta` in the
-    parameters that are called weights and 1 in the others, as in the authors' code. A positive factor common to all gradients, such as
-    that of a scaled loss, makes no difference. Where the norm is zero or not finite, the weights stay. Nothing waits for the device.
+    With SAM the weights move by `rho * g / |g|`. With ASAM they move by `rho * t**2 * g / |t * g|`, where `t` is `|w| +
+    eta` in the parameters that are called weights and 1 in the others, as in the authors' code. A positive factor
+    common to all gradients, such as that of a scaled loss, makes no difference. Where the norm is zero or not finite,
+    the weights stay. Nothing waits for the device.
 
     Args:
         model: the network, whose parameters lie in `buckets`.
@@ -59,7 +60,9 @@ class Ascend:
 
     @staticmethod
     def stretch(weights: list[Tensor], extents: list[Tensor]) -> None:
-        """Multiplies the gradients of `weights` by `extents`; without weights, which no foreach kernel takes, nothing."""
+        """Multiplies the gradients of `weights` by `extents`; without weights, which no foreach kernel takes,
+        nothing.
+        """
         if weights:
             torch._foreach_mul_([weight.grad for weight in weights], extents)
 

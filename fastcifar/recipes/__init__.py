@@ -1,7 +1,9 @@
-"""Recipes by name: zero-argument functions that return a `RunConfig`, one file for each report and one for our own; free of torch.
+"""Recipes by name: zero-argument functions that return a `RunConfig`, one file for each report and one for our own;
+free of torch.
 
-The plain name is the reading that makes sense; `NAME_as_written` is what the report did where that was a mistake. What a report leaves open
-is read from the source that it builds on, and said in the docstring. A report that chose by the test set has recipes that watch it.
+The plain name is the reading that makes sense; `NAME_as_written` is what the report did where that was a mistake. What
+a report leaves open is read from the source that it builds on, and said in the docstring. A report that chose by the
+test set has recipes that watch it.
 """
 
 from __future__ import annotations

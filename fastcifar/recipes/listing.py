@@ -20,9 +20,18 @@ def overview() -> str:
 def description(entry: Recipe) -> str:
     """One recipe: what it is for, and every setting that is not the default."""
     changed = difference(entry.config, RunConfig())
-    facts = {"source": entry.source, "claim": claimed(entry), "made of": made_of(entry) if entry.parent else "the defaults"}
+    facts = {
+        "source": entry.source,
+        "claim": claimed(entry),
+        "made of": made_of(entry) if entry.parent else "the defaults",
+    }
     lines = [entry.name, "", inspect.getdoc(entry.function) or f"{entry.parent} with this one change.", ""]
-    lines += [aligned(facts.items()), "", "What differs from the defaults:", aligned((name, written(changed[name])) for name in changed)]
+    lines += [
+        aligned(facts.items()),
+        "",
+        "What differs from the defaults:",
+        aligned((name, written(changed[name])) for name in changed),
+    ]
     return "\n".join([*lines, "", f"fastcifar train --recipe {entry.name}"])
 
 
@@ -50,4 +59,6 @@ def aligned(rows: Iterable[tuple[str, ...]]) -> str:
     """Rows of text with their columns flush left, the last of any width."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

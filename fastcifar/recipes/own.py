@@ -1,4 +1,6 @@
-"""Our own recipes. Each claim is the reported figure that the recipe is to reach; what it did reach stands in RESULTS.md."""
+"""Our own recipes. Each claim is the reported figure that the recipe is to reach; what it did reach stands in
+RESULTS.md.
+"""
 
 from fastcifar.config import AverageConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.recipes.registry import declare, derive
@@ -21,25 +23,33 @@ def quickstart() -> RunConfig:
 
 @declare("ours", 0.9123, "average")
 def resnet20_v2_best() -> RunConfig:
-    """A network so small underfits, and stronger augmentation took three points from it in report 1: it gets time, and a last norm."""
+    """A network so small underfits, and stronger augmentation took three points from it in report 1: it gets time,
+    and a last norm.
+    """
     return derive(r1_resnet20_standard(), optimizer="sgd-nesterov", final_norm=True, epochs=400, watch_test=False)
 
 
 @declare("ours", 0.9515, "average")
 def resnet_prop_best() -> RunConfig:
-    """A large network overfits: AutoAugment with cutout (Cubuk et al. 2019, arXiv:1805.09501), smoothed labels, and a last norm."""
+    """A large network overfits: AutoAugment with cutout (Cubuk et al. 2019, arXiv:1805.09501), smoothed labels, and
+    a last norm.
+    """
     stronger = {"augment": "standard,autoaugment,cutout_1x16", "label_smoothing": 0.1}
     return derive(r1_resnet_prop_standard(), optimizer="sgd-nesterov", final_norm=True, watch_test=False, **stronger)
 
 
 @declare("ours", 0.9741, "average")
 def resnet18_asam() -> RunConfig:
-    """ASAM as in report 5, but for its authors' smoothed cross-entropy, and AutoAugment with cutout, which 400 epochs give the time for."""
+    """ASAM as in report 5, but for its authors' smoothed cross-entropy, and AutoAugment with cutout, which 400
+    epochs give the time for.
+    """
     loss = {"loss": "cross-entropy", "label_smoothing": 0.1}
     return derive(r5_resnet18_asam(), augment="standard,autoaugment,cutout_1x16", epochs=400, watch_test=False, **loss)
 
 
 @declare("ours", 0.9768, "ensemble")
 def resnet18_asam_member() -> RunConfig:
-    """A member of an ensemble by ASAM, trained for half as long, so that twice as many can be afforded; all vote, without a split."""
+    """A member of an ensemble by ASAM, trained for half as long, so that twice as many can be afforded; all vote,
+    without a split.
+    """
     return derive(resnet18_asam(), epochs=200)

@@ -46,8 +46,12 @@ RECIPES: dict[str, Recipe] = {}
 """By name."""
 
 
-def declare(source: str, claim: float | None = None, measure: Measure = "weights") -> Callable[[Callable[[], RunConfig]], Callable]:
-    """Makes the decorated function the recipe of its name; the configuration it returns from then on carries that name."""
+def declare(
+    source: str, claim: float | None = None, measure: Measure = "weights"
+) -> Callable[[Callable[[], RunConfig]], Callable]:
+    """Makes the decorated function the recipe of its name; the configuration it returns from then on carries that
+    name.
+    """
 
     def register(function: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
         name = function.__name__
@@ -71,11 +75,15 @@ def derive(parent: RunConfig, **changes: Any) -> RunConfig:
     for field in fields(parent):
         if is_dataclass(part := getattr(parent, field.name)):
             parts[field.name] = {f.name: changes.pop(f.name) for f in fields(part) if f.name in changes}
-    return replace(parent, **{name: replace(getattr(parent, name), **own) for name, own in parts.items() if own}, **changes)
+    return replace(
+        parent, **{name: replace(getattr(parent, name), **own) for name, own in parts.items() if own}, **changes
+    )
 
 
 def without_replaced(start: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """`start` without the options of an architecture, an optimiser, a schedule or a loss that `changes` replace by another."""
+    """`start` without the options of an architecture, an optimiser, a schedule or a loss that `changes` replace by
+    another.
+    """
 
     def replaced(setting: str, current: str) -> bool:
         return changes.get(setting) not in (None, current)

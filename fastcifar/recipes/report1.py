@@ -1,8 +1,8 @@
 """Report 1: augmentation and stochastic weight averaging in ResNetV2.
 
-It gives batch 128, a learning rate from 0.05 to 0.1 and the normalisation; epochs are those of its 6 hours at 463 img/s; the rest is that
-of the code it builds on, github.com/kuangliu/pytorch-cifar: SGD with weight decay 5e-4, cosine. Gradients exploded above 0.1: here the
-rate is warmed up. The test accuracy is logged every epoch, as there.
+It gives batch 128, a learning rate from 0.05 to 0.1 and the normalisation; epochs are those of its 6 hours at 463
+img/s; the rest is that of the code it builds on, github.com/kuangliu/pytorch-cifar: SGD with weight decay 5e-4, cosine.
+Gradients exploded above 0.1: here the rate is warmed up. The test accuracy is logged every epoch, as there.
 """
 
 from fastcifar.config import ModelConfig, OptimConfig, RunConfig
@@ -15,9 +15,11 @@ def baseline(model: ModelConfig) -> RunConfig:
 
 
 def with_swa(parent: RunConfig) -> RunConfig:
-    """The averaging authors' recipe for PreResNet on CIFAR-10, github.com/timgaripov/swa, with its start at the report's 75%.
+    """The averaging authors' recipe for PreResNet on CIFAR-10, github.com/timgaripov/swa, with its start at the
+    report's 75%.
 
-    The rate is constant, falls from half the way to the start on, and stays at 0.01 from 90% of it; what is averaged still moves.
+    The rate is constant, falls from half the way to the start on, and stays at 0.01 from 90% of it; what is averaged
+    still moves.
     """
     swa = {"schedule": "swa", "final_lr": 0.1, "horizon": "75%", "swa_start": "75%"}
     return derive(parent, weight_decay=3e-4, ema_decay=(0.0,), **swa)

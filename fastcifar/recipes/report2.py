@@ -1,8 +1,8 @@
 """Report 2: ResNet-RS.
 
-It gives the network, lr 0.1, Nesterov's momentum, weight decay 4e-5, label smoothing, AutoAugment, four 4x4 cutouts, dropout, and the
-epochs and schedules. Batch size and milestones are not given: 128, and those of Zagoruyko and Komodakis 2016 (arXiv:1605.07146), whose
-decay by 0.2 it shares. The accuracies are those of the exponential average.
+It gives the network, lr 0.1, Nesterov's momentum, weight decay 4e-5, label smoothing, AutoAugment, four 4x4 cutouts,
+dropout, and the epochs and schedules. Batch size and milestones are not given: 128, and those of Zagoruyko and
+Komodakis 2016 (arXiv:1605.07146), whose decay by 0.2 it shares. The accuracies are those of the exponential average.
 """
 
 from fastcifar.config import AverageConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
@@ -13,7 +13,8 @@ from fastcifar.recipes.registry import declare, derive
 def r2_stem32() -> RunConfig:
     """ResNet-RS-50 with a stem of width 32, 100 epochs, multistep.
 
-    Its text says 89.17% for this width, its table 87.23%. The average's decay is 0.999: the usual 0.9999 lags by a quarter of these epochs.
+    Its text says 89.17% for this width, its table 87.23%. The average's decay is 0.999: the usual 0.9999 lags by a
+    quarter of these epochs.
     """
     return RunConfig(
         ModelConfig("resnetrs50", stem_channels=32, dropout=0.25),
@@ -28,7 +29,9 @@ def r2_stem32() -> RunConfig:
 
 @declare("R2 F4", 0.8723, "average")
 def r2_stem32_as_written() -> RunConfig:
-    """With the slow average of the paper it follows (Bello et al. 2021, arXiv:2103.07579), whose runs are much longer."""
+    """With the slow average of the paper it follows (Bello et al. 2021, arXiv:2103.07579), whose runs are much
+    longer.
+    """
     return derive(r2_stem32(), ema_decay=(0.9999,))
 
 
@@ -77,5 +80,7 @@ def r2_restarts_100() -> RunConfig:
 
 @declare("R2 F4", 0.9119, "average")
 def r2_resnetrs50_cifar() -> RunConfig:
-    """The same network for small images: its maps end at 4x4, where the report's end at 1x1, the likely cause of its 91%."""
+    """The same network for small images: its maps end at 4x4, where the report's end at 1x1, the likely cause of its
+    91%.
+    """
     return derive(r2_200_epochs(), arch="resnetrs50_cifar")

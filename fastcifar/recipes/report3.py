@@ -1,7 +1,8 @@
 """Report 3: a ResNet below five million parameters, by Adadelta.
 
-It gives the network, the normalisation, crop and flip, lr 0.01, weight decay 1e-4 and 300 epochs; batch size and restarts are not given:
-128, and every 50 epochs. Its text says that the rate falls by steps, its table that it restarts; the table's is the plain reading.
+It gives the network, the normalisation, crop and flip, lr 0.01, weight decay 1e-4 and 300 epochs; batch size and
+restarts are not given: 128, and every 50 epochs. Its text says that the rate falls by steps, its table that it
+restarts; the table's is the plain reading.
 """
 
 from fastcifar.config import DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
@@ -35,4 +36,6 @@ def r3_resnet_s3_step_as_written() -> RunConfig:
 @declare("R3", 0.9375)
 def r3_resnet_s3_sgd() -> RunConfig:
     """The network as it does with SGD and a cosine, which the report did not try."""
-    return derive(r3_resnet_s3(), optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine", restart_period=None, warmup=None)
+    return derive(
+        r3_resnet_s3(), optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine", restart_period=None, warmup=None
+    )

@@ -1,8 +1,8 @@
 """Report 4: a ResNet of 4.7 million parameters, one setting changed at a time.
 
-Its baseline is one row in most of its tables: T1, T2 cosine, T4 SGD, T5 200 epochs, T6 pool 5, T7 dropout 0, T8 first. It builds on
-github.com/kuangliu/pytorch-cifar: SGD, lr 0.1, weight decay 5e-4, batch 128. Models were saved when their test accuracy was highest, so
-every recipe watches it.
+Its baseline is one row in most of its tables: T1, T2 cosine, T4 SGD, T5 200 epochs, T6 pool 5, T7 dropout 0, T8 first.
+It builds on github.com/kuangliu/pytorch-cifar: SGD, lr 0.1, weight decay 5e-4, batch 128. Models were saved when their
+test accuracy was highest, so every recipe watches it.
 """
 
 from fastcifar.config import DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
@@ -82,7 +82,9 @@ def r4_augment_flip() -> RunConfig:
 
 @declare("R4 T3", 0.8936)
 def r4_augment_norm049() -> RunConfig:
-    """By mean 0.49 and the true deviation: the report says that this is not the baseline's normalisation, and gives no deviation."""
+    """By mean 0.49 and the true deviation: the report says that this is not the baseline's normalisation, and gives
+    no deviation.
+    """
     return derive(r4_augment_none(), normalize="true")
 
 

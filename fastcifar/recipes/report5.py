@@ -1,8 +1,9 @@
-"""Report 5: ResNet-18 by adaptive sharpness-aware minimisation, and an ensemble; and the table it takes from ASAM's paper.
+"""Report 5: ResNet-18 by adaptive sharpness-aware minimisation, and an ensemble; and the table it takes from ASAM's
+paper.
 
-The paper's settings are those of its authors' code, github.com/SamsungLabs/ASAM, with the paper's eta: batch 128, lr 0.1, weight decay
-5e-4, smoothing 0.1, a cosine. It prints the best test accuracy of any epoch, and the report follows its own through the run, so every
-recipe watches it.
+The paper's settings are those of its authors' code, github.com/SamsungLabs/ASAM, with the paper's eta: batch 128, lr
+0.1, weight decay 5e-4, smoothing 0.1, a cosine. It prints the best test accuracy of any epoch, and the report follows
+its own through the run, so every recipe watches it.
 """
 
 from fastcifar.config import AverageConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
@@ -82,7 +83,8 @@ def r5_wrn28_10_asam() -> RunConfig:
 def r5_resnet18_asam() -> RunConfig:
     """The single model, by ASAM in its authors' setting; the epochs, which the report does not give, are theirs too.
 
-    Albumentations' dropout follows crop and flip. The accuracy reported as validation is that of the exponential average.
+    Albumentations' dropout follows crop and flip. The accuracy reported as validation is that of the exponential
+    average.
     """
     return RunConfig(
         ModelConfig("resnet18"),
@@ -104,7 +106,9 @@ def r5_resnet18_asam_as_written() -> RunConfig:
 
 @declare("R5 III", 0.9768, "ensemble")
 def r5_ensemble_member() -> RunConfig:
-    """Six of seeds 0 to 10 vote. By Adam at its own rate, falling by steps (ours, since none are given), without average and dropout."""
+    """Six of seeds 0 to 10 vote. By Adam at its own rate, falling by steps (ours, since none are given), without
+    average and dropout.
+    """
     plain = {"sharpness": "none", "rho": None, "eta": None, "ema_decay": (0.0,), "augment": "standard"}
     return derive(r5_resnet18_asam(), optimizer="adam", lr=None, weight_decay=None, schedule="step", **plain)
 

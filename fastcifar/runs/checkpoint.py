@@ -1,12 +1,14 @@
-"""The state of a run on disk: folders of safetensors and JSON, published by renaming one pointer; nothing in them can execute.
+"""The state of a run on disk: folders of safetensors and JSON, published by renaming one pointer; nothing in them can
+execute.
 
 checkpoints/latest                       the name of the current folder
-checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata says how to build and feed the network
-checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
+checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata says how to build and feed the
+network checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
 checkpoints/STEP/snapshot-N.safetensors  the same of the weights at the end of the cycle N of warm restarts
-checkpoints/STEP/best-NAME.safetensors   the same of the best weights so far on the validation split, NAME being `weights` or an average
-checkpoints/STEP/state.safetensors       what else training goes on from: momenta, meters, random state
-checkpoints/STEP/progress.json           epoch, batch, times, the names of averages and snapshots, which epochs were best
+checkpoints/STEP/best-NAME.safetensors   the same of the best weights so far on the validation split, NAME being
+`weights` or an average checkpoints/STEP/state.safetensors       what else training goes on from: momenta, meters,
+random state checkpoints/STEP/progress.json           epoch, batch, times, the names of averages and snapshots, which
+epochs were best
 """
 
 from __future__ import annotations
@@ -112,7 +114,8 @@ OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Publishes `checkpoint` in `folder`, then removes the one before it; killed at any moment, it leaves one that is whole.
+    """Publishes `checkpoint` in `folder`, then removes the one before it; killed at any moment, it leaves one that is
+    whole.
 
     A step has one state only, so one that is published already is left alone.
 
@@ -166,7 +169,9 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The current checkpoint, on the CPU, or None before the first. Raises FastcifarError where a file is missing or damaged."""
+    """The current checkpoint, on the CPU, or None before the first. Raises FastcifarError where a file is missing or
+    damaged.
+    """
     current = latest(folder)
     if current is None:
         return None
@@ -190,7 +195,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_network(path: Path) -> Network:
-    """How to build and feed the network that the weights in a file belong to. Raises FastcifarError where the file does not say it."""
+    """How to build and feed the network that the weights in a file belong to. Raises FastcifarError where the file
+    does not say it.
+    """
     with reading(path, RESTART), safe_open(path, framework="pt") as file:
         network = build(Network, json.loads((file.metadata() or {}).get("network", "{}")), "network", complete=True)
         for mean, std in zip(network["mean"], network["std"], strict=True):
@@ -200,7 +207,9 @@ def read_network(path: Path) -> Network:
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copies `weights` into the tensors of `model`, which keep their memory format. Raises FastcifarError where they do not fit."""
+    """Copies `weights` into the tensors of `model`, which keep their memory format. Raises FastcifarError where they
+    do not fit.
+    """
     copy_tensors(weights, model.state_dict(), source)
 
 
@@ -213,10 +222,15 @@ def copy_tensors(stored: dict[str, Tensor], own: dict[str, Tensor], source: str)
     """
     if differing := stored.keys() ^ own.keys():
         key = min(differing)
-        raise FastcifarError(f"{source} {'lacks' if key in own else 'has an unknown'} {key}; give the configuration that it was made with.")
+        raise FastcifarError(
+            f"{source} {'lacks' if key in own else 'has an unknown'} {key}; give the configuration that it was made "
+            "with."
+        )
     for key, tensor in own.items():
         found, expected = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (stored[key], tensor))
         if found != expected:
-            raise FastcifarError(f"{source} has {key} as {found}, expected {expected}; give the configuration that it was made with.")
+            raise FastcifarError(
+                f"{source} has {key} as {found}, expected {expected}; give the configuration that it was made with."
+            )
     for key, tensor in own.items():
         tensor.copy_(stored[key])

@@ -1,4 +1,6 @@
-"""What the person at the keyboard sees: a live line in a terminal or a notebook, plain lines where the output is piped."""
+"""What the person at the keyboard sees: a live line in a terminal or a notebook, plain lines where the output is
+piped.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ NO_BREAK = "\u00a0"
 class Console:
     """Shows a run as it goes, on `rich`, by default the standard output.
 
-    In a terminal lines are broken between words at its width, and a bar moves below them; a notebook that has ipywidgets shows the bar
-    too. Elsewhere every line stays whole.
+    In a terminal lines are broken between words at its width, and a bar moves below them; a notebook that has
+    ipywidgets shows the bar too. Elsewhere every line stays whole.
     """
 
     def __init__(self, rich: RichConsole | None = None) -> None:
@@ -43,9 +45,13 @@ class Console:
         lines = text.split("\n")
         if self.rich.is_terminal:
             # Paths and commands stay whole, so that they can be copied.
-            wrapped = TextWrapper(self.rich.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            wrapped = TextWrapper(
+                self.rich.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
             lines = [part for line in lines for part in wrapped.wrap(line) or [""]]
-        self.rich.print("\n".join(lines).replace(NO_BREAK, " "), markup=False, style="bold reverse" if prominent else None)
+        self.rich.print(
+            "\n".join(lines).replace(NO_BREAK, " "), markup=False, style="bold reverse" if prominent else None
+        )
 
     def wait(self, text: str) -> None:
         """Something takes a while, until the next line."""
@@ -74,14 +80,18 @@ class Console:
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
 
     def tick(self, step: int, epoch: int, epochs: int, lr: float, loss: float | None, accuracy: float | None) -> None:
-        """A step has been launched; `loss` and `accuracy` are this epoch's so far, as of some steps ago, None before they are known."""
+        """A step has been launched; `loss` and `accuracy` are this epoch's so far, as of some steps ago, None before
+        they are known.
+        """
         now = time.perf_counter()
         if self.progress and now - self.shown > REFRESH_SECONDS:
             self.shown = now
             rate = (step - self.first) * self.batch_size / (now - self.started)
             running = {"loss": "" if loss is None else f"{loss:.4f}", "train": percent(accuracy), "lr": f"{lr:.4f}"}
             description = joined(f"epoch {epoch}/{epochs}", running).replace(NO_BREAK, " ")
-            self.progress.update(self.task, completed=step, description=description, rate=f"{rate:,.0f} img/s", refresh=True)
+            self.progress.update(
+                self.task, completed=step, description=description, rate=f"{rate:,.0f} img/s", refresh=True
+            )
 
     def write(self, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -129,7 +139,9 @@ class Console:
                 self.note(f"{name:{width}}  {value}")
 
     def epoch_times(self) -> str:
-        """How long the epochs of this session took; the first one, in which libraries still choose their algorithms, apart."""
+        """How long the epochs of this session took; the first one, in which libraries still choose their algorithms,
+        apart.
+        """
         first, *others = self.epoch_seconds or [0.0]
         return f"first {first:.1f} s, then {sum(others) / len(others):.1f} s each" if others else ""
 
@@ -148,7 +160,12 @@ def notebook_console() -> Console:
 
 def joined(first: str, fields: Mapping[str, str]) -> str:
     """One line of what there is, in which a number stays with its name."""
-    return "  ".join([first.replace(" ", NO_BREAK), *(f"{name} {value}".replace(" ", NO_BREAK) for name, value in fields.items() if value)])
+    return "  ".join(
+        [
+            first.replace(" ", NO_BREAK),
+            *(f"{name} {value}".replace(" ", NO_BREAK) for name, value in fields.items() if value),
+        ]
+    )
 
 
 def percent(fraction: float | None) -> str:

@@ -34,7 +34,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Standing:
-    """What some of the members come to together, on the test set where nothing else is said; accuracies and shares are fractions."""
+    """What some of the members come to together, on the test set where nothing else is said; accuracies and shares
+    are fractions.
+    """
 
     members: tuple[int, ...]
     """By their place among the members."""
@@ -105,12 +107,16 @@ def voters(folder: Path) -> list[tuple[Path, str]]:
     """
     report = read_report(folder)
     if bad := [place for place in report.best.members if not 0 <= place < len(report.members)]:
-        raise ConfigError(f"{folder / FILE} names member {bad[0]} of {len(report.members)}; let `fastcifar ensemble` write it again.")
+        raise ConfigError(
+            f"{folder / FILE} names member {bad[0]} of {len(report.members)}; let `fastcifar ensemble` write it again."
+        )
     if not report.best.members:
         raise ConfigError(f"{folder / FILE} names no member that votes; let `fastcifar ensemble` write it again.")
     chosen = [(folder / report.members[place].run, report.members[place].weights) for place in report.best.members]
     if gone := [run for run, _ in chosen if not os.path.isfile(run / "config.json")]:
-        raise ConfigError(f"{folder}'s member {gone[0]} is no longer there; put it back, or let `fastcifar ensemble` vote without it.")
+        raise ConfigError(
+            f"{folder}'s member {gone[0]} is no longer there; put it back, or let `fastcifar ensemble` vote without it."
+        )
     return chosen
 
 

@@ -28,7 +28,9 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Makes any damage met within the block a FastcifarError that says in one sentence what is wrong with `place`, and the `remedy`."""
+    """Makes any damage met within the block a FastcifarError that says in one sentence what is wrong with `place`,
+    and the `remedy`.
+    """
     try:
         yield
     except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
@@ -36,7 +38,9 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
-    """The content of `path` as a `kind`, a dataclass or TypedDict of which no key may be missing. Raises FastcifarError."""
+    """The content of `path` as a `kind`, a dataclass or TypedDict of which no key may be missing. Raises
+    FastcifarError.
+    """
     with reading(path, remedy):
         return build(kind, json.loads(path.read_text("utf-8")), path.name, complete=True)
 
@@ -47,7 +51,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `path` so that a reader finds, even after a power failure, either what was there before or all of `content`.
+    """Writes `path` so that a reader finds, even after a power failure, either what was there before or all of
+    `content`.
 
     Raises:
         FastcifarError: it cannot be written; nothing is left behind.
@@ -67,7 +72,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Renames `partial`, which stands beside it, to `target`, and sees to it that the disk knows, where the system offers that."""
+    """Renames `partial`, which stands beside it, to `target`, and sees to it that the disk knows, where the system
+    offers that.
+    """
     os.replace(partial, target)
     with suppress(OSError):  # Windows opens no folders, and some network file systems do not sync them
         folder = os.open(target.parent, os.O_RDONLY)

@@ -27,7 +27,8 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first signal is noted in `signal_number`, and said so; a second one acts as if it had not been caught.
+    """While entered, the first signal is noted in `signal_number`, and said so; a second one acts as if it had not been
+    caught.
 
     A signal that is ignored, as `nohup` has SIGHUP, stays so.
     """
@@ -45,7 +46,9 @@ class StopRequest:
 
     @contextmanager
     def answered_at_once(self) -> Iterator[None]:
-        """Within the block there is nothing to save and no loop that would see the request, so a signal raises KeyboardInterrupt."""
+        """Within the block there is nothing to save and no loop that would see the request, so a signal raises
+        KeyboardInterrupt.
+        """
         self.at_once = True
         try:
             yield

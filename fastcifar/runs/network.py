@@ -1,4 +1,6 @@
-"""The network of a run, or those of an ensemble, built from what the checkpoints say; nothing in a folder is executed unless trusted."""
+"""The network of a run, or those of an ensemble, built from what the checkpoints say; nothing in a folder is
+executed unless trusted.
+"""
 
 from __future__ import annotations
 
@@ -65,14 +67,18 @@ class StoredNetwork:
     def choose(self, which: str | None) -> str:
         """The name of the weights `which`; None stands for the best on the validation split.
 
-        Without such a split, it stands for the first average, or where the run keeps none, for the weights themselves. It is no snapshot.
+        Without such a split, it stands for the first average, or where the run keeps none, for the weights themselves.
+        It is no snapshot.
 
         Raises:
             FastcifarError: the run has no weights of that name.
         """
         if which is None:
             averages_first = sorted(self.weights, key=lambda name: name == WEIGHTS)
-            return max((name for name in averages_first if name not in self.snapshots), key=lambda name: self.validated.get(name, 0.0))
+            return max(
+                (name for name in averages_first if name not in self.snapshots),
+                key=lambda name: self.validated.get(name, 0.0),
+            )
         if which not in self.weights:
             raise FastcifarError(f"{self.path}: {unknown('weights', which, self.weights)}")
         return which
@@ -82,13 +88,19 @@ class StoredNetwork:
         """Pixels a side. Raises FastcifarError where it is none that images have."""
         size = self.network["options"].get("image_size", IMAGE_SIZE)
         if type(size) is not int or size not in IMAGE_SIZES:
-            raise FastcifarError(f"{self.path}'s network is for images of {size!r} pixels, which cannot be; {checkpoints.RESTART}.")
+            raise FastcifarError(
+                f"{self.path}'s network is for images of {size!r} pixels, which cannot be; {checkpoints.RESTART}."
+            )
         return size
 
     def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
-        """The network on `device`, with the weights that `choose` names. Raises FastcifarError where they do not fit."""
+        """The network on `device`, with the weights that `choose` names. Raises FastcifarError where they do not
+        fit.
+        """
         name, network, size = self.choose(which), self.network, self.image_size
-        model = build_network(network, f"{self.path}'s network", size) if self.model is None else copy.deepcopy(self.model)
+        model = (
+            build_network(network, f"{self.path}'s network", size) if self.model is None else copy.deepcopy(self.model)
+        )
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
         model = model.to(device, memory_format=torch.channels_last).eval()
         normalization = Normalization(network["mean"], network["std"])
@@ -98,7 +110,8 @@ class StoredNetwork:
 def load_networks(
     path: Path, device: torch.device, which: str | None = None, *, trust: bool = False, model: nn.Module | None = None
 ) -> tuple[TrainedNetwork, ...]:
-    """The network of the run at `path`; or of an ensemble's folder those that vote: chosen on the validation split, or else all.
+    """The network of the run at `path`; or of an ensemble's folder those that vote: chosen on the validation split, or
+    else all.
 
     Arguments and errors are those of `load_network`, besides:
 
@@ -108,14 +121,18 @@ def load_networks(
     if not is_ensemble(path):
         return (load_network(path, device, which, trust=trust, model=model),)
     if which is not None:
-        raise ConfigError(f"{path} is an ensemble, which says itself which weights of its members vote; leave --weights {which} out.")
+        raise ConfigError(
+            f"{path} is an ensemble, which says itself which weights of its members vote; leave --weights {which} out."
+        )
     networks = tuple(load_network(run, device, weights, trust=trust, model=model) for run, weights in voters(path))
     check_agreement(networks)
     return networks
 
 
 def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
-    """Raises ConfigError where one was trained on other classes, another order of them, or another size of images than the first."""
+    """Raises ConfigError where one was trained on other classes, another order of them, or another size of images
+    than the first.
+    """
     first = networks[0]
     for other in networks[1:]:
         if other.classes != first.classes:
@@ -134,11 +151,13 @@ def load_network(
         path: folder of the run.
         device: where the weights go.
         which: "weights", or the name of an average or a snapshot; by default as `StoredNetwork.choose` has it.
-        trust: whether an architecture of the run's own code (`package.module:function`) may be imported, which executes it.
-        model: the network that was given to `fastcifar.train`, of which a copy takes the run's weights; by default it is built by its name.
+        trust: whether an architecture of the run's own code (`package.module:function`) may be imported, which executes
+        it. model: the network that was given to `fastcifar.train`, of which a copy takes the run's weights; by default
+        it is built by its name.
 
     Raises:
-        FastcifarError: no run, no checkpoint, a damaged one, no such weights, weights of another network than `model`, or code that is
+        FastcifarError: no run, no checkpoint, a damaged one, no such weights, weights of another network than `model`,
+        or code that is
             not trusted.
     """
     return read_network(path, trust=trust, model=model).load(device, which)
@@ -151,10 +170,13 @@ def read_network(path: Path, *, trust: bool = False, model: nn.Module | None = N
         raise FastcifarError(f"{path} has no checkpoint yet; let it train for an epoch.")
     arch = state.network["arch"]
     if model is None and arch == GIVEN:
-        raise ConfigError(f"{path}'s network was given in Python and has no name to be built by; give it again in Python, as model=.")
+        raise ConfigError(
+            f"{path}'s network was given in Python and has no name to be built by; give it again in Python, as model=."
+        )
     if model is None and not trust and not OWN_CODE.fullmatch(arch):
         raise FastcifarError(
-            f"{path}'s network is built by {arch!r}, code that comes with the run and would be executed; add --trust where you know it."
+            f"{path}'s network is built by {arch!r}, code that comes with the run and would be executed; add --trust "
+            "where you know it."
         )
     validated = {name: best["accuracy"] for name, best in state.progress["best"].items()}
     return StoredNetwork(Path(path), state.network, state.chosen, validated, model)

@@ -61,7 +61,9 @@ def read_records(path: Path) -> list[EpochRecord]:
 
 
 class JsonLines:
-    """Appends to metrics.jsonl, after cutting it back to the epochs that the checkpoint holds. Raises FastcifarError where it cannot."""
+    """Appends to metrics.jsonl, after cutting it back to the epochs that the checkpoint holds. Raises FastcifarError
+    where it cannot.
+    """
 
     def __init__(self, path: Path, epochs_done: int) -> None:
         self.path = path
@@ -108,7 +110,8 @@ def values(record: EpochRecord) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes loss, accuracies, learning rate and img/s by epoch; what an earlier session wrote past the checkpoint is purged.
+    """Writes loss, accuracies, learning rate and img/s by epoch; what an earlier session wrote past the checkpoint is
+    purged.
 
     Raises FastcifarError where it cannot write.
     """

@@ -23,7 +23,9 @@ NAMES = [
 
 
 def confusion_of(count: int) -> np.ndarray:
-    """A hundred images of each class, of which so many as the label's number are taken for the next class, twelve at most."""
+    """A hundred images of each class, of which so many as the label's number are taken for the next class, twelve at
+    most.
+    """
     wrong = np.minimum(np.arange(count), 12)
     matrix = np.diag(100 - wrong)
     matrix[np.arange(count), (np.arange(count) + 1) % count] += wrong

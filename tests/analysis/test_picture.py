@@ -43,7 +43,9 @@ def test_a_picture_is_drawn_into_a_new_folder(tmp_path: Path) -> None:
         ("fastcifar.runs.files.os.fsync", full_disk, "No space left on device"),
     ],
 )
-def test_a_failure_is_one_line_and_leaves_what_was_there(patched, replacement, reason, tmp_path: Path, monkeypatch) -> None:
+def test_a_failure_is_one_line_and_leaves_what_was_there(
+    patched, replacement, reason, tmp_path: Path, monkeypatch
+) -> None:
     path = tmp_path / "a.png"
     path.write_text("an earlier picture")
     monkeypatch.setattr(patched, replacement)
@@ -76,7 +78,9 @@ print(os.environ["MPLBACKEND"], matplotlib.get_backend(auto_select=False))
 """
 
 
-@pytest.mark.parametrize(("backend", "later"), [("nowhere", "None"), ("module://nowhere", "module://nowhere"), ("svg", "svg")])
+@pytest.mark.parametrize(
+    ("backend", "later"), [("nowhere", "None"), ("module://nowhere", "module://nowhere"), ("svg", "svg")]
+)
 def test_the_backend_that_a_notebook_names_does_not_matter(backend: str, later: str, tmp_path: Path) -> None:
     """And it is the user's own pyplot's afterwards, where there is such a backend."""
     command = [sys.executable, "-c", BACKENDS, str(tmp_path / "a.png")]

@@ -41,7 +41,12 @@ def test_every_curve_is_there_and_can_be_told_from_the_others(epochs, tmp_path):
     shown = panels(figure)
     assert len(shown) == (3 if epochs < 200 else 4)
     curves = shown["accuracy (%)"].lines
-    assert [line.get_label() for line in curves[:4]] == ["train", "validation", "validation, ema-0.99", "validation, ema-0.999"]
+    assert [line.get_label() for line in curves[:4]] == [
+        "train",
+        "validation",
+        "validation, ema-0.99",
+        "validation, ema-0.999",
+    ]
     assert len({(line.get_color(), line.get_linestyle(), line.get_linewidth()) for line in curves[:4]}) == 4
     assert curves[1].get_linewidth() > curves[2].get_linewidth(), "so that what lies upon it leaves it visible"
     assert all(len(line.get_xdata()) == epochs for line in curves[:4])
@@ -56,8 +61,13 @@ def test_every_curve_is_there_and_can_be_told_from_the_others(epochs, tmp_path):
 
 def test_what_the_run_came_to_is_marked_where_it_comes_from():
     table = lr_table(ScheduleConfig(), 0.1, 4, 3)
-    figure = plot_curves(records(3, table), table, "a run", replace(RESULT, chosen_epochs={"weights": 1, "ema-0.999": 2}))
-    marks = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panels(figure)["accuracy (%)"].lines[4:]}
+    figure = plot_curves(
+        records(3, table), table, "a run", replace(RESULT, chosen_epochs={"weights": 1, "ema-0.999": 2})
+    )
+    marks = {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in panels(figure)["accuracy (%)"].lines[4:]
+    }
     assert marks == {
         "final test, weights: 50.00% (best epoch 1)": ([1], [50.0]),
         "final test, ema-0.999: 25.00% (best epoch 2)": ([2], [25.0]),
@@ -70,7 +80,9 @@ def test_the_applied_rate_is_the_tables_but_where_a_plateau_lowered_it():
     table = lr_table(ScheduleConfig("step", warmup="2st"), 0.1, 4, 3)
     assert applied_lr(records(3, table), table) == table
     lowered = [record(n, lr=factor * table[4 * n - 1]) for n, factor in ((1, 1), (2, 0.5), (3, 0.25))]
-    assert applied_lr(lowered, table) == pytest.approx(table[:4] + [0.5 * lr for lr in table[4:8]] + [0.25 * lr for lr in table[8:]])
+    assert applied_lr(lowered, table) == pytest.approx(
+        table[:4] + [0.5 * lr for lr in table[4:8]] + [0.25 * lr for lr in table[8:]]
+    )
 
 
 def test_the_curves_of_a_folder(tmp_path):

@@ -52,7 +52,9 @@ def image_set(count: int, size: tuple[int, int] = (32, 32)) -> ImageSet:
     return ImageSet(images, torch.zeros(count, dtype=torch.int64), ("any",), MEAN, STD)
 
 
-def apply(backend: str, policy: Policy, dataset: ImageSet, params: Params, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+def apply(
+    backend: str, policy: Policy, dataset: ImageSet, params: Params, dtype: torch.dtype = torch.uint8
+) -> torch.Tensor:
     need(backend)
     applier = load(BACKENDS[backend])(dataset, policy, Normalization(MEAN, STD), dtype, len(dataset))
     applier.submit(torch.arange(len(dataset)), params)
@@ -71,7 +73,9 @@ def with_pil(image: torch.Tensor, map_: torch.Tensor, fill: tuple[int, int, int]
     a, b, c, d, e, f = (map_.double() / ONE).tolist()
     matrix = (a, b, c - (a + b) / 2, d, e, f - (d + e) / 2)
     picture = Image.fromarray(image.numpy())
-    return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill))
+    return np.asarray(
+        picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -84,7 +88,9 @@ def test_warps_equal_pil_to_the_last_bit(backend, size, text):
     params = drawn(policy, dataset)
     augmented = apply(backend, policy, dataset, params)
     for i in range(60):
-        expected = dataset.images[i].numpy() if params.warp is None else with_pil(dataset.images[i], params.warp[i], (0, 0, 0))
+        expected = (
+            dataset.images[i].numpy() if params.warp is None else with_pil(dataset.images[i], params.warp[i], (0, 0, 0))
+        )
         assert np.array_equal(augmented[i].permute(1, 2, 0), expected), i
 
 

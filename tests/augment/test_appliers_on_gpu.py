@@ -40,7 +40,9 @@ def test_a_steady_epoch_gives_the_images_of_a_cpu(gpu, dali, backend, policy, dt
     reference = Loader(dataset(), policy, "torch", device="cpu", **options)
     rtol = 0.01 if dtype == torch.bfloat16 else 2e-3
     for epoch, images in enumerate((first, second)):
-        torch.testing.assert_close(images.cpu(), images_of(reference, epoch), rtol=rtol, atol=0 if dtype == torch.uint8 else 2e-6)
+        torch.testing.assert_close(
+            images.cpu(), images_of(reference, epoch), rtol=rtol, atol=0 if dtype == torch.uint8 else 2e-6
+        )
 
 
 def test_an_epoch_that_was_left_midway_does_not_spoil_the_next(gpu, dali):
@@ -68,7 +70,13 @@ def test_what_dali_lacks_goes_to_the_kernel():
 
 
 def test_chunks_end_where_a_cuda_grid_does(gpu, dali):
-    many = ImageSet(torch.zeros(70_000, 1, 1, 3, dtype=torch.uint8), torch.zeros(70_000, dtype=torch.int64), ("a",), (0.5,) * 3, (0.5,) * 3)
+    many = ImageSet(
+        torch.zeros(70_000, 1, 1, 3, dtype=torch.uint8),
+        torch.zeros(70_000, dtype=torch.int64),
+        ("a",),
+        (0.5,) * 3,
+        (0.5,) * 3,
+    )
     options = {"backend": "dali", "device": "cuda", "chunk_size": 70_000}
     assert Loader(many, "standard", batch_size=1000, **options).chunk_size == 65_000
     assert Loader(many, "standard,mixup", batch_size=1000, **options).chunk_size == 32_000

@@ -44,7 +44,9 @@ def with_pil(image: np.ndarray, operation: Operation, value: float) -> np.ndarra
 
 
 def pictures(shape: tuple[int, int]) -> Tensor:
-    """uint8 (N, H, W, 3): noise, constants, two levels, few levels, gradients, black and white, colours on the verge of clipping."""
+    """uint8 (N, H, W, 3): noise, constants, two levels, few levels, gradients, black and white, colours on the verge
+    of clipping.
+    """
     generator = np.random.default_rng(0)
     size = (*shape, 3)
     channels = np.array([3, 128, 250], dtype=np.uint8)
@@ -53,7 +55,10 @@ def pictures(shape: tuple[int, int]) -> Tensor:
         *generator.integers(0, 256, (4, *size)),
         *(np.full(size, level) for level in (0, 1, 127, 255)),
         np.broadcast_to(channels, size),
-        *(np.where(generator.random(size) < share, low, high) for share, low, high in ((0.5, 0, 255), (0.3, 90, 91), (0.9, 17, 201))),
+        *(
+            np.where(generator.random(size) < share, low, high)
+            for share, low, high in ((0.5, 0, 255), (0.3, 90, 91), (0.9, 17, 201))
+        ),
         *(np.where(generator.random(size) < share, 40, generator.integers(0, 256, size)) for share in (0.5, 0.9)),
         *(generator.integers(low, high, size) for low, high in ((100, 110), (0, 3), (253, 256))),
         generator.choice([0, 255], size),
@@ -65,9 +70,13 @@ def pictures(shape: tuple[int, int]) -> Tensor:
 
 
 def assert_equal(images: Tensor, operation: Operation, value: Tensor) -> None:
-    expected = np.stack([with_pil(image, operation, number) for image, number in zip(images.numpy(), value.tolist(), strict=True)])
+    expected = np.stack(
+        [with_pil(image, operation, number) for image, number in zip(images.numpy(), value.tolist(), strict=True)]
+    )
     difference = np.abs(apply_operation(images, operation, value).numpy().astype(int) - expected)
-    assert not difference.any(), f"{np.count_nonzero(difference)} of {difference.size} bytes differ, by {difference.max()} at most"
+    assert not difference.any(), (
+        f"{np.count_nonzero(difference)} of {difference.size} bytes differ, by {difference.max()} at most"
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -85,7 +94,13 @@ def test_equals_pil_at_every_level_and_any_value(operation):
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     images = torch.cat((levels, levels.flip(1), levels.roll(77, 2)), dim=3).repeat(500, 1, 1, 1)
     share = torch.rand(500, generator=generator, dtype=torch.float64)
-    value = 2 * share if operation in ENHANCING else 256 * share if operation == Operation.SOLARIZE else (1 + 8 * share).floor()
+    value = (
+        2 * share
+        if operation in ENHANCING
+        else 256 * share
+        if operation == Operation.SOLARIZE
+        else (1 + 8 * share).floor()
+    )
     assert_equal(images, operation, value)
 
 

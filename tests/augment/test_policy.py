@@ -41,7 +41,8 @@ def test_canonical_text_reads_back(text):
         fill=st.sampled_from(["black", "mean", "reflect", "clamp"]),
         interpolation=st.sampled_from(["nearest", "bilinear"]),
         automatic=st.sampled_from([None, ("autoaugment", ()), ("randaugment", (3, 14))]),
-        erase=st.none() | st.builds(Erase, st.integers(1, 64), st.integers(1, 99), st.sampled_from([0.5, 1.0]), st.booleans()),
+        erase=st.none()
+        | st.builds(Erase, st.integers(1, 64), st.integers(1, 99), st.sampled_from([0.5, 1.0]), st.booleans()),
         mix=st.none() | st.builds(Mix, st.sampled_from(["mixup", "cutmix"]), st.sampled_from([0.2, 1.0])),
     )
 )

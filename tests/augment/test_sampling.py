@@ -137,10 +137,20 @@ def test_the_paper_and_torchvision_read_levels_as_published():
             if level is not None:
                 magnitudes, signed = space[name]
                 magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
-                expected = {int(magnitude), -int(magnitude)} if "Translate" in name else {magnitude, -magnitude} if signed else {magnitude}
+                expected = (
+                    {int(magnitude), -int(magnitude)}
+                    if "Translate" in name
+                    else {magnitude, -magnitude}
+                    if signed
+                    else {magnitude}
+                )
                 base = 1 if choice.operation in automatic.ENHANCING else 0
-                assert sorted(v - base for v in set(choice.values)) == pytest.approx(sorted(expected), rel=1e-6, abs=1e-6)
-    paper = {choice.operation: choice.values for branch in automatic.autoaugment((32, 32)).branches for choice in branch}
+                assert sorted(v - base for v in set(choice.values)) == pytest.approx(
+                    sorted(expected), rel=1e-6, abs=1e-6
+                )
+    paper = {
+        choice.operation: choice.values for branch in automatic.autoaugment((32, 32)).branches for choice in branch
+    }
     assert paper[Operation.TRANSLATE_Y] == (9.0, -9.0)
     assert automatic.paper_values(Operation.COLOR, 5) == (1.0,)
     assert automatic.paper_values(Operation.POSTERIZE, 7) == (2.0,)
@@ -169,7 +179,9 @@ def test_coarse_dropout_has_whole_squares_half_of_the_time():
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 3.0])
 def test_shares_follow_the_beta_distribution(alpha):
     """Kolmogorov and Smirnov's statistic against NumPy's generator."""
-    ours = np.sort(beta(torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), alpha).numpy())
+    ours = np.sort(
+        beta(torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), alpha).numpy()
+    )
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, 20_000))
     both = np.concatenate((ours, theirs))
     gap = np.abs(np.searchsorted(ours, both, side="right") - np.searchsorted(theirs, both, side="right")).max() / 20_000

@@ -1,4 +1,6 @@
-"""The loops that fastcifar is compared with: that they do what torchvision and fastcifar do, and how their figures come about."""
+"""The loops that fastcifar is compared with: that they do what torchvision and fastcifar do, and how their figures
+come about.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,10 @@ def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror_image():
     for number, crop in zip(index.tolist(), comparison.cropped_and_flipped(padded, index), strict=True):
         windows = {(top, left): padded[number, top : top + 6, left : left + 6] for top in reach for left in reach}
         found = [
-            (*place, flipped) for place, w in windows.items() for flipped in (False, True) if torch.equal(crop, w.flip(1) if flipped else w)
+            (*place, flipped)
+            for place, w in windows.items()
+            for flipped in (False, True)
+            if torch.equal(crop, w.flip(1) if flipped else w)
         ]
         assert found
         seen.update(found if len(found) == 1 else ())
@@ -97,7 +102,9 @@ def test_the_plain_loops_learn_what_fastcifar_learns(task, monkeypatch):
         if name == "reports":
             ours.epoch()
             ours.epoch()
-        for (key, expected), got in zip(ours.trainer.model.state_dict().items(), loop.model.state_dict().values(), strict=True):
+        for (key, expected), got in zip(
+            ours.trainer.model.state_dict().items(), loop.model.state_dict().values(), strict=True
+        ):
             torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
         assert loop.accuracy() == pytest.approx(ours.accuracy(), abs=1.5 / 13)
 

@@ -73,7 +73,10 @@ def form_of(files: dict[str, bytes]) -> CifarFormat:
 def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, as fractions of 255, from exact counts of the 256 levels."""
     levels = torch.arange(256, dtype=torch.float64) / 255
-    shares = [torch.bincount(images[..., channel].flatten(), minlength=256).double() / images[..., channel].numel() for channel in range(3)]
+    shares = [
+        torch.bincount(images[..., channel].flatten(), minlength=256).double() / images[..., channel].numel()
+        for channel in range(3)
+    ]
     means = [(share * levels).sum() for share in shares]
     deviations = [(share * (levels - mean) ** 2).sum().sqrt() for share, mean in zip(shares, means, strict=True)]
     return [mean.item() for mean in means], [deviation.item() for deviation in deviations]

@@ -20,7 +20,9 @@ class Server:
 
 
 class Habits(BaseHTTPRequestHandler):
-    """Habits: good, no_range (ignores Range), no_length, corrupt, truncating, silent (stalls half-way), slow, other_range, absent."""
+    """Habits: good, no_range (ignores Range), no_length, corrupt, truncating, silent (stalls half-way), slow,
+    other_range, absent.
+    """
 
     def do_GET(self) -> None:
         served: Server = self.server.served
@@ -35,7 +37,9 @@ class Habits(BaseHTTPRequestHandler):
             content = bytes(255 - byte for byte in content)
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start + 10 * (habit == 'other_range')}-{len(content) - 1}/{len(content)}")
+            self.send_header(
+                "Content-Range", f"bytes {start + 10 * (habit == 'other_range')}-{len(content) - 1}/{len(content)}"
+            )
         if habit != "no_length":
             self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()

@@ -74,7 +74,9 @@ def test_any_integers_are_labels(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [np.asfortranarray, lambda images: images[::-1], np.savez_compressed], ids=["fortran", "strided", "compressed"]
+    "change",
+    [np.asfortranarray, lambda images: images[::-1], np.savez_compressed],
+    ids=["fortran", "strided", "compressed"],
 )
 def test_any_layout_of_memory(tmp_path: Path, change: object) -> None:
     arrays = drawn(5, 9)
@@ -95,11 +97,23 @@ def test_statistics_are_those_of_the_train_split() -> None:
 
 IMAGES, LABELS = drawn()["train_images"], drawn()["train_labels"]
 REFUSED = {
-    "greyscale": ({"train_images": IMAGES[..., 0]}, r"numpy\.repeat\(train_images\.reshape\(-1, 8, 8, 1\), 3, axis=3\) in their place"),
-    "one channel": ({"test_images": IMAGES[:10, ..., :1]}, r"numpy\.repeat\(test_images\.reshape\(-1, 8, 8, 1\), 3, axis=3\)"),
-    "floats": ({"train_images": IMAGES / 255}, r"float64 \(20, 8, 8, 3\); expected uint8 \(N, H, W, 3\), RGB: save bytes from 0 to 255"),
+    "greyscale": (
+        {"train_images": IMAGES[..., 0]},
+        r"numpy\.repeat\(train_images\.reshape\(-1, 8, 8, 1\), 3, axis=3\) in their place",
+    ),
+    "one channel": (
+        {"test_images": IMAGES[:10, ..., :1]},
+        r"numpy\.repeat\(test_images\.reshape\(-1, 8, 8, 1\), 3, axis=3\)",
+    ),
+    "floats": (
+        {"train_images": IMAGES / 255},
+        r"float64 \(20, 8, 8, 3\); expected uint8 \(N, H, W, 3\), RGB: save bytes from 0 to 255",
+    ),
     "channels first": ({"train_images": IMAGES.transpose(0, 3, 1, 2)}, r"save train_images\.transpose\(0, 2, 3, 1\)"),
-    "flat": ({"train_images": IMAGES.reshape(20, -1)}, r"train_images of .* are uint8 \(20, 192\); expected uint8 \(N, H, W, 3\)"),
+    "flat": (
+        {"train_images": IMAGES.reshape(20, -1)},
+        r"train_images of .* are uint8 \(20, 192\); expected uint8 \(N, H, W, 3\)",
+    ),
     "four channels": ({"train_images": np.zeros((20, 8, 8, 4), np.uint8)}, r"uint8 \(20, 8, 8, 4\); expected"),
     "no pixels": ({"train_images": np.zeros((20, 0, 8, 3), np.uint8)}, "holds no pixels"),
     "no images": ({"train_images": IMAGES[:0], "train_labels": LABELS[:0]}, r"train_labels of .* are int64 \(0,\)"),
@@ -107,9 +121,15 @@ REFUSED = {
     "other test size": ({"test_images": np.zeros((10, 9, 8, 3), np.uint8)}, "different sizes"),
     "too few labels": ({"train_labels": LABELS[:-1]}, "20 train_images and 19 train_labels"),
     "too few test labels": ({"test_labels": LABELS[:9]}, "10 test_images and 9 test_labels"),
-    "float labels": ({"train_labels": LABELS.astype(float)}, r"train_labels of .* are float64 \(20,\); expected integers \(N,\)"),
+    "float labels": (
+        {"train_labels": LABELS.astype(float)},
+        r"train_labels of .* are float64 \(20,\); expected integers \(N,\)",
+    ),
     "boolean labels": ({"train_labels": LABELS > 0}, "are bool"),
-    "one-hot labels": ({"train_labels": np.eye(3, dtype=int)[LABELS]}, r"are int64 \(20, 3\); expected integers \(N,\)"),
+    "one-hot labels": (
+        {"train_labels": np.eye(3, dtype=int)[LABELS]},
+        r"are int64 \(20, 3\); expected integers \(N,\)",
+    ),
     "labels from 1": ({"train_labels": LABELS + 1}, "run from 1 to 3; number the 3 classes 0 to 2"),
     "a gap in the labels": ({"train_labels": LABELS * 2}, "run from 0 to 4; number the 3 classes 0 to 2"),
     "negative labels": ({"train_labels": LABELS - 1}, "run from -1 to 1"),
@@ -151,7 +171,9 @@ class Hostile:
 @pytest.mark.parametrize("name", ["train_images", "test_labels", "classes"])
 def test_nothing_is_unpickled(tmp_path: Path, form: str, name: str) -> None:
     path = save(tmp_path, drawn() | {name: np.array([Hostile()], dtype=object)}, form)
-    with pytest.raises(DataError, match=f"{name} of .* cannot be read .*; save it anew, as a plain array without objects"):
+    with pytest.raises(
+        DataError, match=f"{name} of .* cannot be read .*; save it anew, as a plain array without objects"
+    ):
         read_both(path)
 
 

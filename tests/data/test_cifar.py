@@ -33,9 +33,15 @@ def test_reading_an_archive_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
 def test_fine_labels_of_cifar100(tmp_path: Path) -> None:
     rows = np.zeros((3, 3072), np.uint8)
     files = {
-        "batches.meta": pickle.dumps({b"fine_label_names": [b"apple", b"bear"], b"coarse_label_names": [b"thing"]}, protocol=4),
-        "data_batch_1": pickle.dumps({b"data": rows, b"fine_labels": [0, 1, 0], b"coarse_labels": [0, 0, 0]}, protocol=4),
-        "data_batch_2": pickle.dumps({b"data": rows, b"fine_labels": [1, 1, 1], b"coarse_labels": [0, 0, 0]}, protocol=4),
+        "batches.meta": pickle.dumps(
+            {b"fine_label_names": [b"apple", b"bear"], b"coarse_label_names": [b"thing"]}, protocol=4
+        ),
+        "data_batch_1": pickle.dumps(
+            {b"data": rows, b"fine_labels": [0, 1, 0], b"coarse_labels": [0, 0, 0]}, protocol=4
+        ),
+        "data_batch_2": pickle.dumps(
+            {b"data": rows, b"fine_labels": [1, 1, 1], b"coarse_labels": [0, 0, 0]}, protocol=4
+        ),
         "test_batch": b"",
     }
     form = replace(form_of(files), label_key=CIFAR100.label_key, classes_key=CIFAR100.classes_key)
@@ -56,7 +62,9 @@ def test_a_changed_file_is_named_before_it_is_unpickled(
 ) -> None:
     monkeypatch.setattr(cifar, "unpickle", lambda data, path: pytest.fail(f"unpickled {path}"))
     damaged = replace(tiny, files={**tiny.files, name: tiny.files[name][:-2] + b"!."})
-    with pytest.raises(DataError, match=rf"{name} is damaged: its md5 is \w{{32}}, expected \w{{32}}; delete .* and run again\.$"):
+    with pytest.raises(
+        DataError, match=rf"{name} is damaged: its md5 is \w{{32}}, expected \w{{32}}; delete .* and run again\.$"
+    ):
         read_cifar(tiny.form, getattr(damaged, source)(tmp_path), "train")
 
 
@@ -149,7 +157,9 @@ def test_foreign_batch(tiny: Tiny, tmp_path: Path, batch: object) -> None:
         read_cifar(form_of(files), replace(tiny, files=files).folder(tmp_path), "train")
 
 
-@pytest.mark.parametrize("meta", [{}, {b"label_names": []}, {b"label_names": [1]}, {b"label_names": ["a"]}, []], ids=repr)
+@pytest.mark.parametrize(
+    "meta", [{}, {b"label_names": []}, {b"label_names": [1]}, {b"label_names": ["a"]}, []], ids=repr
+)
 def test_foreign_meta(tiny: Tiny, tmp_path: Path, meta: object) -> None:
     files = {**tiny.files, "batches.meta": pickle.dumps(meta, protocol=4)}
     with pytest.raises(DataError, match=r"batches\.meta does not list the class names"):

@@ -82,9 +82,16 @@ def test_a_part_with_a_wrong_beginning_starts_over(server: Server, target: Path)
     assert server.ranges == [("good", "bytes=5-"), ("good", None)]
 
 
-@pytest.mark.parametrize("bad", ["absent", "corrupt", "truncating", "unreachable", "not an address", "malformed", "other scheme"])
+@pytest.mark.parametrize(
+    "bad", ["absent", "corrupt", "truncating", "unreachable", "not an address", "malformed", "other scheme"]
+)
 def test_the_next_address_is_tried(server: Server, target: Path, bad: str) -> None:
-    other = {"unreachable": UNREACHABLE, "not an address": "nonsense", "malformed": "http://[bad", "other scheme": Path(__file__).as_uri()}
+    other = {
+        "unreachable": UNREACHABLE,
+        "not an address": "nonsense",
+        "malformed": "http://[bad",
+        "other scheme": Path(__file__).as_uri(),
+    }
     download([other.get(bad) or server.address(bad), server.address("good")], target, md5(server.content))
     assert target.read_bytes() == server.content
     assert left(target) == ["file.bin"]
@@ -102,7 +109,9 @@ def test_a_silent_connection_is_given_up(server: Server, target: Path, monkeypat
 
 
 def test_a_broken_connection_keeps_the_part(server: Server, target: Path) -> None:
-    with pytest.raises(DataError, match=r"/truncating/file\.bin: the connection broke off after 200000 of 400000 bytes"):
+    with pytest.raises(
+        DataError, match=r"/truncating/file\.bin: the connection broke off after 200000 of 400000 bytes"
+    ):
         download([server.address("truncating")], target, md5(server.content))
     assert left(target) == ["file.bin.part"]
     assert (target.parent / "file.bin.part").read_bytes() == server.content[:200_000]

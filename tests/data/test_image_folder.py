@@ -64,7 +64,10 @@ def test_pictures_in_order(folder: Path) -> None:
 @pytest.mark.parametrize("size", [8, 32, 33])
 @pytest.mark.parametrize(("height", "width"), [(20, 50), (50, 20), (64, 64), (5, 7), (1, 1)])
 def test_any_size_becomes_the_asked_one(tmp_path: Path, size: int, height: int, width: int) -> None:
-    pictures = {name: picture(seed, height, width) for seed, name in enumerate(["train/ant/a.png", "train/ant/b.png", "test/ant/c.png"])}
+    pictures = {
+        name: picture(seed, height, width)
+        for seed, name in enumerate(["train/ant/a.png", "train/ant/b.png", "test/ant/c.png"])
+    }
     assert load_dataset(f"{write(tmp_path / 'own', pictures)}@{size}").images.shape == (2, size, size, 3)
 
 
@@ -115,7 +118,9 @@ CHANGES = {
     "a time": lambda folder: os.utime(folder / "train/ant/a.png", ns=(0, 10**9 + 1)),
     "a picture": lambda folder: picture(99).save(folder / "train/ant/new.png"),
     "a name": lambda folder: (folder / "test/bee/y.jpg").rename(folder / "test/bee/z.jpg"),
-    "a length": lambda folder: (folder / "test/bee/y.jpg").write_bytes((folder / "test/bee/y.jpg").read_bytes() + b"\0"),
+    "a length": lambda folder: (folder / "test/bee/y.jpg").write_bytes(
+        (folder / "test/bee/y.jpg").read_bytes() + b"\0"
+    ),
 }
 
 
@@ -138,7 +143,13 @@ def test_other_files_are_passed_over(folder: Path, isolated: Path) -> None:
     load_dataset(str(folder))
     write(
         folder,
-        {"readme.txt": b"a", "train/notes.txt": b"b", "train/ant/Thumbs.db": b"c", "train/ant/._a.png": b"d", "train/.old/a.png": b"e"},
+        {
+            "readme.txt": b"a",
+            "train/notes.txt": b"b",
+            "train/ant/Thumbs.db": b"c",
+            "train/ant/._a.png": b"d",
+            "train/.old/a.png": b"e",
+        },
     )
     assert len(load_dataset(str(folder))) == 5
     assert len(cached(isolated)) == 1
@@ -151,7 +162,9 @@ def test_a_damaged_cache_is_made_anew(folder: Path, isolated: Path) -> None:
     assert first.images.equal(load_dataset(str(folder)).images)
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full disk", "interrupt"])
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full disk", "interrupt"]
+)
 def test_the_cache_appears_whole_or_not_at_all(
     folder: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
@@ -164,7 +177,9 @@ def test_the_cache_appears_whole_or_not_at_all(
         load_dataset(str(folder))
     assert cached(isolated) == []
     if isinstance(failure, OSError):
-        assert "cannot be written (No space left on device); make room there, or set XDG_CACHE_HOME" in str(caught.value)
+        assert "cannot be written (No space left on device); make room there, or set XDG_CACHE_HOME" in str(
+            caught.value
+        )
 
 
 def test_a_cache_that_is_no_folder(folder: Path, isolated: Path) -> None:
@@ -192,7 +207,10 @@ def encoded(place: Path, image: Image.Image, suffix: str) -> bytes:
 DAMAGE = {
     "empty": (lambda place: b"", "is no PNG, JPEG, WEBP, BMP picture"),
     "text": (lambda place: b"hello", "is no PNG, JPEG, WEBP, BMP picture"),
-    "postscript": (lambda place: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", "is no PNG, JPEG, WEBP, BMP picture"),
+    "postscript": (
+        lambda place: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n",
+        "is no PNG, JPEG, WEBP, BMP picture",
+    ),
     "another format": (lambda place: encoded(place, picture(0), ".gif"), "is no PNG, JPEG, WEBP, BMP picture"),
     "truncated png": (lambda place: encoded(place, picture(0), ".png")[:1500], r"cannot be decoded \("),
     "truncated jpeg": (lambda place: encoded(place, picture(0), ".jpg")[:700], r"cannot be decoded \(.*truncated"),
@@ -205,7 +223,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("content", "message"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_picture_is_named(folder: Path, tmp_path: Path, isolated: Path, content: object, message: str) -> None:
+def test_a_damaged_picture_is_named(
+    folder: Path, tmp_path: Path, isolated: Path, content: object, message: str
+) -> None:
     write(folder, {"train/bee/bad.png": content(tmp_path)})
     with pytest.raises(DataError, match=message) as caught:
         load_dataset(str(folder))
@@ -222,7 +242,9 @@ def test_a_bomb_below_pillows_second_limit_is_refused_too(folder: Path, monkeypa
 
 def test_classes_that_differ(folder: Path) -> None:
     picture(0).save(write(folder, {"test/cow/x.txt": b""}) / "test/cow/z.png")
-    with pytest.raises(DataError, match=r"test/cow is a class that .*train lacks; give both splits the same classes\.$"):
+    with pytest.raises(
+        DataError, match=r"test/cow is a class that .*train lacks; give both splits the same classes\.$"
+    ):
         load_dataset(str(folder))
     picture(0).save(write(folder, {"train/cow/x.txt": b"", "train/bat/x.txt": b""}) / "train/cow/z.png")
     picture(0).save(folder / "train/bat/z.png")
@@ -232,17 +254,23 @@ def test_classes_that_differ(folder: Path) -> None:
 
 def test_an_empty_class(folder: Path) -> None:
     write(folder, {"train/cow/a.tiff": b"", "test/cow/b.tiff": b""})
-    with pytest.raises(DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, \.bmp\)"):
+    with pytest.raises(
+        DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, \.bmp\)"
+    ):
         load_dataset(str(folder))
 
 
 def test_a_split_without_classes_or_none_at_all(folder: Path) -> None:
     for path in sorted((folder / "test").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(DataError, match=r"test holds no classes; expected a folder of pictures for each, test/CLASS/\*\.png"):
+    with pytest.raises(
+        DataError, match=r"test holds no classes; expected a folder of pictures for each, test/CLASS/\*\.png"
+    ):
         load_dataset(str(folder))
     (folder / "test").rmdir()
-    with pytest.raises(DataError, match=r"test cannot be read \(No such file or directory\); expected test/CLASS/\*\.png"):
+    with pytest.raises(
+        DataError, match=r"test cannot be read \(No such file or directory\); expected test/CLASS/\*\.png"
+    ):
         load_dataset(str(folder))
 
 

@@ -45,7 +45,8 @@ def test_same_images_whatever_the_batch_the_chunk_and_the_backend(dataset, backe
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "policy", ["standard", "transform2,cutout:2x6", "transform1_reflect", "standard,cutmix", "autoaugment,greyscale:0.2"]
+    "policy",
+    ["standard", "transform2,cutout:2x6", "transform1_reflect", "standard,cutmix", "autoaugment,greyscale:0.2"],
 )
 def test_a_gpu_gives_the_images_of_a_cpu(dataset, backend, policy):
     expected = epoch(loader(dataset, policy=policy, backend="torch"))
@@ -114,7 +115,11 @@ def test_public_interface_gives_normalised_channels_last(dataset):
         ({"backend": "dally"}, "did you mean dali"),
         ({"policy": "strandard"}, "did you mean standard"),
         ({"normalize": "kuang"}, "did you mean kuangliu"),
-        pytest.param({"device": "cuda"}, "no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
+        pytest.param(
+            {"device": "cuda"},
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -212,7 +217,10 @@ def test_mixed_images_are_blends_of_the_augmented_ones(dataset, kind, backend):
 
 def test_mixed_floats_are_blends_too(dataset):
     """In the dtype of the images; bytes are only rounded in addition."""
-    bytes_, floats = (epoch(loader(dataset, policy="mixup", dtype=dtype, normalize="none"))[0] for dtype in (torch.uint8, torch.float32))
+    bytes_, floats = (
+        epoch(loader(dataset, policy="mixup", dtype=dtype, normalize="none"))[0]
+        for dtype in (torch.uint8, torch.float32)
+    )
     assert float((bytes_ / 255 - floats).abs().max()) <= 0.5 / 255 + 1e-6
 
 
@@ -259,7 +267,9 @@ class Calls:
 
 
 def test_on_a_gpu_the_next_chunk_is_always_under_way(gpu, dataset):
-    """The first one of the next epoch too; and all of it happens on the loader's own stream, which waits for no training."""
+    """The first one of the next epoch too; and all of it happens on the loader's own stream, which waits for no
+    training.
+    """
     chosen, made = loader(dataset, device="cuda", backend="triton", batch_size=20, chunk_size=100), []
     chosen.applier = Calls(chosen.applier, made)
     trained = torch.cuda.Stream()
@@ -285,7 +295,9 @@ def test_on_a_gpu_an_epoch_that_is_left_is_dropped_on_the_loaders_own_stream(gpu
     assert torch.equal(labels.cpu(), expected[1])
 
 
-@pytest.mark.parametrize(("device", "works", "expected"), [("cuda", True, "dali"), ("cuda", False, "triton"), ("cpu", True, "torch")])
+@pytest.mark.parametrize(
+    ("device", "works", "expected"), [("cuda", True, "dali"), ("cuda", False, "triton"), ("cpu", True, "torch")]
+)
 def test_the_backend_that_suits_the_device(monkeypatch, device, works, expected):
     monkeypatch.setattr(data_loader, "dali_works", lambda device: works)
     assert data_loader.resolve_backend("auto", torch.device(device)) == expected
@@ -294,7 +306,9 @@ def test_the_backend_that_suits_the_device(monkeypatch, device, works, expected)
 def test_mixing_draws_each_sample_once(dataset, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        data_loader, "sample", lambda policy, key, index, *rest: (drawn.append(len(index)), sample(policy, key, index, *rest))[1]
+        data_loader,
+        "sample",
+        lambda policy, key, index, *rest: (drawn.append(len(index)), sample(policy, key, index, *rest))[1],
     )
     epoch(loader(dataset, policy="standard,mixup", backend="torch", chunk_size=COUNT))
     assert sum(drawn) == 2 * COUNT

@@ -12,7 +12,15 @@ from fake_server import Server
 
 from fastcifar.data import cifar, sources
 from fastcifar.data.download import TooSlow
-from fastcifar.data.sources import cache_folder, find, is_known, load_dataset, resolve_auto, search_folders, unknown_dataset
+from fastcifar.data.sources import (
+    cache_folder,
+    find,
+    is_known,
+    load_dataset,
+    resolve_auto,
+    search_folders,
+    unknown_dataset,
+)
 from fastcifar.errors import DataError
 
 
@@ -32,14 +40,19 @@ def mirror(server: Server, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Serve
 
 
 def test_names_need_no_torch() -> None:
-    code = "import sys, fastcifar.data.sources as s; print(*s.DATASETS); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, fastcifar.data.sources as s; print(*s.DATASETS); "
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["cifar10", "cifar100", "synthetic"]
 
 
 @pytest.mark.parametrize("function", [load_dataset, find])
 def test_unknown_name(function: object) -> None:
-    with pytest.raises(DataError, match=r"unknown dataset 'cifar11'; did you mean cifar1.*, or a path such as \./set\.npz or .*\?$"):
+    with pytest.raises(
+        DataError, match=r"unknown dataset 'cifar11'; did you mean cifar1.*, or a path such as \./set\.npz or .*\?$"
+    ):
         function("cifar11")
 
 
@@ -51,7 +64,19 @@ def test_a_name_like_no_other() -> None:
 def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    known = ["cifar10", "cifar100", "synthetic", "here", "./gone", "a/b", "own.npz", "own@32", "~/own", str(tmp_path), "a/" + 300 * "b"]
+    known = [
+        "cifar10",
+        "cifar100",
+        "synthetic",
+        "here",
+        "./gone",
+        "a/b",
+        "own.npz",
+        "own@32",
+        "~/own",
+        str(tmp_path),
+        "a/" + 300 * "b",
+    ]
     assert [name for name in known if not is_known(name)] == []
     assert [name for name in ("cifar11", "", "own", "auto", "x" * 300, "a\0b") if is_known(name)] == []
 
@@ -60,7 +85,9 @@ def test_a_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "synthetic").mkdir()
     assert len(load_dataset("synthetic", "test")) == 2_000
-    with pytest.raises(DataError, match=r"synthetic holds neither train_images\.npy nor train/CLASS/\*\.png; give a \.npz file"):
+    with pytest.raises(
+        DataError, match=r"synthetic holds neither train_images\.npy nor train/CLASS/\*\.png; give a \.npz file"
+    ):
         load_dataset("./synthetic")
 
 
@@ -88,7 +115,10 @@ def test_an_at_that_belongs_to_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gone.npz", r"^gone\.npz does not exist; give a \.npz file, a folder of \.npy files, or one of pictures in train/CLASS"),
+        (
+            "gone.npz",
+            r"^gone\.npz does not exist; give a \.npz file, a folder of \.npy files, or one of pictures in train/CLASS",
+        ),
         ("gone@32", r"^gone does not exist; give"),
         ("me@home/gone", r"^me@home/gone does not exist; give"),
         ("a/" + 300 * "b", "does not exist; give"),
@@ -124,7 +154,9 @@ def test_synthetic_is_never_on_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["folder", "archive", "the folder itself"])
 @pytest.mark.parametrize("place", ["data_dir", "FASTCIFAR_DATA", "cache"])
-def test_found(tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, layout: str, place: str) -> None:
+def test_found(
+    tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, layout: str, place: str
+) -> None:
     home = isolated if place == "cache" else tmp_path / "home"
     there = tiny.archive(home) if layout == "archive" else tiny.folder(home)
     named = there if layout == "the folder itself" and place != "cache" else home
@@ -140,7 +172,11 @@ def test_search_order(tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: p
     monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "second"))
     (tmp_path / "second").mkdir()
     assert search_folders(tmp_path / "first") == [tmp_path / "first", tmp_path / "second", isolated]
-    for folder, data_dir in ((isolated, None), (tmp_path / "second", tmp_path / "first"), (tmp_path / "first", tmp_path / "first")):
+    for folder, data_dir in (
+        (isolated, None),
+        (tmp_path / "second", tmp_path / "first"),
+        (tmp_path / "first", tmp_path / "first"),
+    ):
         there = tiny.archive(folder)
         assert find("cifar10", data_dir) == there
     unpacked = tiny.folder(tmp_path / "first")
@@ -156,7 +192,9 @@ def test_an_unfinished_folder_is_not_the_data_set(tiny: Tiny, tmp_path: Path) ->
 
 def test_a_mistyped_environment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "typo"))
-    with pytest.raises(DataError, match=r"FASTCIFAR_DATA names .*typo, which is no folder; make it, correct it, or unset it\."):
+    with pytest.raises(
+        DataError, match=r"FASTCIFAR_DATA names .*typo, which is no folder; make it, correct it, or unset it\."
+    ):
         load_dataset("cifar10")
 
 
@@ -188,12 +226,19 @@ def test_mirrors_follow_the_official_address(tiny: Tiny, monkeypatch: pytest.Mon
     given = ["https://a.example/data", "https://b.example/", f"https://c.example/x/{tiny.form.archive}"]
     monkeypatch.setenv("FASTCIFAR_MIRRORS", separator.join(given))
     name = tiny.form.archive
-    expected = [UNREACHABLE, f"https://a.example/data/{name}", f"https://b.example/{name}", f"https://c.example/x/{name}"]
+    expected = [
+        UNREACHABLE,
+        f"https://a.example/data/{name}",
+        f"https://b.example/{name}",
+        f"https://c.example/x/{name}",
+    ]
     assert sources.addresses(tiny.form) == expected
 
 
 def test_no_network_is_one_sentence(isolated: Path) -> None:
-    with pytest.raises(DataError, match=f"^could not fetch .*; put the file into {isolated}, or use --dataset synthetic.$"):
+    with pytest.raises(
+        DataError, match=f"^could not fetch .*; put the file into {isolated}, or use --dataset synthetic.$"
+    ):
         load_dataset("cifar10")
 
 
@@ -234,7 +279,8 @@ def test_auto_draws_otherwise(server: Server, monkeypatch: pytest.MonkeyPatch, h
 
 
 @pytest.mark.parametrize(
-    ("platform", "expected"), [("linux", ".cache/fastcifar"), ("darwin", "Library/Caches/fastcifar"), ("win32", "AppData/Local/fastcifar")]
+    ("platform", "expected"),
+    [("linux", ".cache/fastcifar"), ("darwin", "Library/Caches/fastcifar"), ("win32", "AppData/Local/fastcifar")],
 )
 def test_cache_by_custom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, expected: str) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -51,5 +51,7 @@ def test_samples_are_drawn_evenly() -> None:
 
 @pytest.mark.parametrize("count", [-1, 0, 100, 101])
 def test_count_out_of_range(count: int) -> None:
-    with pytest.raises(ConfigError, match=f"a validation split of {count} out of 100 images is impossible; choose 1 to 99"):
+    with pytest.raises(
+        ConfigError, match=f"a validation split of {count} out of 100 images is impossible; choose 1 to 99"
+    ):
         validation_split(torch.zeros(100, dtype=torch.int64), count, seed=0, classes=1)

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from fastcifar.data.unpickle import unpickle
 from fastcifar.errors import DataError
 
-BATCH = {b"data": np.arange(12, dtype=np.uint8).reshape(3, 4), b"labels": [0, 1, 2], b"name": "b", b"more": (None, True, 1.5, {})}
+BATCH = {
+    b"data": np.arange(12, dtype=np.uint8).reshape(3, 4),
+    b"labels": [0, 1, 2],
+    b"name": "b",
+    b"more": (None, True, 1.5, {}),
+}
 PICKLE = pickle.dumps(BATCH, protocol=4)
 
 
@@ -27,13 +32,26 @@ class Reduced:
         return self.call
 
 
-def python2_array(shape: tuple[int, ...], code: bytes = b"u1", order: bytes = b"|", content: bytes = b"abcdef") -> bytes:
+def python2_array(
+    shape: tuple[int, ...], code: bytes = b"u1", order: bytes = b"|", content: bytes = b"abcdef"
+) -> bytes:
     """An array as Python 2 and numpy 1 pickle it, opcode by opcode, and as CIFAR's batches have it."""
     text = lambda value: b"U" + bytes([len(value)]) + value  # noqa: E731
     number = lambda value: b"J" + struct.pack("<i", value)  # noqa: E731
-    dtype = b"cnumpy\ndtype\nq\x02(" + text(code) + b"K\x00K\x01tR(K\x03" + text(order) + b"NNN" + number(-1) + number(-1) + b"K\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\nq\x02("
+        + text(code)
+        + b"K\x00K\x01tR(K\x03"
+        + text(order)
+        + b"NNN"
+        + number(-1)
+        + number(-1)
+        + b"K\x00tb"
+    )
     made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87Rq\x01"
-    return b"\x80\x02" + made + b"(K\x01(" + b"".join(map(number, shape)) + b"t" + dtype + b"\x89" + text(content) + b"tb."
+    return (
+        b"\x80\x02" + made + b"(K\x01(" + b"".join(map(number, shape)) + b"t" + dtype + b"\x89" + text(content) + b"tb."
+    )
 
 
 HOSTILE = {
@@ -177,6 +195,11 @@ def test_any_damage_is_answered(pickled: bytes, changes: list[tuple[int, int]]) 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([bytes([byte]) for byte in b"}]()(tuaes\x85\x86\x87\x93\x94R0b2Nq\x01h\x01K\x03NJU\x88"]), max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([bytes([byte]) for byte in b"}]()(tuaes\x85\x86\x87\x93\x94R0b2Nq\x01h\x01K\x03NJU\x88"]),
+        max_size=30,
+    )
+)
 def test_any_program_is_answered(instructions: list[bytes]) -> None:
     answers(b"\x80\x02" + b"".join(instructions) + b".")

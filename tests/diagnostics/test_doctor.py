@@ -23,31 +23,81 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
         (doctor.check_python((3, 9, 1)), "warning", "3.9.1, for which", "install Python 3.11 to 3.13"),
         (doctor.check_torch("2.15.0+cu132", "13.2"), "ok", "2.15.0+cu132, built for CUDA 13.2", None),
         (doctor.check_torch("2.11.0", None), "ok", "2.11.0, built without CUDA", None),
-        (doctor.check_torch("2.9.1", "12.8"), "warning", "made for 2.11 or later", "pip install --upgrade 'torch>=2.11'"),
-        (doctor.check_torch(None, None, "No module named 'torch'"), "error", "(No module named 'torch')", "pip install 'torch>=2.11'"),
+        (
+            doctor.check_torch("2.9.1", "12.8"),
+            "warning",
+            "made for 2.11 or later",
+            "pip install --upgrade 'torch>=2.11'",
+        ),
+        (
+            doctor.check_torch(None, None, "No module named 'torch'"),
+            "error",
+            "(No module named 'torch')",
+            "pip install 'torch>=2.11'",
+        ),
         (doctor.check_driver("580.65.06", 2, "13.0", ""), "ok", "580.65.06", None),
         (doctor.check_driver(None, 0, "13.0", "no driver"), "note", "the CPU trains", None),
-        (doctor.check_driver("535.1", 0, "13.0", "too old"), "warning", "(too old)", "update the driver to 580 or later"),
-        (doctor.check_driver("470.1", 0, "12.8", ""), "warning", "no card it can use", "update the driver to 525 or later"),
-        (doctor.check_driver("580.1", 0, None, "not compiled"), "warning", "built without CUDA", "install torch with CUDA"),
+        (
+            doctor.check_driver("535.1", 0, "13.0", "too old"),
+            "warning",
+            "(too old)",
+            "update the driver to 580 or later",
+        ),
+        (
+            doctor.check_driver("470.1", 0, "12.8", ""),
+            "warning",
+            "no card it can use",
+            "update the driver to 525 or later",
+        ),
+        (
+            doctor.check_driver("580.1", 0, None, "not compiled"),
+            "warning",
+            "built without CUDA",
+            "install torch with CUDA",
+        ),
         (doctor.check_precision(True, "bf16", "cuda:0"), "ok", "bf16 on cuda:0, which has native bfloat16", None),
         (doctor.check_precision(False, "fp16", "cuda:0"), "note", "fp16 on cuda:0, which has no native bfloat16", None),
         (doctor.check_kernels(None, True), "ok", "run with Triton", None),
         (doctor.check_kernels(None, False), "ok", "on a CPU", None),
-        (doctor.check_kernels("switched off by FASTCIFAR_KERNELS", True), "warning", "plain torch", "unset FASTCIFAR_KERNELS"),
+        (
+            doctor.check_kernels("switched off by FASTCIFAR_KERNELS", True),
+            "warning",
+            "plain torch",
+            "unset FASTCIFAR_KERNELS",
+        ),
         (doctor.check_kernels("Triton is not installed", True), "warning", "not installed", "pip install triton"),
         (doctor.check_kernels("the card is older than sm_75", True), "warning", "older than sm_75", None),
-        (doctor.check_kernels("a test of one failed: no compiler", True), "warning", "no compiler", "install a C compiler"),
+        (
+            doctor.check_kernels("a test of one failed: no compiler", True),
+            "warning",
+            "no compiler",
+            "install a C compiler",
+        ),
         (doctor.check_dali(True, None, True), "ok", "works", None),
         (doctor.check_dali(True, "no device", False), "note", "fails: no device", None),
         (doctor.check_dali(False, None, False), "note", "not installed", None),
         (doctor.check_compile(None), "ok", "works", None),
         (doctor.check_compile(None, tried=False), "note", "not tried", None),
-        (doctor.check_compile("InvalidCxxCompiler"), "warning", "uncompiled: InvalidCxxCompiler", "install a C++ compiler"),
+        (
+            doctor.check_compile("InvalidCxxCompiler"),
+            "warning",
+            "uncompiled: InvalidCxxCompiler",
+            "install a C++ compiler",
+        ),
         (doctor.check_memory(None, CPU, 2), "note", "does not tell", None),
         (doctor.check_memory(24 * GB, CARD, 2), "ok", "24.00 GiB for a run on cuda:0; resnet_prop takes about", None),
-        (doctor.check_memory(GB, CARD, 2), "error", "1.00 GiB for a run on cuda:0: resnet_prop with 1", "close what else uses the card"),
-        (doctor.check_memory(GB, CPU, 4), "error", "1.00 GiB for a run on cpu: resnet_prop with 1", "close what else uses it"),
+        (
+            doctor.check_memory(GB, CARD, 2),
+            "error",
+            "1.00 GiB for a run on cuda:0: resnet_prop with 1",
+            "close what else uses the card",
+        ),
+        (
+            doctor.check_memory(GB, CPU, 4),
+            "error",
+            "1.00 GiB for a run on cpu: resnet_prop with 1",
+            "close what else uses it",
+        ),
         (doctor.check_disk(Path("a"), 50 * GB, True), "ok", "50.00 GiB free in a", None),
         (doctor.check_disk(Path("a"), GB, True), "warning", "1.00 GiB free in a", "make room for 2.00 GiB"),
         (doctor.check_disk(Path("a"), 50 * GB, False), "error", "a cannot be written", "give one with --out"),
@@ -125,12 +175,17 @@ def test_the_real_data_is_found_and_read():
 
 
 def test_remedies_come_by_gravity_and_then_in_order():
-    findings = [Finding(*row) for row in (("a", "note", "", "1"), ("b", "warning", "", "2"), ("c", "error", "", "3"), ("d", "ok", ""))]
+    findings = [
+        Finding(*row)
+        for row in (("a", "note", "", "1"), ("b", "warning", "", "2"), ("c", "error", "", "3"), ("d", "ok", ""))
+    ]
     findings += [Finding("e", "error", "", "5"), Finding("f", "warning", "")]
     assert [finding.name for finding in doctor.remedies(findings)] == ["c", "e", "b", "a"]
 
 
-@pytest.mark.parametrize(("state", "status", "can"), [("error", 1, "cannot run"), ("warning", 0, "can run"), ("note", 0, "can run")])
+@pytest.mark.parametrize(
+    ("state", "status", "can"), [("error", 1, "cannot run"), ("warning", 0, "can run"), ("note", 0, "can run")]
+)
 def test_only_errors_are_the_exit_status(state, status, can, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda *arguments: [Finding("disk", state, "full [of things]", "make room")])
     assert cli.main(["doctor"]) == status
@@ -153,7 +208,19 @@ def test_this_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "answers", lambda address: True)
     findings = {finding.name: finding for finding in doctor.examine("cpu", quick=True)}
     order = [name for name in findings if not name.startswith("cuda:")]
-    expected = ["python", "torch", "driver", "precision", "kernels", "dali", "compile", "data", "memory", "disk", "threads"]
+    expected = [
+        "python",
+        "torch",
+        "driver",
+        "precision",
+        "kernels",
+        "dali",
+        "compile",
+        "data",
+        "memory",
+        "disk",
+        "threads",
+    ]
     assert order == expected
     assert findings["kernels"].state == "ok"
     assert torch.__version__ in findings["torch"].text
@@ -206,7 +273,9 @@ class FakePath:
     ],
 )
 def test_the_driver_is_read_from_linux(line, version, monkeypatch):
-    monkeypatch.setattr(machine, "Path", lambda *_: FakePath("", lambda path: f"{line}\nGCC version:  gcc version 12.3.0\n"))
+    monkeypatch.setattr(
+        machine, "Path", lambda *_: FakePath("", lambda path: f"{line}\nGCC version:  gcc version 12.3.0\n")
+    )
     assert machine.driver_version() == version
 
 

@@ -1,4 +1,6 @@
-"""`fastcifar profile`: traces made up by hand are read as they were made, and the figures of a short run agree with each other."""
+"""`fastcifar profile`: traces made up by hand are read as they were made, and the figures of a short run agree with
+each other.
+"""
 
 import gzip
 import json
@@ -13,7 +15,15 @@ from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig,
 from fastcifar.data.sources import load_dataset
 from fastcifar.diagnostics import profile
 from fastcifar.diagnostics.profile import Course, moved_values, on_data_at_hand
-from fastcifar.diagnostics.profile_report import PARTS, costliest, kernel_seconds, launches_of, read_trace, share_busy, split_of
+from fastcifar.diagnostics.profile_report import (
+    PARTS,
+    costliest,
+    kernel_seconds,
+    launches_of,
+    read_trace,
+    share_busy,
+    split_of,
+)
 from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.run import build_trainer
 from fastcifar.models.count import count_network
@@ -51,7 +61,9 @@ def config(images, **parts: object) -> RunConfig:
 
 
 def made_trace(path, *rows: tuple) -> list:
-    """A trace with rows of (name, category, start, duration, thread), in microseconds, and entries that are no stretches."""
+    """A trace with rows of (name, category, start, duration, thread), in microseconds, and entries that are no
+    stretches.
+    """
     entries = [{"ph": "X", "name": n, "cat": c, "ts": s, "dur": d, "pid": 1, "tid": t} for n, c, s, d, t in rows]
     entries += [{"ph": "M", "name": "process_name", "pid": 1}, {"ph": "i", "name": "mark", "ts": 5, "pid": 1, "tid": 1}]
     with gzip.open(path, "wt") as file:
@@ -85,7 +97,13 @@ def test_a_trace_of_a_gpu(tmp_path):
     assert share_busy(events) == pytest.approx((40 + 20 + 50 + 20 + 10) / 300)
     assert launches_of(events, 2) == {"launches": 3.5, "host_launches": 2.0}
     costs = costliest(events, 2)
-    assert [(cost.name, cost.calls) for cost in costs] == [("conv", 1), ("wgrad", 0.5), ("crop", 1), ("Memset", 0.5), ("lost", 0.5)]
+    assert [(cost.name, cost.calls) for cost in costs] == [
+        ("conv", 1),
+        ("wgrad", 0.5),
+        ("crop", 1),
+        ("Memset", 0.5),
+        ("lost", 0.5),
+    ]
     assert sum(cost.seconds for cost in costs) == pytest.approx(160e-6 / 2)
 
 
@@ -129,8 +147,13 @@ def test_the_split_is_the_whole_step(parts, idle, expected):
 
 @pytest.mark.parametrize("method", ["sgd", "sam"])
 def test_the_figures_of_a_run_agree(images, method, tmp_path, capsys):
-    flags = f"--arch resnet --blocks 1 --channels 4 --dataset {images} --chunk-size 40 --loader torch --device cpu --precision fp32"
-    flags += " --compile off --batch-size 20 --epochs 1 --steps 5" + (" --sharpness sam --clip-norm 1" if method == "sam" else "")
+    flags = (
+        f"--arch resnet --blocks 1 --channels 4 --dataset {images} "
+        "--chunk-size 40 --loader torch --device cpu --precision fp32"
+    )
+    flags += " --compile off --batch-size 20 --epochs 1 --steps 5" + (
+        " --sharpness sam --clip-norm 1" if method == "sam" else ""
+    )
     out = tmp_path / "new" / "profile"
     assert cli.main(["profile", *flags.split(), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["profile.json", "split.png", "trace.json.gz"]
@@ -144,13 +167,23 @@ def test_the_figures_of_a_run_agree(images, method, tmp_path, capsys):
     assert figures["images_per_second"] == pytest.approx(20 / seconds)
     count = count_network("resnet", classes=4, image_size=SIZE, blocks=(1,), channels=(4,))
     assert figures["flops_per_step"] == 20 * count.training_flops * (2 if method == "sam" else 1)
-    assert figures["floors"]["arithmetic"] == pytest.approx(figures["flops_per_step"] / figures["matmul_flops_per_second"])
+    assert figures["floors"]["arithmetic"] == pytest.approx(
+        figures["flops_per_step"] / figures["matmul_flops_per_second"]
+    )
     assert figures["flop_utilization"] * seconds == pytest.approx(figures["floors"]["arithmetic"])
-    assert figures["bandwidth_share"] * seconds == pytest.approx(figures["bytes_per_step"] / figures["copy_bytes_per_second"])
+    assert figures["bandwidth_share"] * seconds == pytest.approx(
+        figures["bytes_per_step"] / figures["copy_bytes_per_second"]
+    )
     assert figures["host_launches"] is None
     assert len(figures["costliest"]) == 10
     printed = capsys.readouterr().out
-    for text in (f"{figures['images_per_second']:,.0f} img/s", "operations", "peak memory", "idle", str(out / "split.png")):
+    for text in (
+        f"{figures['images_per_second']:,.0f} img/s",
+        "operations",
+        "peak memory",
+        "idle",
+        str(out / "split.png"),
+    ):
         assert text in printed
     assert (out / "split.png").read_bytes().startswith(b"\x89PNG")
 
@@ -195,7 +228,9 @@ def test_every_part_of_a_step_has_its_name(images):
 
 
 def test_convolutions_move_their_inputs_and_outputs():
-    """Of a network whose maps can be counted by hand: three convolutions, and the gradients of two inputs and three weights."""
+    """Of a network whose maps can be counted by hand: three convolutions, and the gradients of two inputs and three
+    weights.
+    """
     pixels, options = SIZE * SIZE, {"classes": 4, "image_size": SIZE, "blocks": (1,), "channels": (4,)}
     stem, block = 3 * pixels + 4 * pixels, 2 * 4 * pixels
     assert moved_values("resnet", **options) == stem + 2 * block + stem + 2 * 2 * block
@@ -232,7 +267,10 @@ def test_refusals(capsys, tmp_path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("capture", ["on", "off"])
 def test_a_gpu_is_profiled(images, capture, tmp_path):
-    flags = f"--arch resnet --blocks 1 --channels 8 --dataset {images} --compile off --capture {capture} --batch-size 20 --steps 8"
+    flags = (
+        f"--arch resnet --blocks 1 --channels 8 --dataset {images} "
+        f"--compile off --capture {capture} --batch-size 20 --steps 8"
+    )
     assert cli.main(["profile", *flags.split(), "--out", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "profile.json").read_text())
     assert figures["captured"] is (capture == "on")

@@ -1,4 +1,6 @@
-"""A batch in several passes has the gradient, the loss and the right answers of the whole batch, and waits for nothing."""
+"""A batch in several passes has the gradient, the loss and the right answers of the whole batch, and waits for
+nothing.
+"""
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ class NoWaiting(TorchDispatchMode):
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)).double()
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)
+    ).double()
 
 
 def objective_of(model: nn.Module):
@@ -61,7 +65,10 @@ def test_passes_add_up_to_the_batch(micro_batch, mixed):
 def test_the_first_of_two_passes_is_recorded():
     """As SAM has it, whose second gradient belongs to other weights."""
     model = network()
-    part, work = SlicedPass(objective_of(model), torch.amp.GradScaler("cpu", enabled=False), NO_SHADOW, 8), Workspace(0, *batch(False))
+    part, work = (
+        SlicedPass(objective_of(model), torch.amp.GradScaler("cpu", enabled=False), NO_SHADOW, 8),
+        Workspace(0, *batch(False)),
+    )
     part(work)
     first = work.outcome
     with torch.no_grad():
@@ -73,7 +80,10 @@ def test_the_first_of_two_passes_is_recorded():
 
 def test_a_scaled_loss_scales_every_pass():
     plain, scaled = network(), network()
-    for model, scaler in ((plain, torch.amp.GradScaler("cpu", enabled=False)), (scaled, torch.amp.GradScaler("cpu", init_scale=1024.0))):
+    for model, scaler in (
+        (plain, torch.amp.GradScaler("cpu", enabled=False)),
+        (scaled, torch.amp.GradScaler("cpu", init_scale=1024.0)),
+    ):
         SlicedPass(objective_of(model), scaler, NO_SHADOW, 8)(Workspace(0, *batch(False)))
     for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, 1024 * theirs.grad, rtol=1e-12, atol=1e-15)

@@ -16,7 +16,9 @@ from fastcifar.optim.optimizers import build_optimizer
 
 
 @pytest.mark.usefixtures("card", "deterministic")
-@pytest.mark.parametrize(("precision", "method"), [("fp16", "plain"), ("fp16", "rmsprop"), *(("bf16", method) for method in METHODS)])
+@pytest.mark.parametrize(
+    ("precision", "method"), [("fp16", "plain"), ("fp16", "rmsprop"), *(("bf16", method) for method in METHODS)]
+)
 def test_captured_steps_equal_launched_ones(precision, method):
     """To the bit, dropout included; what waits in the middle of a step is launched."""
     engine = EngineConfig(device="cuda:0", precision=precision, compile="off")
@@ -48,7 +50,9 @@ def test_a_stop_between_two_launches_finishes_the_steps_that_wait(at):
 @pytest.mark.usefixtures("card")
 def test_capturing_leaves_no_trace():
     """Nor in the time of the other phases, nor after a resumption."""
-    trainer = run(Trainer(replace(CONFIG, engine=replace(CONFIG.engine, device="cuda:0")), image_set(100)), stop_after=5)
+    trainer = run(
+        Trainer(replace(CONFIG, engine=replace(CONFIG.engine, device="cuda:0")), image_set(100)), stop_after=5
+    )
     trainer.earlier = 17.0
     kept, seconds = [flat.clone() for flat in trainer.buckets.flat], dict(trainer.seconds)
     trainer.capture()
@@ -77,7 +81,8 @@ def test_a_recorded_evaluation_is_the_same(monkeypatch):
 @pytest.mark.parametrize("method", ["averages", "asam", "adam", "muon"])
 def test_a_captured_epoch_neither_waits_nor_allocates(method):
     trainer = Trainer(
-        replace(DROPOUT, engine=EngineConfig(device="cuda:0", precision="bf16", compile="off"), **METHODS[method]), image_set(100)
+        replace(DROPOUT, engine=EngineConfig(device="cuda:0", precision="bf16", compile="off"), **METHODS[method]),
+        image_set(100),
     )
     trainer.capture()
     run(trainer, stop_after=5)
@@ -104,7 +109,9 @@ def counting(call, calls):
     return counted
 
 
-@pytest.mark.parametrize(("name", "expected"), [("adam", None), ("muon", None), ("rmsprop", "RMSprop in float16 waits")])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("adam", None), ("muon", None), ("rmsprop", "RMSprop in float16 waits")]
+)
 def test_what_waits_in_the_middle_of_a_step_is_not_captured(name, expected):
     optimizer = build_optimizer(nn.Linear(3, 2), OptimConfig(name))
     scaled, plain = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (True, False))

@@ -14,7 +14,9 @@ from fastcifar.engine.trainer import Trainer
 
 @pytest.mark.gpu
 def test_a_gpu_compiles():
-    trainer = Trainer(replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="on")), image_set(100))
+    trainer = Trainer(
+        replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="on")), image_set(100)
+    )
     assert trainer.compile().startswith("Compiled in")
     run(trainer)
 
@@ -78,7 +80,9 @@ def test_what_was_asked_for_is_not_timed():
 def test_on_a_gpu_the_step_that_is_timed_is_captured(monkeypatch):
     """And kept, where compiling does not pay."""
     monkeypatch.setattr(torch, "compile", None)
-    trainer = Trainer(replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="auto")), image_set(100))
+    trainer = Trainer(
+        replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="auto")), image_set(100)
+    )
     kept = [flat.clone() for flat in trainer.buckets.flat]
     assert "would not win back" in trainer.compile()
     captured = trainer.captured
@@ -92,7 +96,9 @@ def test_on_a_gpu_a_compiled_step_is_captured_anew(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch, "compile", lambda function, **options: lambda *batch: function(*batch))
     monkeypatch.setattr(Trainer, "eager_step_seconds", lambda trainer: trainer.try_capture() or 1e4)
-    trainer = Trainer(replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="auto")), image_set(100))
+    trainer = Trainer(
+        replace(CONFIG, engine=EngineConfig(device="cuda:0", precision="bf16", compile="auto")), image_set(100)
+    )
     assert trainer.compile().startswith("Compiled in")
     assert trainer.captured is None
     trainer.capture()

@@ -1,4 +1,6 @@
-"""Memory plans: for every size of memory the parts are those of closed forms, sum to less than it, and leave no room for more."""
+"""Memory plans: for every size of memory the parts are those of closed forms, sum to less than it, and leave no room
+for more.
+"""
 
 import functools
 import math
@@ -10,7 +12,16 @@ import torch
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
 from fastcifar.engine import host, memory
-from fastcifar.engine.memory import CONTEXT_BYTES, DataSize, divisors, fit_to_memory, halved, limit_memory, plan_memory, values_per_weight
+from fastcifar.engine.memory import (
+    CONTEXT_BYTES,
+    DataSize,
+    divisors,
+    fit_to_memory,
+    halved,
+    limit_memory,
+    plan_memory,
+    values_per_weight,
+)
 from fastcifar.errors import ConfigError
 from fastcifar.models import build_model
 from fastcifar.optim import OPTIMIZERS
@@ -24,7 +35,9 @@ NETWORKS = {
     "resnetrs50": (26_115_738, 1_244_000, 64 * 16 * 16),
     "wrn28_10": (36_479_194, 9_248_000, 160 * 32 * 32),
 }
-"""Parameters, bytes of activations an image in bfloat16 (`fastcifar count`, which tests/models hold), values of the largest map."""
+"""Parameters, bytes of activations an image in bfloat16 (`fastcifar count`, which tests/models hold), values of the
+largest map.
+"""
 PLANS = {
     ("resnet_prop", 128): {6: (128, 1000), 8: (128, 2000), 11: (128, 2000), 24: (128, 2000)},
     ("resnet_prop", 2048): {6: (1024, 1000), 8: (1024, 2000), 11: (2048, 2000), 24: (2048, 2000)},
@@ -119,7 +132,9 @@ def test_larger_images_come_in_smaller_chunks():
 
 @pytest.mark.parametrize("engine", [EngineConfig(), EngineConfig(micro_batch=64)], ids=["any", "asked for"])
 def test_what_does_not_fit_is_refused(engine):
-    with pytest.raises(ConfigError, match=r"wrn28_10 with \d+ images? a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"):
+    with pytest.raises(
+        ConfigError, match=r"wrn28_10 with \d+ images? a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"
+    ):
         plan_memory(run("wrn28_10", engine=engine), CIFAR, CARD, GB)
 
 
@@ -134,7 +149,12 @@ def test_a_run_on_a_cpu_is_laid_out_for_what_is_free(free):
     config = run("wrn28_10", 512)
     free(23 * GB)
     whole, plan = fit_to_memory(config, CIFAR, CPU)
-    assert (whole.engine.micro_batch, whole.data.chunk_size, plan.evaluation_batch, plan.limit) == (512, 1024, 250, 24 * GB)
+    assert (whole.engine.micro_batch, whole.data.chunk_size, plan.evaluation_batch, plan.limit) == (
+        512,
+        1024,
+        250,
+        24 * GB,
+    )
     parts, (_, activations, largest) = plan.parts, NETWORKS["wrn28_10"]
     assert parts["activations"] == pytest.approx(512 * 1.5 * (activations + 4 * 2 * largest), rel=1e-3)
     assert parts["evaluation"] == pytest.approx(250 * 1.5 * 4 * 2 * largest, rel=1e-3)
@@ -148,7 +168,9 @@ def test_a_run_on_a_cpu_is_laid_out_for_what_is_free(free):
     limited = replace(config, engine=EngineConfig(memory_limit="6GB"))
     free(0)
     assert fit_to_memory(limited, CIFAR, CPU)[1] == plan
-    with pytest.raises(ConfigError, match=r"wrn28_10 with 1 image a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"):
+    with pytest.raises(
+        ConfigError, match=r"wrn28_10 with 1 image a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"
+    ):
         fit_to_memory(config, CIFAR, CPU)
     limit_memory(6 * GB, CPU)
 
@@ -209,7 +231,9 @@ def test_free_memory_is_that_of_the_control_group_where_it_is_less(tmp_path):
 def test_own_memory_and_its_peak_are_what_linux_says_of_this_process_alone(tmp_path):
     assert (host.own_memory(tmp_path), host.peak_memory_bytes(CPU, tmp_path)) == (0, None)
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/status").write_text("VmHWM:\t 1100 kB\nVmRSS:\t 900 kB\nRssAnon:\t     700 kB\nRssFile:\t 200 kB\n")
+    (tmp_path / "proc/self/status").write_text(
+        "VmHWM:\t 1100 kB\nVmRSS:\t 900 kB\nRssAnon:\t     700 kB\nRssFile:\t 200 kB\n"
+    )
     assert (host.own_memory(tmp_path), host.peak_memory_bytes(CPU, tmp_path)) == (700 * 1024, 1100 * 1024)
 
 
@@ -233,13 +257,17 @@ def test_a_card_is_made_smaller(monkeypatch):
     ((fraction, device),) = calls
     assert math.isclose(fraction * 24 * GB, 6 * GB - CONTEXT_BYTES)
     assert device == CARD
-    with pytest.raises(ConfigError, match=r"the memory limit of 32.00 GiB exceeds the card's 24.00 GiB; lower --memory-limit"):
+    with pytest.raises(
+        ConfigError, match=r"the memory limit of 32.00 GiB exceeds the card's 24.00 GiB; lower --memory-limit"
+    ):
         limit_memory(32 * GB, CARD)
     config, plan = fit_to_memory(run("wrn28_10", 512), CIFAR, CARD)
     assert (plan.limit, config.engine.micro_batch, config.data.chunk_size) == (6 * GB, 256, 8192)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("6GB", 6 * GB), ("1.5gb", 3 * GB // 2), ("900 MB", 900 * MB), (None, None)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("6GB", 6 * GB), ("1.5gb", 3 * GB // 2), ("900 MB", 900 * MB), (None, None)]
+)
 def test_sizes_are_read(text, expected):
     assert EngineConfig(memory_limit=text).memory_limit_bytes == expected
 

@@ -74,7 +74,10 @@ def test_packed_runs_end_in_the_bytes_of_single_ones(tmp_path):
 def test_packed_runs_that_were_stopped_end_in_the_same_bytes(tmp_path):
     """The processes themselves save what they have when the parent lets them go."""
     configs = [replace(CONFIG, seed=seed, epochs=3) for seed in (0, 1)]
-    whole, stopped = ([Task(RECIPES["quickstart"], one, tmp_path / name / f"seed{one.seed}") for one in configs] for name in ("a", "b"))
+    whole, stopped = (
+        [Task(RECIPES["quickstart"], one, tmp_path / name / f"seed{one.seed}") for one in configs]
+        for name in ("a", "b")
+    )
     train_packed(whole, at_once=2)
 
     def interrupt() -> None:

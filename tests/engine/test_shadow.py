@@ -34,7 +34,10 @@ def test_training_is_that_of_autocast_to_the_bit(method, micro_batch, request):
     assert len(shadowed.shadow.weights) == 8
     for one in (autocast, shadowed) if method == "averages" else ():
         one.estimate_statistics()
-    ours, theirs = ([*one.buckets.flat, *(part for flat in one.averages.flat.values() for part in flat)] for one in (shadowed, autocast))
+    ours, theirs = (
+        [*one.buckets.flat, *(part for flat in one.averages.flat.values() for part in flat)]
+        for one in (shadowed, autocast)
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
 
@@ -92,7 +95,14 @@ class Odd(nn.Module):
 def test_only_what_autocast_casts_and_nothing_else_uses_is_kept():
     model = Odd()
     shadow = Shadow(model, Buckets(model).flat[0], torch.bfloat16)
-    assert set(shadow.weights) == {"plain.weight", "plain.bias", "tied.bias", "tie.bias", "frozen.weight", "frozen.bias"}
+    assert set(shadow.weights) == {
+        "plain.weight",
+        "plain.bias",
+        "tied.bias",
+        "tie.bias",
+        "frozen.weight",
+        "frozen.bias",
+    }
     assert not shadow.weights["frozen.weight"].requires_grad
     for name, weight in shadow.weights.items():
         assert torch.equal(weight, model.get_parameter(name).bfloat16())

@@ -1,4 +1,6 @@
-"""The meter of an epoch, read while the epoch is under way: a loss that is not finite is noticed soon, and nothing waits."""
+"""The meter of an epoch, read while the epoch is under way: a loss that is not finite is noticed soon, and nothing
+waits.
+"""
 
 from dataclasses import replace
 

@@ -26,11 +26,15 @@ def plain_loop(config: RunConfig, dataset: ImageSet) -> tuple[nn.Module, nn.Modu
     torch.manual_seed(config.seed)
     model = build_model("resnet", classes=5, image_size=16, **config.model.options)
     optim = config.optim
-    optimizer = torch.optim.SGD(model.parameters(), optim.lr, momentum=optim.momentum, nesterov=True, weight_decay=optim.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), optim.lr, momentum=optim.momentum, nesterov=True, weight_decay=optim.weight_decay
+    )
     total = config.epochs * len(loader)
     warmup = total // 10
     factor = [(step + 1) / warmup for step in range(warmup)]
-    factor += [0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / (total - warmup))))) for step in range(total - warmup)]
+    factor += [
+        0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / (total - warmup))))) for step in range(total - warmup)
+    ]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor[min(step, total - 1)])
 
     average = copy.deepcopy(model)
@@ -185,7 +189,9 @@ def test_evaluation_equals_a_plain_one():
 
 
 def test_an_overflowing_first_step_leaves_clean_momenta():
-    """As a scaled loss does on a GPU: the fused kernel is told to skip, and must find no uninitialised memory the next time."""
+    """As a scaled loss does on a GPU: the fused kernel is told to skip, and must find no uninitialised memory the
+    next time.
+    """
     model = nn.Linear(3, 2)
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0))
     model(torch.ones(1, 3)).sum().backward()
@@ -208,7 +214,9 @@ def test_mixed_labels_train(kind):
 
 def test_the_best_epoch_on_the_validation_split_is_kept():
     """Of each kind of weights; and no other split chooses."""
-    trainer = Trainer(replace(CONFIG, epochs=6, optim=OptimConfig(lr=0.5)), image_set(40), image_set(15, 1), image_set(15, 2))
+    trainer = Trainer(
+        replace(CONFIG, epochs=6, optim=OptimConfig(lr=0.5)), image_set(40), image_set(15, 1), image_set(15, 2)
+    )
     kept = {}
     while trainer.epoch < 6:
         record = run(trainer, stop_after=trainer.steps_done + 2).records[-1]
@@ -217,7 +225,9 @@ def test_the_best_epoch_on_the_validation_split_is_kept():
     accuracies = [record.validation_accuracy for record, _ in kept.values()]
     assert best.score["accuracy"] == max(accuracies)
     record, flat = kept[best.score["epoch"]]
-    assert record.validation_loss == min(r.validation_loss for r, _ in kept.values() if r.validation_accuracy == max(accuracies))
+    assert record.validation_loss == min(
+        r.validation_loss for r, _ in kept.values() if r.validation_accuracy == max(accuracies)
+    )
     assert all(torch.equal(a, b) for a, b in zip(best.flat, flat, strict=True))
     assert trainer.best.keys() == {"weights", "ema-0.999"}
     assert trainer.chosen()["weights"] is best.flat
@@ -225,7 +235,9 @@ def test_the_best_epoch_on_the_validation_split_is_kept():
 
 
 def test_swa_is_the_mean_over_its_epochs_with_statistics_of_its_own():
-    trainer = Trainer(replace(CONFIG, epochs=4, average=AverageConfig((0,), swa_start="50%")), image_set(40), image_set(15, 1))
+    trainer = Trainer(
+        replace(CONFIG, epochs=4, average=AverageConfig((0,), swa_start="50%")), image_set(40), image_set(15, 1)
+    )
     ends = []
     while trainer.epoch < 4:
         run(trainer, stop_after=trainer.steps_done + 2)
@@ -260,7 +272,11 @@ def test_snapshots_are_the_weights_at_the_end_of_each_cycle():
 
 def test_a_plateau_lowers_the_rate_of_the_steps_to_come():
     schedule = ScheduleConfig("plateau", warmup="0%", patience=0, gamma=0.5)
-    trainer = run(Trainer(replace(CONFIG, epochs=12, schedule=schedule, optim=OptimConfig(lr=0.3)), image_set(40), image_set(15, 1)))
+    trainer = run(
+        Trainer(
+            replace(CONFIG, epochs=12, schedule=schedule, optim=OptimConfig(lr=0.3)), image_set(40), image_set(15, 1)
+        )
+    )
     plain = torch.optim.SGD([torch.zeros(1)], lr=0.3)
     torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(plain, factor=0.5, patience=0)
     for record in trainer.records:
@@ -278,13 +294,17 @@ def test_sam_equals_a_plain_loop():
     loader = Loader(image_set(60), batch_size=20, seed=3, device="cpu", drop_last=True)
     for (images, labels), lr in zip(loader.batches(0), trainer.lr, strict=True):
         optimizer.param_groups[0]["lr"] = lr
-        first = torch.autograd.grad(F.cross_entropy(model(images), labels, label_smoothing=0.1), list(model.parameters()))
+        first = torch.autograd.grad(
+            F.cross_entropy(model(images), labels, label_smoothing=0.1), list(model.parameters())
+        )
         state = copy.deepcopy(model.state_dict())
         norm = torch.cat([gradient.flatten() for gradient in first]).norm()
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), first, strict=True):
                 parameter.add_(0.1 * gradient / norm)
-        second = torch.autograd.grad(F.cross_entropy(model(images), labels, label_smoothing=0.1), list(model.parameters()))
+        second = torch.autograd.grad(
+            F.cross_entropy(model(images), labels, label_smoothing=0.1), list(model.parameters())
+        )
         model.load_state_dict(state)
         for parameter, gradient in zip(model.parameters(), second, strict=True):
             parameter.grad = gradient
@@ -302,9 +322,14 @@ def test_a_network_above_the_budget_is_refused():
 def test_a_batch_in_passes_is_the_same_step():
     """In a network without batch norm; with SAM, whose two gradients are taken in passes both."""
     config = replace(
-        CONFIG, model=ModelConfig(f"{__name__}:plain_network"), optim=OptimConfig("sgd", sharpness="sam", clip_norm=1.0), epochs=1
+        CONFIG,
+        model=ModelConfig(f"{__name__}:plain_network"),
+        optim=OptimConfig("sgd", sharpness="sam", clip_norm=1.0),
+        epochs=1,
     )
-    whole, sliced = (Trainer(replace(config, engine=replace(CONFIG.engine, micro_batch=size)), image_set(60)) for size in (None, 8))
+    whole, sliced = (
+        Trainer(replace(config, engine=replace(CONFIG.engine, micro_batch=size)), image_set(60)) for size in (None, 8)
+    )
     run(whole)
     run(sliced)
     torch.testing.assert_close(whole.buckets.flat[0], sliced.buckets.flat[0], rtol=1e-4, atol=1e-6)

@@ -31,7 +31,9 @@ def quick(monkeypatch):
 
 
 IMAGES = {"train_set": image_set(100), "test_set": image_set(40, seed=1)}
-CONSTANT = replace(CONFIG, schedule=ScheduleConfig("constant", warmup="10%"), average=AverageConfig((0.9,), swa_start="50%"))
+CONSTANT = replace(
+    CONFIG, schedule=ScheduleConfig("constant", warmup="10%"), average=AverageConfig((0.9,), swa_start="50%")
+)
 
 
 class Heard(Silence):
@@ -46,7 +48,11 @@ class Heard(Silence):
 
 
 def weights(run: Path, name: str) -> bytes:
-    return Run(run).checkpoints.joinpath(Run(run).checkpoints.joinpath("latest").read_text().strip(), f"{name}.safetensors").read_bytes()
+    return (
+        Run(run)
+        .checkpoints.joinpath(Run(run).checkpoints.joinpath("latest").read_text().strip(), f"{name}.safetensors")
+        .read_bytes()
+    )
 
 
 def test_a_finished_run_that_is_made_longer_equals_one_that_was_that_long(tmp_path):

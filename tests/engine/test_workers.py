@@ -1,4 +1,6 @@
-"""The pool of processes, with small scripts in place of training: failures, stopping, going on; and how work is planned for it."""
+"""The pool of processes, with small scripts in place of training: failures, stopping, going on; and how work is
+planned for it.
+"""
 
 import json
 import os
@@ -24,7 +26,9 @@ from fastcifar.recipes import RECIPES
 from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted
 
-CONFIG = RunConfig(ModelConfig("resnet", blocks=(1,), channels=(4,)), DataConfig("synthetic"), engine=EngineConfig("cpu"), epochs=3)
+CONFIG = RunConfig(
+    ModelConfig("resnet", blocks=(1,), channels=(4,)), DataConfig("synthetic"), engine=EngineConfig("cpu"), epochs=3
+)
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
@@ -67,7 +71,10 @@ def test_one_that_fails_leaves_the_others_to_run_and_is_tried_again(act, tmp_pat
     with pytest.raises(FastcifarError) as caught:
         train_packed(tasks(tmp_path, 4), at_once=2)
     log = tmp_path / "seed1.log"
-    assert str(caught.value) == f"1 of 4 members failed, {tmp_path / 'seed1'} since it broke, mend it; see {log}. The others are done."
+    assert (
+        str(caught.value)
+        == f"1 of 4 members failed, {tmp_path / 'seed1'} since it broke, mend it; see {log}. The others are done."
+    )
     assert {name for word, name, *_ in calls(tmp_path) if word == "end"} == {"seed0", "seed2", "seed3"}
     act("pass")
     train_packed(tasks(tmp_path, 4), at_once=2)
@@ -133,7 +140,9 @@ def test_the_members_of_report_5():
     members = plan_members(entry, range(11), Path("nowhere"), val_split=5000)
     assert [(task.config.seed, task.folder.name) for task in members] == [(seed, f"seed{seed}") for seed in range(11)]
     labels, config = torch.arange(50_000) % 10, members[0].config
-    splits = [validation_split(labels, task.config.data.val_split, task.config.data.split_seed, 10)[1] for task in members]
+    splits = [
+        validation_split(labels, task.config.data.val_split, task.config.data.split_seed, 10)[1] for task in members
+    ]
     assert all(torch.equal(splits[0], split) for split in splits)
     assert len(splits[0]) == 5000
     assert (config.model.arch, config.optim.optimizer, config.schedule.schedule) == ("resnet18", "adam", "step")
@@ -159,7 +168,9 @@ def test_a_folder_of_another_length_or_reading_is_refused(tmp_path):
     [(None, 64, 8), (2, 64, 4), (3, 64, 2), (16, 64, 1), (None, 4, 3), (None, 1, 1), (None, None, 8), (16, None, 1)],
 )
 def test_how_many_suit_the_threads_and_the_memory(monkeypatch, threads, free, expected):
-    """A run of this size takes a GiB, and a tenth stays free; none is begun on less. Where memory is not told, the threads alone count."""
+    """A run of this size takes a GiB, and a tenth stays free; none is begun on less. Where memory is not told, the
+    threads alone count.
+    """
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(packed, "free_memory", lambda device: free and free * 2**30)
     config = replace(CONFIG, engine=replace(CONFIG.engine, threads=threads))
@@ -180,4 +191,6 @@ def test_what_is_given_is_not_divided(monkeypatch):
     monkeypatch.setattr(packed, "free_memory", lambda device: 6 * 2**30)
     assert divide(EngineConfig("cpu"), 3) == EngineConfig("cpu", threads=2, memory_limit="2048MB")
     assert divide(EngineConfig("cpu"), 1) == EngineConfig("cpu", threads=8)
-    assert divide(EngineConfig("cpu", threads=5, memory_limit="2GB"), 3) == EngineConfig("cpu", threads=5, memory_limit="2GB")
+    assert divide(EngineConfig("cpu", threads=5, memory_limit="2GB"), 3) == EngineConfig(
+        "cpu", threads=5, memory_limit="2GB"
+    )

@@ -1,4 +1,6 @@
-"""A run folder with a small network that was never trained, an ensemble of such, and the data set of both, as arrays on disk."""
+"""A run folder with a small network that was never trained, an ensemble of such, and the data set of both, as arrays
+on disk.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,30 @@ def make_run(
     split_seed: int = 0,
     **changes: object,
 ) -> Path:
-    """A run that has ended, with `averages` and so many snapshots; `changes` replace what its checkpoint says of the network."""
+    """A run that has ended, with `averages` and so many snapshots; `changes` replace what its checkpoint says of the
+    network.
+    """
     data = DataConfig(str(dataset), val_split=val_split, split_seed=split_seed)
     model = ModelConfig("resnet", blocks=(1, 1), channels=(4, 8), pre_activation=True, final_norm=True)
     run = Run.create(path, RunConfig(model, data, engine=EngineConfig("cpu", "fp32"), epochs=2, seed=run_seed))
     kept = [f"snapshot-{number}" for number in range(1, snapshots + 1)]
     weights = {name: make_weights(seed + shift) for shift, name in enumerate(("weights", *averages, *kept))}
-    network = {"arch": "resnet", "options": OPTIONS | {"image_size": SIZE}, "classes": list(CLASSES), "mean": MEAN, "std": STD} | changes
-    progress = {"epoch": 2, "batch": 0, "step": 8, "elapsed": 3.5, "seconds": {"train": 3.0}, "scaler": {}, "plateau": {}}
+    network = {
+        "arch": "resnet",
+        "options": OPTIONS | {"image_size": SIZE},
+        "classes": list(CLASSES),
+        "mean": MEAN,
+        "std": STD,
+    } | changes
+    progress = {
+        "epoch": 2,
+        "batch": 0,
+        "step": 8,
+        "elapsed": 3.5,
+        "seconds": {"train": 3.0},
+        "scaler": {},
+        "plateau": {},
+    }
     progress |= {"averages": list(averages), "snapshots": kept, "best": best or {}}
     chosen = {name: make_weights(seed + 100 + shift) for shift, name in enumerate(best or {})}
     checkpoints.save(run.checkpoints, Checkpoint(weights, chosen, {}, progress, network))
@@ -84,6 +102,8 @@ def make_ensemble(path: Path, dataset: Path) -> Path:
         make_run(path / f"seed{seed}", dataset, seed=10 * seed, run_seed=seed, val_split=20)
     weights = {seed: name for seed, name in VOTERS} | {1: "weights"}
     members = tuple(Member(Path(f"seed{seed}"), weights[seed], 0.5, 0.5) for seed in range(3))
-    whole, chosen = (Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.25, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
+    whole, chosen = (
+        Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.25, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2))
+    )
     write_report(path, EnsembleReport(str(dataset), 70, "none", members, whole, chosen, None, (whole,)))
     return path

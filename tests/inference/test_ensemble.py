@@ -17,7 +17,16 @@ from fastcifar.data.splits import validation_split
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import ensemble as module
 from fastcifar.inference.classifier import open_classifier
-from fastcifar.inference.ensemble import best_of_each_size, disagreement, greedy, hard_vote, judge, q_statistic, select, soft_vote
+from fastcifar.inference.ensemble import (
+    best_of_each_size,
+    disagreement,
+    greedy,
+    hard_vote,
+    judge,
+    q_statistic,
+    select,
+    soft_vote,
+)
 from fastcifar.inference.members import evaluate_ensemble, lines_of
 from fastcifar.runs.ensembles import parse_seeds, read_report, voters
 
@@ -137,7 +146,9 @@ def test_a_certain_error_has_a_finite_loss():
     assert 600 < choice.loss < 700
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("0..3", (0, 1, 2, 3)), ("4", (4,)), ("7,2", (7, 2)), ("0..1, 5", (0, 1, 5))])
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0..3", (0, 1, 2, 3)), ("4", (4,)), ("7,2", (7, 2)), ("0..1, 5", (0, 1, 5))]
+)
 def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
@@ -173,7 +184,9 @@ def test_the_report(four, tmp_path):
     tested = probabilities_of(four, test.images)
     by_member = (tested.argmax(axis=2) == test.labels.numpy()).mean(axis=1)
     assert [one.test_accuracy for one in report.members] == pytest.approx(by_member)
-    assert [one.validation_accuracy for one in report.members] == pytest.approx((known.argmax(axis=2) == labels).mean(axis=1))
+    assert [one.validation_accuracy for one in report.members] == pytest.approx(
+        (known.argmax(axis=2) == labels).mean(axis=1)
+    )
     assert [one.run for one in report.members] == four
     for one in (report.whole, report.chosen, *report.sizes):
         members = list(one.members)
@@ -181,7 +194,9 @@ def test_the_report(four, tmp_path):
         assert one.soft_accuracy == right.mean()
         assert one.soft_interval[0] < one.soft_accuracy < one.soft_interval[1]
         assert one.validation_accuracy == (known[members].mean(axis=0).argmax(axis=1) == labels).mean()
-        assert (one.mean_member, one.best_member) == pytest.approx((by_member[members].mean(), by_member[members].max()))
+        assert (one.mean_member, one.best_member) == pytest.approx(
+            (by_member[members].mean(), by_member[members].max())
+        )
     assert report.whole.members == (0, 1, 2, 3)
     assert report.chosen.members == select(torch.tensor(known), torch.tensor(labels)).members
     assert report.best == report.chosen
@@ -193,7 +208,8 @@ def test_the_choice_does_not_see_the_test_set(four, tmp_path, monkeypatch):
     """It is read once, after the choice."""
     opened = []
     monkeypatch.setattr(
-        "fastcifar.inference.members.load_dataset", lambda name, split, *rest: opened.append(split) or load_dataset(name, split, *rest)
+        "fastcifar.inference.members.load_dataset",
+        lambda name, split, *rest: opened.append(split) or load_dataset(name, split, *rest),
     )
     monkeypatch.setattr("fastcifar.inference.members.select", lambda *known: opened.append("choice") or select(*known))
     evaluate_ensemble(four, tmp_path / "together")
@@ -224,7 +240,10 @@ def test_the_command(four, tmp_path, capsys):
     report = read_report(out)
     assert (report.tta, {one.weights for one in report.members}) == ("mirror", {"weights"})
     chosen = next(line.split() for line in printed.splitlines() if line.startswith("chosen "))
-    assert chosen[1:3] == [f"{100 * report.chosen.validation_accuracy:.2f}%", f"{100 * report.chosen.soft_accuracy:.2f}%"]
+    assert chosen[1:3] == [
+        f"{100 * report.chosen.validation_accuracy:.2f}%",
+        f"{100 * report.chosen.soft_accuracy:.2f}%",
+    ]
     assert chosen[-1] == ",".join(map(str, report.chosen.members))
     assert f"by the soft vote of {len(report.chosen.members)} chosen on the validation split" in printed
     assert printed.endswith(f"{out / 'ensemble.json'}\n")
@@ -233,15 +252,24 @@ def test_the_command(four, tmp_path, capsys):
 def test_snapshots_are_members(tmp_path):
     """All of them, of every run that keeps any; with weights that are named, each run is one."""
     data = make_data(tmp_path)
-    runs = [make_run(tmp_path / name, data, seed=10 * kept, snapshots=kept) for kept, name in enumerate(("none", "one", "two"))]
+    runs = [
+        make_run(tmp_path / name, data, seed=10 * kept, snapshots=kept)
+        for kept, name in enumerate(("none", "one", "two"))
+    ]
     of_two = [(runs[2], "snapshot-1"), (runs[2], "snapshot-2")]
     together = evaluate_ensemble(runs, tmp_path / "together")
-    assert [(one.run, one.weights) for one in together.members] == [(runs[0], "ema-0.999"), (runs[1], "snapshot-1"), *of_two]
+    assert [(one.run, one.weights) for one in together.members] == [
+        (runs[0], "ema-0.999"),
+        (runs[1], "snapshot-1"),
+        *of_two,
+    ]
     alone, test = evaluate_ensemble(runs[2:], tmp_path / "alone"), load_dataset(str(data), "test")
     assert voters(tmp_path / "alone") == of_two
     outputs = torch.stack([open_classifier(*member).probabilities(test.images) for member in of_two])
     assert alone.whole.soft_accuracy == (soft_vote(outputs) == test.labels).double().mean()
-    assert [one.test_accuracy for one in alone.members] == [(one.argmax(dim=1) == test.labels).double().mean() for one in outputs]
+    assert [one.test_accuracy for one in alone.members] == [
+        (one.argmax(dim=1) == test.labels).double().mean() for one in outputs
+    ]
     named = evaluate_ensemble(runs, tmp_path / "named", which="ema-0.999")
     assert [one.weights for one in named.members] == ["ema-0.999"] * 3
     with pytest.raises(ConfigError, match="or one that was trained with --snapshots"):

@@ -101,7 +101,9 @@ def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(speed, "SECONDS", 0.01)
     images, labels = images_like(9, seed=4), np.arange(9) % 3
     np.savez(tmp_path / "pair.npz", images=images, labels=labels)
-    report = evaluate_run(run, which="weights", tta="mirror", pairs=[f"{tmp_path}/pair.npz"], speed=True, out=tmp_path / "out")
+    report = evaluate_run(
+        run, which="weights", tta="mirror", pairs=[f"{tmp_path}/pair.npz"], speed=True, out=tmp_path / "out"
+    )
     pixels = torch.from_numpy(images)
     logits = (logits_of(run, pixels, "weights") + logits_of(run, pixels.flip(2), "weights")) / 2
     (score,) = report.sets.values()
@@ -133,7 +135,9 @@ def test_an_ensemble(ensemble: Path, data: Path, tmp_path: Path, monkeypatch: py
     mean = mean_of_voters(ensemble, test.images)
     assert report.score.accuracy == (mean.argmax(1) == test.labels).double().mean().item()
     assert report.score.loss == pytest.approx(F.nll_loss(mean.log(), test.labels).item(), rel=1e-5)
-    assert report.confusion == [[int(((mean.argmax(1) == k) & (test.labels == i)).sum()) for k in range(3)] for i in range(3)]
+    assert report.confusion == [
+        [int(((mean.argmax(1) == k) & (test.labels == i)).sum()) for k in range(3)] for i in range(3)
+    ]
     assert report.calibration.fitted_on == "validation"
     train = load_dataset(str(data), "train")
     _, apart = validation_split(train.labels, 20, 0, 3)
@@ -160,7 +164,10 @@ def test_the_command_on_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.usefixtures("no_pictures")
 def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> None:
     run = make_run(tmp_path / "run", "given", arch="given", val_split=20)
-    model, test = build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS), load_dataset(str(data), "test")
+    model, test = (
+        build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS),
+        load_dataset(str(data), "test"),
+    )
     with pytest.raises(FastcifarError, match="network was given in Python"):
         evaluate_run(run, test_set=test)
     with pytest.raises(DataError, match="images were given in Python"):
@@ -186,7 +193,11 @@ def test_another_data_set_than_the_runs(tmp_path: Path, data: Path) -> None:
     other = make_run(tmp_path / "other", data, classes=["ant", "bee", "cow"])
     with pytest.raises(FastcifarError, match="was trained on other classes than"):
         evaluate_run(other)
-    larger = make_run(tmp_path / "larger", data, options={"blocks": [1, 1], "channels": [4, 8], "pre_activation": True, "final_norm": True})
+    larger = make_run(
+        tmp_path / "larger",
+        data,
+        options={"blocks": [1, 1], "channels": [4, 8], "pre_activation": True, "final_norm": True},
+    )
     with pytest.raises(FastcifarError, match=f"was trained on 32x32 images and .* has {SIZE}x{SIZE}"):
         evaluate_run(larger)
 

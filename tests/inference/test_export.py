@@ -23,8 +23,14 @@ from fastcifar.inference.formats import FORMATS, Format
 from fastcifar.models import build_model
 from fastcifar.runs.network import load_network
 
-NEEDED = {name: [package for package in one.packages if not importlib.util.find_spec(package)] for name, one in FORMATS.items()}
-NAMES = [pytest.param(n, marks=pytest.mark.skipif(bool(lacking), reason=f"no {', '.join(lacking)}")) for n, lacking in NEEDED.items()]
+NEEDED = {
+    name: [package for package in one.packages if not importlib.util.find_spec(package)]
+    for name, one in FORMATS.items()
+}
+NAMES = [
+    pytest.param(n, marks=pytest.mark.skipif(bool(lacking), reason=f"no {', '.join(lacking)}"))
+    for n, lacking in NEEDED.items()
+]
 
 STRANGER = """
 import sys
@@ -93,7 +99,9 @@ def test_the_card_of_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[s
         members = json.loads(file.metadata()["members"])
     assert [one["weights"] for one in members] == [which for _, which in VOTERS]
     card = (ensemble / "model.safetensors.md").read_text()
-    parameters = sum(tensor.numel() for tensor in load_network(ensemble / "seed0", torch.device("cpu")).model.parameters())
+    parameters = sum(
+        tensor.numel() for tensor in load_network(ensemble / "seed0", torch.device("cpu")).model.parameters()
+    )
     for text in (
         "# Ensemble of 2 on data.npz",
         f"{2 * parameters:,} parameters together",
@@ -153,7 +161,13 @@ def test_class_names_cannot_become_code(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize("name", ["safetensors", "torch"])
 def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     whole = FORMATS[name]
-    off = Format(whole.suffix, whole.packages, whole.write, lambda path: lambda images: whole.open(path)(images) + 2e-5, whole.usage)
+    off = Format(
+        whole.suffix,
+        whole.packages,
+        whole.write,
+        lambda path: lambda images: whole.open(path)(images) + 2e-5,
+        whole.usage,
+    )
     monkeypatch.setitem(formats.FORMATS, name, off)
     before = sorted(path.name for path in run.iterdir())
     with pytest.raises(FastcifarError, match=r"gave probabilities off by 2\.\de-05, more than 1e-05, and was not kept"):
@@ -171,7 +185,9 @@ def test_operations_that_plain_torch_lacks(run: Path, monkeypatch: pytest.Monkey
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
         whole = export.Deployed.forward
-        monkeypatch.setattr(export.Deployed, "forward", lambda self, images: torch.ops.strangers_ops.twice(whole(self, images)))
+        monkeypatch.setattr(
+            export.Deployed, "forward", lambda self, images: torch.ops.strangers_ops.twice(whole(self, images))
+        )
         with pytest.raises(FastcifarError, match=r"operations that plain torch lacks, strangers_ops\.twice"):
             export_run(run, "torch")
 

@@ -83,7 +83,10 @@ def test_images_of_another_size_are_cut_and_resized_whatever_their_form(tmp_path
         ([], "the list of images is empty"),
         (3, "images are int; give a path"),
         (Image.new("I;16", (8, 8)), "more than 8 bits a channel; convert it to RGB"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16), r"the array: images are bfloat16 \(2, 8, 8, 3\); expected uint8"),
+        (
+            torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16),
+            r"the array: images are bfloat16 \(2, 8, 8, 3\); expected uint8",
+        ),
         (images_like(1)[0], r"images are uint8 \(8, 8, 3\); expected uint8 \(N, H, W, 3\)"),
     ],
     ids=["nothing", "number", "16 bits", "float", "one"],
@@ -128,7 +131,10 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     [
         (images_like(2).astype(np.float32), "images are float32"),
         (images_like(2).transpose(0, 3, 1, 2), r"save images.transpose\(0, 2, 3, 1\)"),
-        (images_like(2, size=7).transpose(0, 3, 1, 2), r"expected uint8 \(N, H, W, 3\), RGB: save images.transpose\(0, 2, 3, 1\)"),
+        (
+            images_like(2, size=7).transpose(0, 3, 1, 2),
+            r"expected uint8 \(N, H, W, 3\), RGB: save images.transpose\(0, 2, 3, 1\)",
+        ),
         (images_like(2)[..., 0], r"\(2, 8, 8\)"),
         (images_like(2)[:0], "holds no images"),
     ],
@@ -148,7 +154,11 @@ def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, expected: str
         ("a.npy", b"nonsense", "cannot be read"),
         ("a.npz", b"nonsense", "damaged"),
         ("batch", b"nonsense", "is not a sound CIFAR batch"),
-        ("batch", pickle.dumps({b"data": np.zeros((2, 10), np.uint8)}, 2), "expected a dict with uint8 data|not a sound CIFAR batch"),
+        (
+            "batch",
+            pickle.dumps({b"data": np.zeros((2, 10), np.uint8)}, 2),
+            "expected a dict with uint8 data|not a sound CIFAR batch",
+        ),
         ("folder/note.txt", b"", "holds no pictures"),
         ("folder/a.png", b"nonsense", "is no PNG"),
     ],
@@ -180,7 +190,10 @@ def test_pairs(tmp_path: Path) -> None:
 
 def test_a_pair_of_another_size_is_not_resized(tmp_path: Path) -> None:
     np.savez(tmp_path / "pair.npz", images=images_like(3, size=7), labels=np.arange(3))
-    with pytest.raises(DataError, match=r"images are uint8 \(3, 7, 7, 3\); expected uint8 \(N, 8, 8, 3\), RGB, as the run was trained on"):
+    with pytest.raises(
+        DataError,
+        match=r"images are uint8 \(3, 7, 7, 3\); expected uint8 \(N, 8, 8, 3\), RGB, as the run was trained on",
+    ):
         read_pair(f"{tmp_path}/pair.npz", 8, 3)
 
 

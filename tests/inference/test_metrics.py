@@ -31,7 +31,9 @@ def test_the_ends_of_the_interval_solve_its_equation(counts: tuple[int, int]) ->
     assert 0 <= low <= correct / total <= high <= 1
     for p in (low, high):
         if 0 < p < 1:
-            assert (correct / total - p) ** 2 == pytest.approx(1.9599639845**2 * p * (1 - p) / total, rel=1e-6, abs=1e-12)
+            assert (correct / total - p) ** 2 == pytest.approx(
+                1.9599639845**2 * p * (1 - p) / total, rel=1e-6, abs=1e-12
+            )
 
 
 def test_a_published_interval() -> None:
@@ -91,7 +93,9 @@ def test_the_temperature_is_the_likeliest_and_the_true_one(temperature: float) -
     for factor in (0.99, 1.01):
         assert negative_log_likelihood(logits, labels, fitted * factor) > least
     scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([scale], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-14)
+    solver = torch.optim.LBFGS(
+        [scale], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-14
+    )
 
     def loss() -> Tensor:
         solver.zero_grad()

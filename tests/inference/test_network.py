@@ -48,7 +48,9 @@ def test_the_network_is_as_it_was_stored(run: Path) -> None:
         (("ema-0.999",), {"weights": 0.8, "ema-0.999": 0.8}, "ema-0.999"),
     ],
 )
-def test_which_weights_are_taken(tmp_path: Path, averages: tuple[str, ...], accuracies: dict[str, float], expected: str) -> None:
+def test_which_weights_are_taken(
+    tmp_path: Path, averages: tuple[str, ...], accuracies: dict[str, float], expected: str
+) -> None:
     best = {name: {"epoch": 1, "accuracy": accuracy, "loss": 1.0} for name, accuracy in accuracies.items()}
     network = load_network(make_run(tmp_path / "run", tmp_path / "data.npz", averages=averages, best=best), CPU)
     assert network.weights == expected
@@ -100,7 +102,9 @@ def plug_in(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
 )
 def test_a_strangers_code_is_not_executed(plug_in: tuple[Path, Path], data: Path, use) -> None:
     run, marker = plug_in
-    with pytest.raises(FastcifarError, match=r"'strangers_net:build', code that comes with the run and would be executed; add --trust"):
+    with pytest.raises(
+        FastcifarError, match=r"'strangers_net:build', code that comes with the run and would be executed; add --trust"
+    ):
         use(run, data)
     assert not marker.exists()
     assert not (run.parent / "out.csv").exists()
@@ -113,7 +117,9 @@ def test_trusted_code_is(plug_in: tuple[Path, Path]) -> None:
     assert marker.exists()
 
 
-@pytest.mark.parametrize("arch", ["timm:hf-hub:someone/net", "timm:local-dir:/tmp/net", "timm:../net", "os:system", "a.b:c", "resnet\n"])
+@pytest.mark.parametrize(
+    "arch", ["timm:hf-hub:someone/net", "timm:local-dir:/tmp/net", "timm:../net", "os:system", "a.b:c", "resnet\n"]
+)
 def test_what_would_fetch_or_import_is_refused(tmp_path: Path, data: Path, arch: str) -> None:
     with pytest.raises(FastcifarError, match="add --trust"):
         load_network(make_run(tmp_path / "other", data, arch=arch), CPU)

@@ -31,7 +31,12 @@ def images(tmp_path: Path) -> Path:
 
 def expected_probabilities(images: Path | np.ndarray, *seeds: int) -> torch.Tensor:
     """In float64, from first principles: the mean of the networks' softmax, (N, classes)."""
-    pixels = torch.from_numpy(np.array(images if isinstance(images, np.ndarray) else np.load(images))).permute(0, 3, 1, 2).double() / 255
+    pixels = (
+        torch.from_numpy(np.array(images if isinstance(images, np.ndarray) else np.load(images)))
+        .permute(0, 3, 1, 2)
+        .double()
+        / 255
+    )
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
     shares = []
     for seed in seeds:
@@ -88,7 +93,9 @@ def test_equal_probabilities_go_to_the_lower_label(run: Path, images: Path, tmp_
     assert {row[1] for row in rows_of(tmp_path / "out.csv")[1:]} == {CLASSES[0]}
 
 
-def test_a_failure_leaves_what_was_there(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_what_was_there(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "predictions.csv"
     out.write_text("old")
     monkeypatch.setattr(classifier.Classifier, "batch_size", 4)
@@ -139,7 +146,18 @@ def test_a_run_that_diverged(run: Path, images: Path, tmp_path: Path) -> None:
 
 def test_the_command(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.csv"
-    command = ["predict", str(run), str(run), "--images", str(images), "--out", str(out), "--tta", "mirror-shift", "--probabilities"]
+    command = [
+        "predict",
+        str(run),
+        str(run),
+        "--images",
+        str(images),
+        "--out",
+        str(out),
+        "--tta",
+        "mirror-shift",
+        "--probabilities",
+    ]
     assert cli.main(command) == 0
     assert capsys.readouterr().out == f"11 predictions in {out}\n"
     assert len(rows_of(out)) == 12
@@ -148,7 +166,16 @@ def test_the_command(run: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_pictures_go_by_their_names(run: Path, tmp_path: Path) -> None:
-    names = ["10.png", "2.png", "a, b.png", "deep/er/c.png", "line\nbreak.png", '"quoted".png', "r\return.png", os.fsdecode(b"\xff.png")]
+    names = [
+        "10.png",
+        "2.png",
+        "a, b.png",
+        "deep/er/c.png",
+        "line\nbreak.png",
+        '"quoted".png',
+        "r\return.png",
+        os.fsdecode(b"\xff.png"),
+    ]
     folder, images = tmp_path / "pictures", images_like(len(names), seed=3)
     for name, image in zip(names, images, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +192,10 @@ def test_a_picture_of_another_size(run: Path, tmp_path: Path, capsys: pytest.Cap
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 30, 3), dtype=np.uint8))
     picture.save(tmp_path / "cat.png")
     out = tmp_path / "out.csv"
-    assert cli.main(["predict", str(run), "--images", str(tmp_path / "cat.png"), "--out", str(out), "--probabilities"]) == 0
+    assert (
+        cli.main(["predict", str(run), "--images", str(tmp_path / "cat.png"), "--out", str(out), "--probabilities"])
+        == 0
+    )
     line = "1 image of 30x12 was cut to its largest centred square and resized to 8x8."
     assert capsys.readouterr().out == f"{line}\n1 prediction in {out}\n"
     expected = expected_probabilities(np.asarray(ImageOps.fit(picture, (8, 8), Image.Resampling.LANCZOS))[None], 1)[0]
@@ -175,14 +205,20 @@ def test_a_picture_of_another_size(run: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_in_memory(run: Path, ensemble: Path, images: Path) -> None:
-    """Every network counts the same: the run's, and the two of the ensemble that vote, one with the run's own weights."""
+    """Every network counts the same: the run's, and the two of the ensemble that vote, one with the run's own
+    weights.
+    """
     pixels = np.load(images)
     sources = [pixels[:4], torch.from_numpy(pixels[4:9]), Image.fromarray(pixels[9]), Image.fromarray(pixels[10])]
     for runs, seeds in (([str(run), ensemble], (1, 1, 20)), (ensemble, (1, 20)), (run, (1,))):
         expected = expected_probabilities(images, *seeds)
         for source in (images, sources):
             found = predict(runs, source)
-            assert (found.probabilities.dtype, found.labels.dtype, found.classes) == (torch.float64, torch.int64, CLASSES)
+            assert (found.probabilities.dtype, found.labels.dtype, found.classes) == (
+                torch.float64,
+                torch.int64,
+                CLASSES,
+            )
             torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=0)
             assert torch.equal(found.labels, expected.argmax(1))
             assert found.names == [CLASSES[winner] for winner in expected.argmax(1)]
@@ -198,7 +234,9 @@ def test_an_ensemble_votes_wherever_it_is(ensemble: Path, images: Path, tmp_path
 
 def test_ensembles_that_cannot_vote(ensemble: Path, data: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    with pytest.raises(ConfigError, match=f"{ensemble} is an ensemble, which says itself which weights .* leave --weights swa out"):
+    with pytest.raises(
+        ConfigError, match=f"{ensemble} is an ensemble, which says itself which weights .* leave --weights swa out"
+    ):
         write_predictions([ensemble], images, out, which="swa")
     shutil.rmtree(ensemble / "seed2")
     with pytest.raises(ConfigError, match=f"{ensemble}'s member {ensemble / 'seed2'} is no longer there; put it back"):

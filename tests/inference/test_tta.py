@@ -15,7 +15,9 @@ class Counted(nn.Module):
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * (height - 2) * (width - 2), 5)).double()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * (height - 2) * (width - 2), 5)
+        ).double()
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:

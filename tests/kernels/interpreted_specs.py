@@ -1,7 +1,8 @@
-"""Every op's kernels in Triton's interpreter: what its `OpSpec` declares, then what is odd of some. `test_specs.py` runs this file.
+"""Every op's kernels in Triton's interpreter: what its `OpSpec` declares, then what is odd of some. `test_specs.py`
+runs this file.
 
-Whatever is allocated holds NaNs, or the largest integers of its dtype, until written, so that an output left unwritten shows in the result.
-Every address that a kernel reads or writes must lie in one of its arguments.
+Whatever is allocated holds NaNs, or the largest integers of its dtype, until written, so that an output left unwritten
+shows in the result. Every address that a kernel reads or writes must lie in one of its arguments.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from fastcifar.kernels.batch_norm import batch_norm_relu
 from fastcifar.kernels.compilation import Compilation
 from fastcifar.kernels.spec import Case, OpSpec
 
-MODULES = [importlib.import_module(f"fastcifar.kernels.{module.name}") for module in pkgutil.iter_modules(fastcifar.kernels.__path__)]
+MODULES = [
+    importlib.import_module(f"fastcifar.kernels.{module.name}")
+    for module in pkgutil.iter_modules(fastcifar.kernels.__path__)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,11 @@ def allocations_are_poison() -> Iterator[None]:
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails at the first access outside of the kernel's arguments."""
     regions: list[tuple[int, int]] = []
-    launch, load, store = interpreter.GridExecutor.__call__, interpreter._interpreter.load, interpreter._interpreter.store
+    launch, load, store = (
+        interpreter.GridExecutor.__call__,
+        interpreter._interpreter.load,
+        interpreter._interpreter.store,
+    )
 
     def launch_within(self: Any, *arguments: Any, **options: Any) -> None:
         regions[:] = [region(value) for value in (*arguments, *options.values()) if isinstance(value, Tensor)]
@@ -70,7 +78,11 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def region(tensor: Tensor) -> tuple[int, int]:
     """The addresses of a tensor's first byte and behind its last."""
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+    extent = (
+        1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel()
+        else 0
+    )
     return tensor.data_ptr(), tensor.data_ptr() + extent * tensor.itemsize
 
 
@@ -92,7 +104,9 @@ def rounded_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def sums_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums along an axis as a card does, by a tree; numpy adds up all but the last axis one by one, with an error that grows with it."""
+    """Sums along an axis as a card does, by a tree; numpy adds up all but the last axis one by one, with an error
+    that grows with it.
+    """
     add_up = interpreter.ReduceOps.sum
 
     def tree(self: Any, input: Any) -> Any:
@@ -152,8 +166,12 @@ def test_through_the_op(spec: OpSpec) -> None:
 
 
 @rows([averaging.SPEC], devices=["cpu"])
-def test_averages_have_the_bits_of_the_reference(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    ours, plain = (outcome(spec, function, make(spec, case, dtype, device)) for function in (spec.launch, spec.reference))
+def test_averages_have_the_bits_of_the_reference(
+    spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device
+) -> None:
+    ours, plain = (
+        outcome(spec, function, make(spec, case, dtype, device)) for function in (spec.launch, spec.reference)
+    )
     assert all(torch.equal(result, plain[name]) for name, result in ours.items())
 
 
@@ -174,7 +192,9 @@ def several_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("size", [(1, 3, 5, 7), (1, 17, 33, 1), (5, 16, 33, 1)], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("addend", "skip"), [(False, None), (False, "output"), (True, "input")])
-def test_batch_norm_of_several_tiles(size: tuple[int, ...], residual: bool, addend: bool, skip: batch_norm.Skip | None) -> None:
+def test_batch_norm_of_several_tiles(
+    size: tuple[int, ...], residual: bool, addend: bool, skip: batch_norm.Skip | None
+) -> None:
     assert_as_accurate(batch_norm_relu, arguments(size, residual, addend=addend, skip=skip))
 
 
@@ -204,7 +224,9 @@ def test_a_nan_stays_in_its_channel_and_passes_the_relu(residual: bool) -> None:
 
 
 def test_kernels_are_interpreted() -> None:
-    compilations: list[Compilation] = [compilation for module in MODULES for compilation in getattr(module, "COMPILATIONS", ())]
+    compilations: list[Compilation] = [
+        compilation for module in MODULES for compilation in getattr(module, "COMPILATIONS", ())
+    ]
     assert compilations
     assert not any(isinstance(compilation.kernel, triton.JITFunction) for compilation in compilations)
 

@@ -56,7 +56,11 @@ def random_maps(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     angle, slant, tilt = torch.rand(3, count, dtype=torch.float64, generator=generator) * 2 - 1
     centre = (size[1] / 2, size[0] / 2)
-    maps = [shifts_and_mirrors(count, size, seed=seed), geometry.shear(slant, tilt, centre), geometry.rotation(angle * 180, centre)]
+    maps = [
+        shifts_and_mirrors(count, size, seed=seed),
+        geometry.shear(slant, tilt, centre),
+        geometry.rotation(angle * 180, centre),
+    ]
     return reduce(torch.matmul, maps)
 
 
@@ -64,7 +68,9 @@ def arguments(size: tuple[int, int], count: int = 5, boxes: int = 2, **options: 
     """All arguments of the op; `options` replaces some."""
     generator = torch.Generator().manual_seed(size[0])
     corners = torch.randint(-2, max(size) + 2, (count, boxes, 4), dtype=torch.int32, generator=generator)
-    maps = torch.where(torch.arange(count)[:, None, None] % 2 == 0, random_maps(count, size), shifts_and_mirrors(count, size))
+    maps = torch.where(
+        torch.arange(count)[:, None, None] % 2 == 0, random_maps(count, size), shifts_and_mirrors(count, size)
+    )
     normalized = options.get("out_dtype") != torch.uint8
     return {
         "images": random_images(7, size),
@@ -89,7 +95,9 @@ def pil_transform(images: Tensor, maps: Tensor, resampling: Image.Resampling, co
     for image, matrix in zip(images, maps, strict=True):
         picture = Image.fromarray(image.numpy())
         six = matrix[:2].flatten().tolist()
-        results.append(np.array(picture.transform(picture.size, Image.Transform.AFFINE, six, resampling, fillcolor=colour)))
+        results.append(
+            np.array(picture.transform(picture.size, Image.Transform.AFFINE, six, resampling, fillcolor=colour))
+        )
     return torch.from_numpy(np.stack(results))
 
 
@@ -158,11 +166,15 @@ def test_bilinear_reads_the_padded_image(fill: str) -> None:
 @pytest.mark.parametrize("reach", [0, 4, 60])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("colour", [(0, 0, 0), MEAN])
-def test_shifts_by_whole_rows_equal_resampling(size: tuple[int, int], reach: int, bilinear: bool, colour: tuple[int, int, int]) -> None:
+def test_shifts_by_whole_rows_equal_resampling(
+    size: tuple[int, int], reach: int, bilinear: bool, colour: tuple[int, int, int]
+) -> None:
     images = random_images(40, size)
     warp = geometry.fixed_point(shifts_and_mirrors(40, size, reach)).to(torch.int32)
     assert whole_pixels(warp, bilinear).all()
-    assert torch.equal(warp_reference(images, warp, "constant", colour, bilinear), resample(images, warp, "constant", colour, bilinear))
+    assert torch.equal(
+        warp_reference(images, warp, "constant", colour, bilinear), resample(images, warp, "constant", colour, bilinear)
+    )
 
 
 @pytest.mark.parametrize("bilinear", [False, True], ids=["nearest", "bilinear"])
@@ -171,7 +183,9 @@ def test_shifts_among_other_maps_equal_resampling(bilinear: bool) -> None:
     images = random_images(count, (17, 23))
     warp = arguments((17, 23), count)["warp"]
     assert 0 < whole_pixels(warp, bilinear).sum() < count
-    assert torch.equal(warp_reference(images, warp, bilinear=bilinear), resample(images, warp, "constant", (0, 0, 0), bilinear))
+    assert torch.equal(
+        warp_reference(images, warp, bilinear=bilinear), resample(images, warp, "constant", (0, 0, 0), bilinear)
+    )
 
 
 def test_between_pixels_no_shift_is_whole() -> None:
@@ -196,7 +210,10 @@ def test_grey_is_that_of_pil() -> None:
     images = random_images(50, (17, 23))
     grey = torch.arange(50) % 3 == 0
     modes = ["L" if chosen else "RGB" for chosen in grey]
-    expected = [np.array(Image.fromarray(image.numpy()).convert(mode).convert("RGB")) for image, mode in zip(images, modes, strict=True)]
+    expected = [
+        np.array(Image.fromarray(image.numpy()).convert(mode).convert("RGB"))
+        for image, mode in zip(images, modes, strict=True)
+    ]
     assert torch.equal(greyscale_reference(images, grey), torch.from_numpy(np.stack(expected)))
 
 
@@ -204,7 +221,9 @@ def test_grey_is_that_of_pil() -> None:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_boxes_are_painted_over(size: tuple[int, int], squares: int) -> None:
     images = random_images(20, size)
-    boxes = torch.randint(-3, max(size) + 3, (20, squares, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    boxes = torch.randint(
+        -3, max(size) + 3, (20, squares, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(0)
+    )
     expected = images.numpy().copy()
     for image, corners in zip(expected, boxes.tolist(), strict=True):
         for corner in corners:
@@ -218,7 +237,9 @@ def test_normalization_is_as_accurate_as_torch(dtype: torch.dtype) -> None:
     images = random_images(20, (5, 8))
     scale, offset = arguments((5, 8))["scale"], arguments((5, 8))["offset"]
     exact = images.double() * scale.double() + offset.double()
-    assert_as_accurate_as_torch(normalize_reference(images, scale, offset, dtype), (images.float() * scale + offset).to(dtype), exact)
+    assert_as_accurate_as_torch(
+        normalize_reference(images, scale, offset, dtype), (images.float() * scale + offset).to(dtype), exact
+    )
 
 
 def test_the_order_is_gather_warp_grey_erase_normalize() -> None:

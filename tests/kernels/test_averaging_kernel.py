@@ -1,4 +1,6 @@
-"""The averaging op beyond what `test_specs.py` makes of its declaration: exact bits, the running mean, traces for a GPU, errors."""
+"""The averaging op beyond what `test_specs.py` makes of its declaration: exact bits, the running mean, traces for a
+GPU, errors.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ def test_compiles_to_one_graph_for_every_decay() -> None:
         ema_update_reference(expected, source, scalar)
         assert torch.equal(average, expected)
     (graph,) = graphs
-    assert torch.ops.fastcifar.ema_update_.default in {getattr(n.target, "default", n.target) for n in graph.graph.nodes}
+    assert torch.ops.fastcifar.ema_update_.default in {
+        getattr(n.target, "default", n.target) for n in graph.graph.nodes
+    }
 
 
 @pytest.fixture

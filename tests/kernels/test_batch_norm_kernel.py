@@ -1,4 +1,6 @@
-"""Batch norm with the additions and the ReLU around it: on the CPU, traced for a GPU, in Triton's interpreter, and (marked) on a GPU."""
+"""Batch norm with the additions and the ReLU around it: on the CPU, traced for a GPU, in Triton's interpreter, and
+(marked) on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def differentiable_ops(
 
 
 def evaluate(function: Callable[..., Any], given: dict[str, Any], grad_y: Tensor) -> dict[str, Tensor]:
-    """The outputs, the running statistics and the gradients, by name, the shortcut's gradient being half of `grad_y`; `given` stays."""
+    """The outputs, the running statistics and the gradients, by name, the shortcut's gradient being half of
+    `grad_y`; `given` stays.
+    """
     leaves = {name: given[name].detach().requires_grad_() for name in NAMES if given[name] is not None}
     running = {name: given[name].clone() for name in SPEC.mutates}
     returned = function(**{**given, **leaves, **running})
@@ -114,15 +118,17 @@ def exact_results(given: dict[str, Any], grad_y: Tensor) -> dict[str, Tensor]:
 
 
 def assert_as_accurate(function: Callable[..., Tensor], given: dict[str, Any]) -> None:
-    """Fails where a result of `function` is further from the module in float64 than a small multiple of the module in the dtype itself."""
+    """Fails where a result of `function` is further from the module in float64 than a small multiple of the module
+    in the dtype itself.
+    """
     grad_y = torch.randn_like(given["x"])
     exact, theirs = exact_results(given, grad_y), evaluate(module_and_relu, given, grad_y)
     for name, result in evaluate(function, given, grad_y).items():
         assert result.dtype == theirs[name].dtype
         least = torch.finfo(result.dtype).eps / 2
-        assert relative_error(result, exact[name]) <= SPEC.multiple[result.dtype] * max(relative_error(theirs[name], exact[name]), least), (
-            name
-        )
+        assert relative_error(result, exact[name]) <= SPEC.multiple[result.dtype] * max(
+            relative_error(theirs[name], exact[name]), least
+        ), name
 
 
 def large_mean(size: tuple[int, ...]) -> dict[str, Any]:
@@ -168,7 +174,10 @@ def test_opcheck(residual: bool, relu: bool, addend: bool) -> None:
     forward = given["x"], *vectors, given["residual"], given["addend"], 0.1, 1e-5, relu
     torch.library.opcheck(batch_norm_relu_forward, forward)
     y, statistics, _ = batch_norm_relu_forward(*forward)
-    skip, saved = "input" if addend else "output", (given["x"], y if residual and relu else None, *vectors[:2], statistics)
+    skip, saved = (
+        "input" if addend else "output",
+        (given["x"], y if residual and relu else None, *vectors[:2], statistics),
+    )
     torch.library.opcheck(batch_norm_relu_backward, (torch.randn_like(y), torch.randn_like(y), *saved, relu, skip))
     torch.library.opcheck(batch_norm_relu_backward, (torch.randn_like(y), None, *saved, relu, None))
 
@@ -207,7 +216,9 @@ def kernel_writes(function: Callable[..., Any], *given: Any) -> list[list[str]]:
         fakes = [mode.from_tensor(value).to("cuda") if isinstance(value, Tensor) else value for value in given]
         aot_function(function, record, keep_inference_input_mutations=True)(*fakes)
     (graph,) = graphs
-    return [node.kwargs["tensors_to_clone"] for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    return [
+        node.kwargs["tensors_to_clone"] for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)
+    ]
 
 
 @needs_kernels
@@ -228,7 +239,9 @@ def test_on_a_gpu_the_compiled_step_holds_one_kernel_or_two_each_way(
     assert forward == ([[*of_x, *total]] if first else [["partials_ptr", *total], of_x])
 
     y, grad_skip = torch.randn_like(x) if residual and relu else None, torch.randn_like(x) if skip else None
-    backward = kernel_writes(batch_norm_relu_backward, torch.randn_like(x), grad_skip, x, y, weight, bias, torch.ones(2, 16), relu, skip)
+    backward = kernel_writes(
+        batch_norm_relu_backward, torch.randn_like(x), grad_skip, x, y, weight, bias, torch.ones(2, 16), relu, skip
+    )
     masked = [] if y is None else ["grad_residual_ptr"]
     of_x = ["grad_x_ptr", "grad_weight_ptr", "grad_bias_ptr"]
     assert backward == ([[*of_x, *masked]] if first else [["partials_ptr", *masked], of_x])

@@ -16,7 +16,8 @@ from fastcifar.kernels.dispatch import KERNELS_EXIST
 
 pytestmark = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
 
-# A block's limit where the launcher opts in, in KB; NVIDIA, "CUDA C++ Programming Guide", table of technical specifications.
+# A block's limit where the launcher opts in, in KB; NVIDIA, "CUDA C++ Programming Guide", table of technical
+# specifications.
 SHARED_MEMORY = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 TOOL = Path(__file__).parents[2] / "tools" / "compile_kernels"

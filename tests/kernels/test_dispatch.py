@@ -36,7 +36,9 @@ assert not use_triton(on_a_gpu) and not use_triton(on_a_gpu)
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
 
 
 def test_the_switch_leaves_the_references_alone() -> None:
@@ -85,11 +87,14 @@ def test_a_card_too_old_is_named_once(card: SimpleNamespace, capsys: pytest.Capt
     assert not dispatch.use_triton(card)
     assert not dispatch.use_triton(card)
     assert capsys.readouterr().err == (
-        "fastcifar: ops run as plain torch, without their kernels: GeForce GTX 1060 is sm_61, and they need sm_75 or later.\n"
+        "fastcifar: ops run as plain torch, without their kernels: GeForce GTX 1060 is sm_61, and they need sm_75 or "
+        "later.\n"
     )
 
 
-def test_triton_that_cannot_start_leaves_the_references(card: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_triton_that_cannot_start_leaves_the_references(
+    card: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As in a slim container without a C compiler."""
 
     class Driver:

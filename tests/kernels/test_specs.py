@@ -1,4 +1,5 @@
-"""What every op must pass, made from its `OpSpec`: accuracy, gradients, opcheck, compilation, the interpreter; on a GPU, its kernels.
+"""What every op must pass, made from its `OpSpec`: accuracy, gradients, opcheck, compilation, the interpreter; on a
+GPU, its kernels.
 
 On a CPU an op runs its reference, at the small cases; on a GPU its kernels, at all of them.
 """
@@ -32,7 +33,12 @@ DIFFERENTIABLE = [spec for spec in SPECS if spec.differentiable]
 needs_kernels = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
 
 
-def rows(specs: Iterable[OpSpec], devices: Iterable[str] = ("cpu", "cuda"), all_dtypes: bool = True, most_on_cpu: int | None = None) -> Any:
+def rows(
+    specs: Iterable[OpSpec],
+    devices: Iterable[str] = ("cpu", "cuda"),
+    all_dtypes: bool = True,
+    most_on_cpu: int | None = None,
+) -> Any:
     """Parametrises over spec, case, dtype and device, on a CPU at most over so many cases of a spec."""
     parameters = [
         pytest.param(
@@ -63,12 +69,21 @@ def in_float64(arguments: Arguments) -> Arguments:
 
 def tensors(arguments: Arguments) -> dict[str, Tensor]:
     """All tensors among arguments, each by its argument's name; those of a list are numbered."""
-    named = {name: [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)] for name, value in arguments.items()}
-    return {name if len(leaves) == 1 else f"{name}[{place}]": leaf for name, leaves in named.items() for place, leaf in enumerate(leaves)}
+    named = {
+        name: [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)] for name, value in arguments.items()
+    }
+    return {
+        name if len(leaves) == 1 else f"{name}[{place}]": leaf
+        for name, leaves in named.items()
+        for place, leaf in enumerate(leaves)
+    }
 
 
-def outcome(spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None = None) -> dict[str, Tensor]:
-    """What a function computes, by name: its results and, given the gradient of the first of them, those of its arguments.
+def outcome(
+    spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What a function computes, by name: its results and, given the gradient of the first of them, those of its
+    arguments.
 
     The next result, if it has a gradient, has half the first one's.
     """
@@ -86,15 +101,19 @@ def outcome(spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gr
 
 
 def as_gradient_of(result: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the dtype and layout of a result; a smaller one as what a sum gives, expanded over the last dimension."""
+    """The gradient in the dtype and layout of a result; a smaller one as what a sum gives, expanded over the last
+    dimension.
+    """
     if gradient.shape != result.shape:
         return gradient.to(result.dtype).expand_as(result)
     return torch.empty_like(result).copy_(gradient)
 
 
-def random_gradient(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device, of_a_sum: bool = False) -> Tensor | None:
-    """A gradient of the first result, rounded to `dtype`, or None for an op without one; one of a sum over the last dimension has size 1
-    there."""
+def random_gradient(
+    spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device, of_a_sum: bool = False
+) -> Tensor | None:
+    """A gradient of the first result, rounded to `dtype`, or None for an op without one; one of a sum over the last
+    dimension has size 1 there."""
     if not spec.differentiable:
         return None
     arguments = in_float64(make(spec, case, dtype, device))
@@ -148,13 +167,17 @@ def test_gradients_are_as_accurate_as_torch(spec: OpSpec, case: Case, dtype: tor
 
 
 @rows(DIFFERENTIABLE, all_dtypes=False)
-def test_gradients_behind_a_sum_are_as_accurate_as_torch(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
+def test_gradients_behind_a_sum_are_as_accurate_as_torch(
+    spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device
+) -> None:
     check(spec, case, dtype, device, gradient=random_gradient(spec, case, dtype, device, of_a_sum=True))
 
 
 @rows(SPECS, all_dtypes=False, most_on_cpu=8)
 def test_compiles_to_one_graph(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """Whole on a GPU; on a CPU, where compiling C++ takes long, for the first case, and the others as far as the graph of the backward."""
+    """Whole on a GPU; on a CPU, where compiling C++ takes long, for the first case, and the others as far as the
+    graph of the backward.
+    """
     whole = device.type == "cuda" or case is spec.small_cases()[0]
     torch.compiler.reset()
     compiled = torch.compile(spec.op, fullgraph=True, backend="inductor" if whole else "aot_eager")
@@ -168,17 +191,23 @@ class Calls(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[Any, tuple, dict[str, Any]]] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function.namespace == "fastcifar":
-            self.calls.append((function, *tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))))
+            self.calls.append(
+                (function, *tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs)))
+            )
         return function(*args, **kwargs)
 
 
 @rows(SPECS, all_dtypes=False, most_on_cpu=2)
 @pytest.mark.filterwarnings("ignore:.*non-deterministic")
 def test_opcheck(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """Of every registered op that runs, forward and backward; and of the op with its gradient, where it is itself a registered one."""
+    """Of every registered op that runs, forward and backward; and of the op with its gradient, where it is itself a
+    registered one.
+    """
     gradient = random_gradient(spec, case, dtype, device)
     # Kept, since an argument may hold addresses of others.
     given = make(spec, case, dtype, device)
@@ -222,7 +251,15 @@ def test_its_kernels_are_seen_by_compile_caches_and_compiled_for_every_card(spec
 @pytest.mark.slow
 @needs_kernels
 def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("interpreted_specs.py"))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name("interpreted_specs.py")),
+    ]
     finished = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
@@ -234,7 +271,9 @@ def test_the_table_of_all_ops_is_up_to_date() -> None:
     assert tool["replaced"](committed) == committed, "run tools/kernel_table --write kernels/README.md"
 
 
-def outcome_of_graph(spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None) -> dict[str, Tensor]:
+def outcome_of_graph(
+    spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None
+) -> dict[str, Tensor]:
     """`outcome`, forward and backward captured in a CUDA graph, which is then replayed once."""
     spare = tree_map_only(Tensor, torch.clone, arguments)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()

@@ -1,4 +1,6 @@
-"""Squeeze-and-excitation beyond what `test_specs.py` makes of its declaration: odd shapes, timm's module, autocast, launches, errors."""
+"""Squeeze-and-excitation beyond what `test_specs.py` makes of its declaration: odd shapes, timm's module, autocast,
+launches, errors.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ AT_ODD_SHAPES = replace(SPEC, multiple={torch.float32: 8.0})
 needs_kernels = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
 
 
-def case_of(sizes: tuple[int, int, int, int, int], residual: bool = True, relu: bool = True, skip: bool = False) -> Case:
+def case_of(
+    sizes: tuple[int, int, int, int, int], residual: bool = True, relu: bool = True, skip: bool = False
+) -> Case:
     return module._case(sizes, residual, relu, skip)
 
 
@@ -49,7 +53,9 @@ def odd_cases() -> list[Any]:
 
 
 def arguments(
-    sizes: tuple[int, int, int, int, int] = (3, 17, 5, 7, 2), dtype: torch.dtype = torch.float32, device: torch.device = CPU
+    sizes: tuple[int, int, int, int, int] = (3, 17, 5, 7, 2),
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
 ) -> Arguments:
     torch.manual_seed(0)
     return SPEC.make(case_of(sizes).shape, dtype, device)
@@ -62,7 +68,9 @@ def test_weights_may_have_the_dtype_of_x(dtype: torch.dtype) -> None:
     gradients = torch.autograd.grad(squeeze_excite(**given).sum(), weights)
     wide = {name: value.detach().float() if "_" in name else value for name, value in given.items()}
     wide_weights = [wide[name].requires_grad_() for name in SPEC.differentiable[2:]]
-    for gradient, expected in zip(gradients, torch.autograd.grad(squeeze_excite(**wide).sum(), wide_weights), strict=True):
+    for gradient, expected in zip(
+        gradients, torch.autograd.grad(squeeze_excite(**wide).sum(), wide_weights), strict=True
+    ):
         assert torch.equal(gradient, expected.to(dtype))
 
 
@@ -73,7 +81,11 @@ def test_is_that_of_timm() -> None:
     exact.load_state_dict(theirs.state_dict())
     x = torch.randn(5, 48, 7, 5).contiguous(memory_format=torch.channels_last)
     layers = theirs.fc1, theirs.fc2
-    weights = [tensor.detach().flatten(1) if tensor.dim() == 4 else tensor.detach() for fc in layers for tensor in (fc.weight, fc.bias)]
+    weights = [
+        tensor.detach().flatten(1) if tensor.dim() == 4 else tensor.detach()
+        for fc in layers
+        for tensor in (fc.weight, fc.bias)
+    ]
 
     def gradients(y: Tensor, *inputs: Tensor) -> list[Tensor]:
         return [y.detach(), *torch.autograd.grad(y.square().sum(), inputs)]
@@ -107,7 +119,10 @@ def test_a_nan_passes_the_relu() -> None:
 
 
 def test_an_empty_batch_is_passed_on() -> None:
-    given = {name: value.requires_grad_() if isinstance(value, Tensor) else value for name, value in arguments((0, 17, 5, 7, 2)).items()}
+    given = {
+        name: value.requires_grad_() if isinstance(value, Tensor) else value
+        for name, value in arguments((0, 17, 5, 7, 2)).items()
+    }
     y = squeeze_excite(**given)
     assert y.shape == (0, 17, 5, 7)
     assert not torch.autograd.grad(y.sum(), given["expand_weight"])[0].any()
@@ -146,7 +161,9 @@ def kernel_writes(function: Callable[..., Any], *given: Any) -> list[list[str]]:
         fakes = [mode.from_tensor(value).to("cuda") if isinstance(value, Tensor) else value for value in given]
         aot_function(function, record)(*fakes)
     (graph,) = graphs
-    return [node.kwargs["tensors_to_clone"] for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    return [
+        node.kwargs["tensors_to_clone"] for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)
+    ]
 
 
 FORWARD = [["y_ptr", "pooled_ptr", "hidden_ptr", "gate_ptr"]]

@@ -109,7 +109,8 @@ def test_depth_is_the_names(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [(name, option) for name in ARCHITECTURES for option in ARCHITECTURES[name].options if option != "weight_init"]
+    ("name", "option"),
+    [(name, option) for name in ARCHITECTURES for option in ARCHITECTURES[name].options if option != "weight_init"],
 )
 def test_every_option_changes_the_network(name, option):
     needs = NEEDS.get(option, {}) if name == "resnet" else {"pool": 2} if option == "pool_stride" else {}
@@ -117,7 +118,15 @@ def test_every_option_changes_the_network(name, option):
     assert repr(on_meta(name, **{**needs, option: value})) != repr(on_meta(name, **needs))
 
 
-BY_PYTORCH = {"resnet18", "resnet20_v2", "resnet_prop", "resnet_s4", "resnet_s4_deep", "resnet_s4_4stages", "resnet_s4_5stages"}
+BY_PYTORCH = {
+    "resnet18",
+    "resnet20_v2",
+    "resnet_prop",
+    "resnet_s4",
+    "resnet_s4_deep",
+    "resnet_s4_4stages",
+    "resnet_s4_5stages",
+}
 """Those of reports 1 and 4, whose code leaves the weights as PyTorch makes them."""
 
 
@@ -128,7 +137,10 @@ def test_convolutions_begin_as_their_source_has_them_or_as_asked(name, given):
     if name == "wrn28_10":
         pytest.skip("36 million weights, which wrn28_2 stands for")
     model = build_model(name, **({"weight_init": given} if given else {}))
-    widest = max((module for module in model.modules() if isinstance(module, nn.Conv2d)), key=lambda module: module.weight.numel())
+    widest = max(
+        (module for module in model.modules() if isinstance(module, nn.Conv2d)),
+        key=lambda module: module.weight.numel(),
+    )
     fan_in = widest.weight[0].numel()
     fan_out = widest.out_channels * widest.kernel_size[0] * widest.kernel_size[1]
     expected = 1 / (3 * fan_in) if (given or ("pytorch" if name in BY_PYTORCH else "he")) == "pytorch" else 2 / fan_out

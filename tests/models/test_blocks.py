@@ -25,7 +25,9 @@ def test_pre_activation_block_follows_the_paper():
     assert branch.shape == (2, 12, 3, 3)
 
 
-@pytest.mark.parametrize("follower", [PreActivation(SAME), PreActivation(WIDER), BatchNorm2d(8, relu=True), Pool(2)], ids=repr)
+@pytest.mark.parametrize(
+    "follower", [PreActivation(SAME), PreActivation(WIDER), BatchNorm2d(8, relu=True), Pool(2)], ids=repr
+)
 def test_what_follows_a_pre_activation_block_adds_its_branch_and_shortcut(follower):
     """To the bit, so that a network computes on a CPU what it would if the block added them itself."""
     branch, shortcut = PreActivation(SAME)(torch.randn(2, 8, 6, 6))

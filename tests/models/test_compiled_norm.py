@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from fastcifar.models.compiled_norm import CompiledNorm
 from fastcifar.models.layers import BatchNorm2d
 
-VARIANTS = pytest.mark.parametrize(("residual", "relu"), [(residual, relu) for residual in (False, True) for relu in (False, True)])
+VARIANTS = pytest.mark.parametrize(
+    ("residual", "relu"), [(residual, relu) for residual in (False, True) for relu in (False, True)]
+)
 
 
 def usual(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
@@ -24,7 +26,9 @@ def ours(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, relu:
     return CompiledNorm.apply(x, residual, weight, bias, 1e-5, relu)[0]
 
 
-def inputs(residual: bool, dtype: torch.dtype, mean: float = 0.5, size: tuple[int, ...] = (13, 5, 7, 9)) -> list[Tensor | None]:
+def inputs(
+    residual: bool, dtype: torch.dtype, mean: float = 0.5, size: tuple[int, ...] = (13, 5, 7, 9)
+) -> list[Tensor | None]:
     x = torch.randn(size).add_(mean).to(dtype, memory_format=torch.channels_last)
     skip = torch.randn(size).to(dtype, memory_format=torch.channels_last) if residual else None
     weight, bias = torch.rand(size[1]) + 0.5, torch.randn(size[1])
@@ -54,7 +58,10 @@ def test_is_as_accurate_as_torch(dtype: torch.dtype, mean: float, residual: bool
 @VARIANTS
 def test_gradients_are_the_slopes_of_the_result(residual: bool, relu: bool) -> None:
     torch.manual_seed(0)
-    tensors = [part if part is None else part.double().requires_grad_() for part in inputs(residual, torch.float64, size=(3, 2, 2, 3))]
+    tensors = [
+        part if part is None else part.double().requires_grad_()
+        for part in inputs(residual, torch.float64, size=(3, 2, 2, 3))
+    ]
     assert torch.autograd.gradcheck(lambda *leaves: ours(*leaves, relu), tensors)
 
 

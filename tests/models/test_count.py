@@ -9,7 +9,9 @@ from fastcifar.models import build_model
 from fastcifar.models.count import count_network, saved_bytes
 
 
-@pytest.mark.parametrize(("name", "training_gflop"), [("resnet20_v2", 0.244), ("resnet_prop", 3.33), ("resnet18", 3.33)])
+@pytest.mark.parametrize(
+    ("name", "training_gflop"), [("resnet20_v2", 0.244), ("resnet_prop", 3.33), ("resnet18", 3.33)]
+)
 def test_flops_agree_with_the_closed_formula(name, training_gflop):
     count = count_network(name)
     assert count.training_flops / 1e9 == pytest.approx(training_gflop, rel=2e-3)
@@ -19,7 +21,9 @@ def test_flops_agree_with_the_closed_formula(name, training_gflop):
 
 @pytest.mark.parametrize("name", ["resnet20_v2", "resnext29", "resnetrs50", "wrn28_2"])
 def test_layers_sum_to_the_network_and_training_is_three_passes(name):
-    """Less the gradient of the images; grouped convolutions too, whose backward pass PyTorch's own formula overstates."""
+    """Less the gradient of the images; grouped convolutions too, whose backward pass PyTorch's own formula
+    overstates.
+    """
     count = count_network(name)
     assert sum(layer.parameters for layer in count.layers) == count.parameters
     assert sum(layer.flops for layer in count.layers) == count.forward_flops
@@ -27,10 +31,14 @@ def test_layers_sum_to_the_network_and_training_is_three_passes(name):
 
 
 def test_activations_of_a_small_network_by_hand():
-    """Each convolution and each norm keeps its input, and the linear layer its features; a ReLU's output is the next one's input."""
+    """Each convolution and each norm keeps its input, and the linear layer its features; a ReLU's output is the next
+    one's input.
+    """
     pixels, small = 32 * 32, 16 * 16
     saved = 3 * pixels + 8 * pixels  # the stem's input; its output, of which the first norm keeps the input
-    saved += 8 * pixels + 8 * pixels + 8 * pixels  # a block without projection: two convolutions' inputs, and a norm's between them
+    saved += (
+        8 * pixels + 8 * pixels + 8 * pixels
+    )  # a block without projection: two convolutions' inputs, and a norm's between them
     saved += 8 * pixels  # the sum, which is the second block's norm's input
     saved += 8 * pixels + 6 * small + 6 * small  # the second block, which halves the map
     saved += 6  # the pooled features
@@ -38,7 +46,9 @@ def test_activations_of_a_small_network_by_hand():
 
 
 def test_saved_integers_keep_their_own_size():
-    """A convolution keeps its input, max-pooling its input and an int64 for each value it puts out; without gradients nothing is kept."""
+    """A convolution keeps its input, max-pooling its input and an int64 for each value it puts out; without
+    gradients nothing is kept.
+    """
     with torch.device("meta"):
         network, images = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.MaxPool2d(2)), torch.empty(2, 3, 8, 8)
     assert saved_bytes(network, images) == 2 * (3 * 64 * 2 + 4 * 64 * 2 + 4 * 16 * 8)

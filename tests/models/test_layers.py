@@ -60,7 +60,9 @@ def norms(relu: bool) -> tuple[BatchNorm2d, NormThenReLU]:
     for tensor in (theirs.norm.weight, theirs.norm.bias, theirs.norm.running_mean, theirs.norm.running_var):
         nn.init.uniform_(tensor, 0.5, 1.5)
     ours = BatchNorm2d(SIZE[1], relu)
-    ours.load_state_dict({name: tensor for name, tensor in theirs.norm.state_dict().items() if name != "num_batches_tracked"})
+    ours.load_state_dict(
+        {name: tensor for name, tensor in theirs.norm.state_dict().items() if name != "num_batches_tracked"}
+    )
     return ours, theirs
 
 
@@ -75,27 +77,43 @@ def gates(reduced: int = 4) -> tuple[SqueezeExcite, TimmThenReLU]:
 
 
 def activations(kind: torch.dtype | str, residual: bool, size: tuple[int, ...] = SIZE) -> list[Tensor]:
-    """The input, channels_last, and a residual if so chosen; under autocast in bfloat16, as a convolution puts them out."""
+    """The input, channels_last, and a residual if so chosen; under autocast in bfloat16, as a convolution puts them
+    out.
+    """
     dtype = torch.bfloat16 if kind == AUTOCAST else kind
-    return [torch.randn(size).to(dtype, memory_format=torch.channels_last).requires_grad_() for _ in range(1 + residual)]
+    return [
+        torch.randn(size).to(dtype, memory_format=torch.channels_last).requires_grad_() for _ in range(1 + residual)
+    ]
 
 
-def outcome(module: nn.Module, kind: torch.dtype | str, inputs: list[Tensor], grad_y: Tensor, **how: bool) -> list[Tensor]:
+def outcome(
+    module: nn.Module, kind: torch.dtype | str, inputs: list[Tensor], grad_y: Tensor, **how: bool
+) -> list[Tensor]:
     """The result, the gradients of the inputs and, as vectors, those of the parameters, and the buffers."""
-    inputs = [tensor.detach().to(grad_y.device, grad_y.dtype if kind == torch.float64 else None).requires_grad_() for tensor in inputs]
+    inputs = [
+        tensor.detach().to(grad_y.device, grad_y.dtype if kind == torch.float64 else None).requires_grad_()
+        for tensor in inputs
+    ]
     device = grad_y.device.type
     with torch.autocast(device, torch.bfloat16) if kind == AUTOCAST else contextlib.nullcontext():
         y = module(*inputs, **how)
     gradients = torch.autograd.grad(y, [*inputs, *module.parameters()], grad_y.to(y.dtype))
     vectors = [gradient.flatten() for gradient in gradients[len(inputs) :]]
-    return [y.detach(), *gradients[: len(inputs)], *vectors, *(b.clone() for b in module.buffers() if b.is_floating_point())]
+    return [
+        y.detach(),
+        *gradients[: len(inputs)],
+        *vectors,
+        *(b.clone() for b in module.buffers() if b.is_floating_point()),
+    ]
 
 
 @pytest.mark.parametrize(("residual", "relu"), VARIANTS)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 def test_batch_norm_is_torchs_to_the_bit(kind: torch.dtype | str, training: bool, residual: bool, relu: bool) -> None:
-    ours, theirs = (module.train(training).to(torch.float64 if kind == torch.float64 else None) for module in norms(relu))
+    ours, theirs = (
+        module.train(training).to(torch.float64 if kind == torch.float64 else None) for module in norms(relu)
+    )
     inputs = activations(kind, residual)
     grad_y = torch.randn_like(inputs[0])
     expected = outcome(theirs, kind, inputs, grad_y)
@@ -211,7 +229,9 @@ def test_the_switch_turns_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> No
 def ops_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers call their ops as on a GPU; on a CPU these run their references, forward and backward."""
 
-    def batch_norm_op(x: Tensor, *tensors: Tensor | None, momentum: float, eps: float, relu: bool, skip: Skip | None) -> Any:
+    def batch_norm_op(
+        x: Tensor, *tensors: Tensor | None, momentum: float, eps: float, relu: bool, skip: Skip | None
+    ) -> Any:
         return BatchNormReLU.apply(x, *tensors, momentum, eps, relu, skip)
 
     monkeypatch.setattr(layers, "has_kernel", lambda *_: True)
@@ -228,7 +248,9 @@ def test_the_ops_agree_with_the_plain_layers(layer: str, kind: torch.dtype | str
 
 @pytest.mark.parametrize("pre_activation", [False, True])
 @pytest.mark.parametrize("se_ratio", [0.0, 0.25])
-def test_a_network_of_ops_trains_as_a_plain_one(pre_activation: bool, se_ratio: float, request: pytest.FixtureRequest) -> None:
+def test_a_network_of_ops_trains_as_a_plain_one(
+    pre_activation: bool, se_ratio: float, request: pytest.FixtureRequest
+) -> None:
     """What its shortcuts take, and the gradients that come back along them, go through the ops."""
     options = {"pre_activation": pre_activation, "final_norm": pre_activation, "se_ratio": se_ratio}
     model = build_model("resnet", blocks=(2, 2), channels=(8, 12), **options)

@@ -39,14 +39,18 @@ def timm_resnetrs50(stem_width: int) -> nn.Module:
 
 
 def test_resnet_rs_equals_timms():
-    """At width 32, where the first block's shortcut has a convolution in timm's too; the map is odd all but once on its way."""
+    """At width 32, where the first block's shortcut has a convolution in timm's too; the map is odd all but once on
+    its way.
+    """
     ours, theirs = build_model("resnetrs50", dropout=0.0), timm_resnetrs50(32)
     copy_weights(ours, theirs)
     assert_same_training_step(ours, theirs, torch.randn(2, 3, 37, 37))
 
 
 def test_wide_stem_of_resnet_rs_is_timms_but_for_one_shortcut():
-    """timm leaves the first shortcut bare where the stem's 256 channels are the stage's; here it has a convolution and a norm."""
+    """timm leaves the first shortcut bare where the stem's 256 channels are the stage's; here it has a convolution
+    and a norm.
+    """
     with torch.device("meta"):
         models = build_model("resnetrs50", stem_channels=128), timm_resnetrs50(128)
     ours, theirs = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
@@ -89,7 +93,13 @@ def test_wide_resnet_drops_within_its_blocks():
 
 @pytest.mark.parametrize(
     ("options", "side"),
-    [({}, 1), ({"pool": 5}, 1), ({"pool": 8, "pool_stride": 1}, 1), ({"pool": 4}, 2), ({"pool": 3, "pool_stride": 2}, 3)],
+    [
+        ({}, 1),
+        ({"pool": 5}, 1),
+        ({"pool": 8, "pool_stride": 1}, 1),
+        ({"pool": 4}, 2),
+        ({"pool": 3, "pool_stride": 2}, 3),
+    ],
     ids=str,
 )
 def test_pool_window_and_stride_decide_the_features(options, side):
@@ -115,8 +125,21 @@ def test_stochastic_depth_grows_linearly_to_the_last_block():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("resnet", {"blocks": (2, 1), "channels": (16, 32), "pre_activation": True, "stochastic_depth": 0.2, "dropout": 0.1}),
-        ("resnet", {"blocks": (1, 1), "channels": (16, 16), "block": "bottleneck", "groups": 4, "se_ratio": 0.25, "stochastic_depth": 0.2}),
+        (
+            "resnet",
+            {"blocks": (2, 1), "channels": (16, 32), "pre_activation": True, "stochastic_depth": 0.2, "dropout": 0.1},
+        ),
+        (
+            "resnet",
+            {
+                "blocks": (1, 1),
+                "channels": (16, 16),
+                "block": "bottleneck",
+                "groups": 4,
+                "se_ratio": 0.25,
+                "stochastic_depth": 0.2,
+            },
+        ),
         ("resnet", {"blocks": (1, 1), "channels": (16, 32)}),
     ],
     ids=["pre-activation", "gated", "post-activation"],

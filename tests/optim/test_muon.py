@@ -37,7 +37,9 @@ def test_equals_its_closed_form(shape):
 
 @EACH_SHAPE
 def test_is_about_the_nearest_orthogonal_matrix(shape):
-    """Singular values near 1, those of the input's vectors; the bound is that of the iteration where none was below 1 % of the norm."""
+    """Singular values near 1, those of the input's vectors; the bound is that of the iteration where none was below
+    1 % of the norm.
+    """
     u, _, v = torch.linalg.svd(random(*shape), full_matrices=False)
     values = torch.linspace(1.0, 0.1, min(shape))
     result = newton_schulz((u @ torch.diag(values) @ v)[None], torch.float32)[0]
@@ -58,7 +60,9 @@ def test_iterating_leaves_no_singular_value_far_from_one():
 def test_nothing_comes_of_nothing():
     assert not newton_schulz(torch.zeros(2, 3, 4), torch.float32).any()
     matrices = torch.stack([torch.zeros(3, 4), random(3, 4)])
-    torch.testing.assert_close(newton_schulz(matrices, torch.float32)[1].double(), closed_form(matrices[1]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        newton_schulz(matrices, torch.float32)[1].double(), closed_form(matrices[1]), rtol=0, atol=2e-5
+    )
 
 
 def test_a_convolution_is_the_matrix_of_its_filters():
@@ -72,7 +76,9 @@ def test_a_convolution_is_the_matrix_of_its_filters():
         torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
 
 
-def steps_in_float64(start: Tensor, gradients: list[Tensor], rates: list[float], momentum: float, decay: float) -> Tensor:
+def steps_in_float64(
+    start: Tensor, gradients: list[Tensor], rates: list[float], momentum: float, decay: float
+) -> Tensor:
     """Nesterov momentum, the closed form with its factor, and decay apart from the gradient."""
     weight, velocity = start.double(), torch.zeros_like(start, dtype=torch.float64)
     for gradient, lr in zip(gradients, rates, strict=True):
@@ -102,7 +108,11 @@ def test_is_as_accurate_as_torchs_muon(shape):
 
 
 def test_follows_a_changing_learning_rate():
-    start, gradients, rates = random(8, 5, 3, 3), [random(8, 5, 3, 3, seed=seed) for seed in range(1, 4)], [0.1, 0.05, 0.2]
+    start, gradients, rates = (
+        random(8, 5, 3, 3),
+        [random(8, 5, 3, 3, seed=seed) for seed in range(1, 4)],
+        [0.1, 0.05, 0.2],
+    )
     parameter = nn.Parameter(start.clone())
     optimizer = Muon([parameter], momentum=0.8, weight_decay=0.1, dtype=torch.float32)
     for gradient, lr in zip(gradients, rates, strict=True):

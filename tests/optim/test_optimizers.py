@@ -54,7 +54,11 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """As a checkpoint finds it."""
-    return {f"{key}.{name}": t for name, parameter in model.named_parameters() for key, t in optimizer.state[parameter].items()}
+    return {
+        f"{key}.{name}": t
+        for name, parameter in model.named_parameters()
+        for key, t in optimizer.state[parameter].items()
+    }
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -67,7 +71,9 @@ def test_equals_torchs_plain_form_in_float64(name):
     train(model, build_optimizer(model, config(name)), range(8))
     train(plain, theirs, range(8))
     for (key, ours), other in zip(model.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.double(), other, rtol=2e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            ours.double(), other, rtol=2e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @EACH
@@ -131,7 +137,9 @@ def test_what_is_left_out_is_the_optimisers_own(name):
 def test_every_parameter_is_in_one_group():
     for name in OPTIMIZERS:
         model = network()
-        members = [p for group in build_optimizer(model, config(name, decay_norms=False)).param_groups for p in group["params"]]
+        members = [
+            p for group in build_optimizer(model, config(name, decay_norms=False)).param_groups for p in group["params"]
+        ]
         assert len(members) == len(set(members)) == len(list(model.parameters()))
 
 
@@ -153,14 +161,18 @@ def test_without_momentum(name):
     optimizer = torch.optim.SGD(plain.parameters(), 0.01, weight_decay=0.01)
     optimizer.param_groups[0]["lr_ratio"] = 1.0
     train(plain, optimizer, range(2))
-    same = [torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(model.parameters(), plain.parameters(), strict=True)]
+    same = [
+        torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    ]
     assert all(same) == (name != "muon")
 
 
 @pytest.mark.parametrize("name", [name for name, own in OPTIMIZERS.items() if own.form != "foreach"])
 @pytest.mark.parametrize("done", [0, 2])
 def test_an_overflow_is_skipped_without_asking_the_host(name, done):
-    """As a gradient scaler hands it over, in the first step or later; one that did not overflow divides by the scale."""
+    """As a gradient scaler hands it over, in the first step or later; one that did not overflow divides by the
+    scale.
+    """
     model, plain = network(), network()
     optimizer, reference = build_optimizer(model, config(name)), build_optimizer(plain, config(name))
     if not getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -19,9 +19,15 @@ PEAK = 0.4
 CASES = {
     "constant": ({"schedule": "constant"}, lambda o, n: scheduler.ConstantLR(o, factor=1.0, total_iters=n)),
     "step": ({"schedule": "step", "step_size": "3{u}"}, lambda o, n: scheduler.StepLR(o, 3)),
-    "step, gamma": ({"schedule": "step", "step_size": "2{u}", "gamma": 0.5}, lambda o, n: scheduler.StepLR(o, 2, gamma=0.5)),
+    "step, gamma": (
+        {"schedule": "step", "step_size": "2{u}", "gamma": 0.5},
+        lambda o, n: scheduler.StepLR(o, 2, gamma=0.5),
+    ),
     "cosine": ({"schedule": "cosine"}, lambda o, n: scheduler.CosineAnnealingLR(o, T_max=n)),
-    "cosine to": ({"schedule": "cosine", "final_lr": 0.1}, lambda o, n: scheduler.CosineAnnealingLR(o, T_max=n, eta_min=0.1 * PEAK)),
+    "cosine to": (
+        {"schedule": "cosine", "final_lr": 0.1},
+        lambda o, n: scheduler.CosineAnnealingLR(o, T_max=n, eta_min=0.1 * PEAK),
+    ),
     "restarts": (
         {"schedule": "warm-restarts", "restart_period": "3{u}"},
         lambda o, n: scheduler.CosineAnnealingWarmRestarts(o, T_0=3),
@@ -30,24 +36,37 @@ CASES = {
         {"schedule": "warm-restarts", "restart_period": "2{u}", "restart_factor": 2, "final_lr": 0.05},
         lambda o, n: scheduler.CosineAnnealingWarmRestarts(o, T_0=2, T_mult=2, eta_min=0.05 * PEAK),
     ),
-    "linear": ({"schedule": "linear"}, lambda o, n: scheduler.LinearLR(o, start_factor=1.0, end_factor=0.0, total_iters=n)),
+    "linear": (
+        {"schedule": "linear"},
+        lambda o, n: scheduler.LinearLR(o, start_factor=1.0, end_factor=0.0, total_iters=n),
+    ),
     "linear up": (
         {"schedule": "linear", "start_lr": 0.25, "final_lr": 0.75},
         lambda o, n: scheduler.LinearLR(o, start_factor=0.25, end_factor=0.75, total_iters=n),
     ),
     "polynomial": ({"schedule": "polynomial"}, lambda o, n: scheduler.PolynomialLR(o, total_iters=n)),
-    "polynomial, power": ({"schedule": "polynomial", "power": 2.5}, lambda o, n: scheduler.PolynomialLR(o, total_iters=n, power=2.5)),
-    "one-cycle": ({"schedule": "one-cycle"}, lambda o, n: scheduler.OneCycleLR(o, PEAK, total_steps=n, cycle_momentum=False)),
+    "polynomial, power": (
+        {"schedule": "polynomial", "power": 2.5},
+        lambda o, n: scheduler.PolynomialLR(o, total_iters=n, power=2.5),
+    ),
+    "one-cycle": (
+        {"schedule": "one-cycle"},
+        lambda o, n: scheduler.OneCycleLR(o, PEAK, total_steps=n, cycle_momentum=False),
+    ),
     "one-cycle, shares": (
         {"schedule": "one-cycle", "start_lr": 0.1, "final_lr": 0.01},
-        lambda o, n: scheduler.OneCycleLR(o, PEAK, total_steps=n, cycle_momentum=False, div_factor=10, final_div_factor=10),
+        lambda o, n: scheduler.OneCycleLR(
+            o, PEAK, total_steps=n, cycle_momentum=False, div_factor=10, final_div_factor=10
+        ),
     ),
 }
 """Settings, in a unit to be filled in, and torch's scheduler over n ticks."""
 
 
 def oracle(make, total: int, warmup: int, tick: int) -> list[float]:
-    """The rates that torch's scheduler sets, stepped every `tick` steps at the beginning of an epoch, a line from 0 before it."""
+    """The rates that torch's scheduler sets, stepped every `tick` steps at the beginning of an epoch, a line from 0
+    before it.
+    """
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
     after = make(optimizer, total // tick - warmup // tick)
     rates = [optimizer.param_groups[0]["lr"] * (step + 1) / warmup for step in range(warmup)]
@@ -65,7 +84,9 @@ def table(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[f
 
 @pytest.mark.filterwarnings("ignore:Detected call of")
 @pytest.mark.parametrize("per", ["step", "epoch"])
-@pytest.mark.parametrize(("steps_per_epoch", "epochs", "warmup"), [(1, 1, 0), (97, 1, 3), (7, 13, 0), (7, 13, 14), (7, 13, 9), (5, 20, 1)])
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "epochs", "warmup"), [(1, 1, 0), (97, 1, 3), (7, 13, 0), (7, 13, 14), (7, 13, 9), (5, 20, 1)]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_torchs_schedulers_at_every_step(case, steps_per_epoch, epochs, warmup, per):
     settings, make = CASES[case]
@@ -91,16 +112,25 @@ def test_equals_torchs_sequence_of_a_warmup_and_a_scheduler(case, warmup, total)
         optimizer.step()
         both.step()
     settings = {name: value.format(u="st") if isinstance(value, str) else value for name, value in settings.items()}
-    assert table(ScheduleConfig(**settings, warmup=f"{warmup}st"), total, 1) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert table(ScheduleConfig(**settings, warmup=f"{warmup}st"), total, 1) == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")
-@pytest.mark.parametrize(("milestones", "warmup"), [(("6ep", "9ep", "11ep"), 0), (("80%", "42st"), 7), (("6ep", "6ep", "99ep"), 9)])
+@pytest.mark.parametrize(
+    ("milestones", "warmup"), [(("6ep", "9ep", "11ep"), 0), (("80%", "42st"), 7), (("6ep", "6ep", "99ep"), 9)]
+)
 def test_milestones_are_places_in_the_run(milestones, warmup):
     places = {"6ep": 6, "9ep": 9, "11ep": 11, "80%": 10, "42st": 6, "99ep": 99}
     schedule = ScheduleConfig("multistep", per="epoch", milestones=milestones, warmup=f"{warmup}st")
     origin = warmup // 7
-    expected = oracle(lambda o, n: scheduler.MultiStepLR(o, [places[place] - origin for place in milestones], gamma=0.2), 7 * 13, warmup, 7)
+    expected = oracle(
+        lambda o, n: scheduler.MultiStepLR(o, [places[place] - origin for place in milestones], gamma=0.2),
+        7 * 13,
+        warmup,
+        7,
+    )
     assert table(schedule, 7, 13) == pytest.approx(expected, rel=1e-9)
 
 
@@ -108,7 +138,10 @@ def test_milestones_are_places_in_the_run(milestones, warmup):
 @pytest.mark.parametrize(
     ("settings", "make"),
     [
-        ({"schedule": "linear", "start_lr": 1 / 3, "final_lr": 1.0, "horizon": "5ep"}, lambda o, n: scheduler.LinearLR(o)),
+        (
+            {"schedule": "linear", "start_lr": 1 / 3, "final_lr": 1.0, "horizon": "5ep"},
+            lambda o, n: scheduler.LinearLR(o),
+        ),
         ({"schedule": "polynomial", "horizon": "5ep"}, lambda o, n: scheduler.PolynomialLR(o)),
         ({"schedule": "cosine", "horizon": "200ep"}, lambda o, n: scheduler.CosineAnnealingLR(o, T_max=200)),
         (
@@ -116,7 +149,12 @@ def test_milestones_are_places_in_the_run(milestones, warmup):
             lambda o, n: scheduler.OneCycleLR(o, PEAK, steps_per_epoch=128, epochs=200, cycle_momentum=False),
         ),
     ],
-    ids=["linear over 5 epochs", "polynomial over 5 epochs", "cosine twice as long as the run", "one-cycle of 25,600 epochs"],
+    ids=[
+        "linear over 5 epochs",
+        "polynomial over 5 epochs",
+        "cosine twice as long as the run",
+        "one-cycle of 25,600 epochs",
+    ],
 )
 def test_a_reports_mistaken_horizons_can_be_written(settings, make):
     schedule = ScheduleConfig(**settings, per="epoch", warmup="0%")
@@ -133,7 +171,9 @@ def test_the_end_is_held_after_the_horizon(name, per):
 
 
 def izmailov(epoch: int, horizon: int, share: float) -> float:
-    """The factor of the authors' `schedule`, from the description: constant until half, then linear until nine tenths."""
+    """The factor of the authors' `schedule`, from the description: constant until half, then linear until nine
+    tenths.
+    """
     way = epoch / horizon
     if way <= 0.5:
         return 1.0
@@ -170,7 +210,9 @@ def test_cosine_ends_near_zero_and_peaks_after_the_warmup():
 def test_cycles_end_where_torch_starts_again(per, period, factor):
     """In 12 epochs of 7 steps, after a warm-up of two; the run's end counts where it is a cycle's."""
     given = {"warmup": "2ep", "per": per, "restart_period": f"{period}ep", "restart_factor": factor, "snapshots": True}
-    torchs = scheduler.CosineAnnealingWarmRestarts(torch.optim.SGD([torch.zeros(1)], lr=PEAK), T_0=7 * period, T_mult=factor)
+    torchs = scheduler.CosineAnnealingWarmRestarts(
+        torch.optim.SGD([torch.zeros(1)], lr=PEAK), T_0=7 * period, T_mult=factor
+    )
     ends = []
     for step in range(15, 12 * 7 + 1):
         torchs.step()
@@ -187,7 +229,9 @@ def test_the_end_of_the_run_ends_a_cycle_that_is_longer_by_what_was_rounded(step
 
 @pytest.mark.parametrize(("period", "count"), [("30ep", 0), ("1ep", 25)])
 def test_too_few_or_too_many_cycles_for_snapshots(period, count):
-    with pytest.raises(ConfigError, match=f"--snapshots would keep {count}, expected 1 to 20; choose another --restart-period"):
+    with pytest.raises(
+        ConfigError, match=f"--snapshots would keep {count}, expected 1 to 20; choose another --restart-period"
+    ):
         cycle_ends(ScheduleConfig("warm-restarts", warmup="0%", restart_period=period, snapshots=True), 10, 25)
 
 
@@ -318,7 +362,9 @@ def test_plateau_goes_on_from_its_state(epoch):
     assert [second.observe(loss) for loss in losses[epoch:]] == expected[epoch:]
 
 
-@pytest.mark.parametrize(("text", "steps"), [("5ep", 500), ("0.5ep", 50), ("2000st", 2000), ("5%", 1000), ("0%", 0), ("12.5%", 2500)])
+@pytest.mark.parametrize(
+    ("text", "steps"), [("5ep", 500), ("0.5ep", 50), ("2000st", 2000), ("5%", 1000), ("0%", 0), ("12.5%", 2500)]
+)
 def test_durations(text, steps):
     assert Duration.parse(text).steps(100, 20_000) == steps
 

@@ -80,7 +80,9 @@ def test_a_step_of_asam_on_a_quadratic():
     model().backward()
     ascend(None)
     norm = math.sqrt((3.01 * 3.0) ** 2 + (0.51 * 2.0) ** 2 + 6.0**2)
-    assert model.weight.tolist() == pytest.approx([3.0 + 0.5 * 3.01**2 * 3 / norm, -0.5 - 0.5 * 0.51**2 * 2 / norm, 0.0], rel=1e-6)
+    assert model.weight.tolist() == pytest.approx(
+        [3.0 + 0.5 * 3.01**2 * 3 / norm, -0.5 - 0.5 * 0.51**2 * 2 / norm, 0.0], rel=1e-6
+    )
     assert model.bias.item() == pytest.approx(2.0 + 0.5 * 6 / norm, rel=1e-6)
 
 
@@ -93,7 +95,9 @@ def test_equals_the_papers_formulas_in_float64(optim):
     g = torch.cat([parameter.grad.double().flatten() for parameter in named.values()])
     extents = {name: torch.ones(parameter.shape, dtype=torch.float64) for name, parameter in named.items()}
     if optim.sharpness == "asam":
-        extents |= {name: named[name].detach().double().abs() + optim.eta for name in named if not name.endswith("bias")}
+        extents |= {
+            name: named[name].detach().double().abs() + optim.eta for name in named if not name.endswith("bias")
+        }
     t = torch.cat([extent.flatten() for extent in extents.values()])
     expected = optim.rho * t * t * g / (t * g).square().sum().sqrt()
     model.zero_grad()
@@ -218,7 +222,9 @@ class Calls(TorchDispatchMode):
 
 @KINDS
 def test_the_host_waits_for_no_value(optim):
-    """What would wait on a GPU: reading a scalar, counting what is not zero; and one operation serves all parameters."""
+    """What would wait on a GPU: reading a scalar, counting what is not zero; and one operation serves all
+    parameters.
+    """
     model = network(blocks=(2, 2))
     ascend = Ascend(model, Buckets(model), optim)
     backward(model)
@@ -242,7 +248,9 @@ def test_a_graph_captures_it(optim):
         F.cross_entropy(net(images), labels).backward()
         pair.append((buckets, Ascend(net, buckets, optim)))
     (captured, ascend), (plain, reference) = pair
-    held = [parameter.grad for parameter in model.parameters()]  # the ascent drops them, and the graph reads their memory
+    held = [
+        parameter.grad for parameter in model.parameters()
+    ]  # the ascent drops them, and the graph reads their memory
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         ascend(None)

@@ -44,7 +44,9 @@ def test_the_best_weights_are_chosen_where_there_are_any():
 def test_a_run_without_average(tmp_path):
     saved = state(7)
     progress = {**saved.progress, "averages": [], "best": {}}
-    checkpoints.save(tmp_path, Checkpoint({"weights": saved.weights["weights"]}, {}, saved.state, progress, saved.network))
+    checkpoints.save(
+        tmp_path, Checkpoint({"weights": saved.weights["weights"]}, {}, saved.state, progress, saved.network)
+    )
     loaded = checkpoints.load(tmp_path)
     assert (list(loaded.weights), loaded.best) == (["weights"], {})
 
@@ -156,7 +158,14 @@ def test_what_others_put_beside_a_checkpoint_stays(tmp_path):
     for name in ("00000000", ".00000000.partial"):
         (tmp_path / name).mkdir()
     checkpoints.save(tmp_path, state(2))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "00000001-copy", "00000002", "2024", "best", "latest"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".hidden",
+        "00000001-copy",
+        "00000002",
+        "2024",
+        "best",
+        "latest",
+    ]
 
 
 def test_all_is_on_disk_before_it_is_published(tmp_path, monkeypatch):
@@ -176,7 +185,13 @@ def test_all_is_on_disk_before_it_is_published(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
     checkpoints.save(tmp_path, state(1))
     expected = []
-    for file in ("weights.safetensors", "ema-0.999.safetensors", "best-weights.safetensors", "state.safetensors", "progress.json"):
+    for file in (
+        "weights.safetensors",
+        "ema-0.999.safetensors",
+        "best-weights.safetensors",
+        "state.safetensors",
+        "progress.json",
+    ):
         expected += [f".{file}.partial", f"-> {file}", ".00000001.partial"]
     assert events == [*expected, "-> 00000001", tmp_path.name, ".latest.partial", "-> latest", tmp_path.name]
 
@@ -191,7 +206,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before(tmp_path, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(FastcifarError, match=r"^\S+ cannot be written \(No space left on device\); make room there, [^\n]+\.$"):
+    with pytest.raises(
+        FastcifarError, match=r"^\S+ cannot be written \(No space left on device\); make room there, [^\n]+\.$"
+    ):
         checkpoints.save(tmp_path, state(2))
     assert checkpoints.load(tmp_path).progress["step"] == 1
     assert not list(tmp_path.glob(".*"))

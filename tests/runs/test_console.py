@@ -31,16 +31,24 @@ def show(terminal: bool, monkeypatch: pytest.MonkeyPatch, width: int = 80, **cha
 
 
 def test_the_live_line_shows_this_epochs_loss_beside_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    live = [frame for frame in re.split(r"[\r\n]+", show(True, monkeypatch)) if frame.startswith("epoch") and "━" in frame]
+    live = [
+        frame for frame in re.split(r"[\r\n]+", show(True, monkeypatch)) if frame.startswith("epoch") and "━" in frame
+    ]
     beginnings = [frame.split("━")[0].rstrip() for frame in live]
-    assert beginnings[:3] == ["epoch 1/2  lr 0.1000", "epoch 1/2  loss 1.9000  train 10.00%  lr 0.1000", *beginnings[2:3]]
+    assert beginnings[:3] == [
+        "epoch 1/2  lr 0.1000",
+        "epoch 1/2  loss 1.9000  train 10.00%  lr 0.1000",
+        *beginnings[2:3],
+    ]
     assert "epoch 2/2  lr 0.1000" in beginnings, "the loss of the epoch before is not shown as that of this one"
     assert beginnings[-1] == "epoch 2/2  loss 1.3000  train 70.00%  lr 0.1000"
 
 
 @pytest.mark.parametrize("width", [72, 80, 200])
 def test_the_live_line_fits_and_nothing_is_glued_to_the_bar(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    frames = [frame.rstrip() for frame in re.split(r"[\r\n]+", show(True, monkeypatch, width)) if re.match("epoch.*━", frame)]
+    frames = [
+        frame.rstrip() for frame in re.split(r"[\r\n]+", show(True, monkeypatch, width)) if re.match("epoch.*━", frame)
+    ]
     assert frames
     for frame in frames:
         assert len(frame) <= width
@@ -62,7 +70,9 @@ MUCH = {"validation_accuracy": 0.5, "averaged_validation_accuracies": {"ema-0.99
 def test_long_lines_are_broken_between_fields_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = show(True, monkeypatch, **MUCH)
     assert all(len(line.rstrip()) <= 80 for line in re.split(r"[\r\n]+", shown))
-    first = shown.index("epoch 1/2  loss 1.5000  train 25.00%  validation 50.00%  ema-0.999 51.00%\n  test 40.00%  lr 0.1000")
+    first = shown.index(
+        "epoch 1/2  loss 1.5000  train 25.00%  validation 50.00%  ema-0.999 51.00%\n  test 40.00%  lr 0.1000"
+    )
     assert first >= 0
 
 
@@ -74,7 +84,9 @@ def test_piped_lines_stay_whole_and_nothing_else_is_piped(monkeypatch: pytest.Mo
 
 def printed(terminal: bool, width: int, folder: str, **changes: object) -> str:
     output = io.StringIO()
-    rich = RichConsole(file=output, force_terminal=terminal, width=width, highlight=False, soft_wrap=True, color_system=None)
+    rich = RichConsole(
+        file=output, force_terminal=terminal, width=width, highlight=False, soft_wrap=True, color_system=None
+    )
     Console(rich).summary(replace(RESULT, **changes), folder)
     return output.getvalue()
 
@@ -96,7 +108,9 @@ def test_the_summary_leaves_out_what_does_not_apply() -> None:
 def test_waiting_is_a_line_where_the_output_is_piped_and_goes_in_a_terminal() -> None:
     for terminal in (False, True):
         output = io.StringIO()
-        console = Console(RichConsole(file=output, force_terminal=terminal, width=80, highlight=False, color_system=None))
+        console = Console(
+            RichConsole(file=output, force_terminal=terminal, width=80, highlight=False, color_system=None)
+        )
         console.wait("Compiling")
         assert (console.status is not None) == terminal
         console.note("Compiled in 3.0 s.")

@@ -1,4 +1,6 @@
-"""Whatever stands in a run's folder, reading it ends in what it says or in one sentence: which file, what is wrong, what to do."""
+"""Whatever stands in a run's folder, reading it ends in what it says or in one sentence: which file, what is wrong,
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ READERS: dict[str, Callable[[Run], object]] = {
     "checkpoints/latest": lambda run: checkpoints.load(run.checkpoints),
     **{
         str(CHECKPOINT / name): lambda run: checkpoints.load(run.checkpoints)
-        for name in ("weights.safetensors", "ema-0.999.safetensors", "best-weights.safetensors", "state.safetensors", "progress.json")
+        for name in (
+            "weights.safetensors",
+            "ema-0.999.safetensors",
+            "best-weights.safetensors",
+            "state.safetensors",
+            "progress.json",
+        )
     },
 }
 
@@ -54,7 +62,9 @@ def test_a_whole_run_is_read(run: Run) -> None:
     assert (loaded.progress, loaded.network) == (PROGRESS, NETWORK)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\n", b"{\n", b"[" * 100_000 + b"\n", b"null\n", b"7\n", b'{"surprise": 1}\n'], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00\n", b"{\n", b"[" * 100_000 + b"\n", b"null\n", b"7\n", b'{"surprise": 1}\n'], ids=repr
+)
 @pytest.mark.parametrize("name", READERS)
 def test_foreign_content(run: Run, name: str, content: bytes) -> None:
     (run.path / name).write_bytes(content)
@@ -105,7 +115,9 @@ def change(path: Path, changes: dict[str, Any], without: tuple[str, ...] = ()) -
         (CHECKPOINT / "progress.json", {"seconds": 1}, (), "seconds is 1; expected dict[str, float]"),
     ],
 )
-def test_entries_that_do_not_fit(run: Run, name: str | Path, changes: dict, without: tuple[str, ...], expected: str) -> None:
+def test_entries_that_do_not_fit(
+    run: Run, name: str | Path, changes: dict, without: tuple[str, ...], expected: str
+) -> None:
     change(run.path / name, changes, without)
     text = sentence(lambda: READERS[str(name)](run))
     assert text.startswith(f"{run.path / name} cannot be read (")
@@ -140,7 +152,10 @@ def test_pointers_elsewhere(run: Run, pointer: str) -> None:
         ({"network": json.dumps(NETWORK | {"arch": 7})}, "arch is 7; expected str"),
         ({"network": json.dumps(NETWORK | {"options": [1]})}, "options is [1]; expected dict[str, typing.Any]"),
         ({"network": json.dumps(NETWORK | {"classes": [0, 1]})}, "classes is 0; expected str"),
-        ({"network": json.dumps(NETWORK | {"mean": [0.1, 0.2]})}, "mean is [0.1, 0.2]; expected tuple[float, float, float]"),
+        (
+            {"network": json.dumps(NETWORK | {"mean": [0.1, 0.2]})},
+            "mean is [0.1, 0.2]; expected tuple[float, float, float]",
+        ),
         ({"network": json.dumps(NETWORK | {"mean": [0.1, 0.2, float("nan")]})}, "mean is nan; expected 0 to 1"),
         ({"network": json.dumps(NETWORK | {"std": [0.1, 0, 0.1]})}, "std is 0.0; expected above 0, at most 1"),
     ],
@@ -196,6 +211,10 @@ def test_networks_that_cannot_be_built(run: Run, changes: dict, expected: str) -
 def test_weights_with_other_keys(run: Run, key: str, expected: str) -> None:
     averaged = run.path / CHECKPOINT / "ema-0.999.safetensors"
     tensors = load_file(averaged)
-    tensors = {name: tensor for name, tensor in tensors.items() if name != key} if key in tensors else tensors | {key: torch.zeros(1)}
+    tensors = (
+        {name: tensor for name, tensor in tensors.items() if name != key}
+        if key in tensors
+        else tensors | {key: torch.zeros(1)}
+    )
     save_file(tensors, averaged)
     assert f"ema-0.999 {expected}; " in sentence(lambda: inference.evaluate_run(run.path))

@@ -33,7 +33,9 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("name", ["file/run", "file/deep/run", "x" * 300], ids=["below a file", "deep below a file", "long"])
+@pytest.mark.parametrize(
+    "name", ["file/run", "file/deep/run", "x" * 300], ids=["below a file", "deep below a file", "long"]
+)
 def test_a_place_that_cannot_be_made(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FastcifarError) as caught:
@@ -54,7 +56,9 @@ def test_a_read_only_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [(), ("outer",), ("outer", "outer/run")], ids=repr)
-def test_what_was_made_of_a_folder_is_gone_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]) -> None:
+def test_what_was_made_of_a_folder_is_gone_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]
+) -> None:
     for folder in there:
         (tmp_path / folder).mkdir()
 

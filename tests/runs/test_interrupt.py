@@ -25,7 +25,9 @@ def test_the_first_signal_is_noted_and_said(capfd: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_every_signal_is_answered_at_once_where_there_is_nothing_to_save(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_signal_is_answered_at_once_where_there_is_nothing_to_save(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     with StopRequest() as request:
         with pytest.raises(KeyboardInterrupt), request.answered_at_once():
             os.kill(os.getpid(), number)

@@ -50,7 +50,9 @@ def test_every_launch_is_counted_by_its_kind(tool: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_a_step_of_resnet20_v2_launches_what_it_must() -> None:
-    """Besides convolutions and casts four kernels a norm, a sum of gradients in each of two blocks that project, and ten at the ends."""
+    """Besides convolutions and casts four kernels a norm, a sum of gradients in each of two blocks that project, and
+    ten at the ends.
+    """
     finished = subprocess.run([sys.executable, str(TOOL), "resnet20_v2"], check=True, capture_output=True, text=True)
     names, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in finished.stdout.splitlines())
     plain, fused = (dict(zip(names, line, strict=True)) for line in lines)

@@ -1,4 +1,6 @@
-"""The table of what the defaults learn: it has a row for everything that has a name, and is what the result file says."""
+"""The table of what the defaults learn: it has a row for everything that has a name, and is what the result file
+says.
+"""
 
 import importlib.util
 import sys
@@ -25,7 +27,13 @@ def tool():
 
 
 def made(tool, arch, optimizer, **changes):
-    known = {"images": 10_000, "test_accuracy": 0.321, "averaged_test_accuracy": 0.3, "train_loss": 1.8765, "failure": None}
+    known = {
+        "images": 10_000,
+        "test_accuracy": 0.321,
+        "averaged_test_accuracy": 0.3,
+        "train_loss": 1.8765,
+        "failure": None,
+    }
     return tool.Row(arch, optimizer, **{**known, **changes}, seconds=1.0, device="a CPU", versions={}, commit=None)
 
 

@@ -1,4 +1,6 @@
-"""`tools/gpu_suite`: all of it in small on the pretended GPU; what it leaves out, tries again, and keeps when it is cut short."""
+"""`tools/gpu_suite`: all of it in small on the pretended GPU; what it leaves out, tries again, and keeps when it is
+cut short.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,21 @@ def test_long():
 
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
-    """Runs tests that are made up here, as one process of the suite does; returns its status, and the outcomes by the tests' names."""
+    """Runs tests that are made up here, as one process of the suite does; returns its status, and the outcomes by
+    the tests' names.
+    """
     (tmp_path / "test_made_up.py").write_text(MADE_UP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "gpu"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
 
     def run(*flags: str, seconds: float = 30.0, read: bool = True) -> tuple[int, dict[str, str]]:
-        arguments = ["--dry-run", f"--results={tmp_path / 'made_up.json'}", f"--deadline={time.time() + seconds}", *flags]
+        arguments = [
+            "--dry-run",
+            f"--results={tmp_path / 'made_up.json'}",
+            f"--deadline={time.time() + seconds}",
+            *flags,
+        ]
         plain = ["-c", os.devnull, f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(tmp_path)]
         sys.modules.pop("test_made_up", None)
         status = int(pytest.main(["-p", "suite_plugin", *arguments, *plain]))
@@ -76,11 +85,23 @@ def kept_in(path: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 def test_everything_runs_in_small_on_the_pretended_gpu(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    done = subprocess.run([sys.executable, str(TOOL), "--dry-run", "--out", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "--dry-run", "--out", str(tmp_path)], capture_output=True, text=True
+    )
     tests = kept_in(tmp_path / "dry_run.json")
     assert {name: test["text"] for name, test in tests.items() if test["outcome"] == "failed"} == {}
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("training", "profile", "recipe", "doctor", "packed", "loop", "op", "is_as_accurate_as_torch", "in_a_captured_graph"):
+    for name in (
+        "training",
+        "profile",
+        "recipe",
+        "doctor",
+        "packed",
+        "loop",
+        "op",
+        "is_as_accurate_as_torch",
+        "in_a_captured_graph",
+    ):
         assert any(f"::test_{name}" in test for test in tests), name
     speed = next(test for name, test in tests.items() if "resnet_prop --batch-size 128 --compile on" in name)
     assert speed["figures"]["images_per_second"] > 0
@@ -95,12 +116,16 @@ def test_a_folder_holds_eight_files_at_most(tool):
 
 
 def test_what_is_done_is_left_out_and_what_was_stopped_goes_on(made_up, tool, tmp_path, capsys):
-    """What would take too long is left, what failed is tried again where that is asked for, and what is of another commit is kept."""
+    """What would take too long is left, what failed is tried again where that is asked for, and what is of another
+    commit is kept.
+    """
     status, outcomes = made_up()
     assert status == tool["EXIT_STOPPED"]
     assert outcomes == {"test_good": "passed", "test_bad": "failed", "test_absent": "skipped", "test_kills": "left"}
     path = tmp_path / "made_up.json"
-    path.write_text(path.read_text().replace(json.dumps(kept_in(path)["test_made_up.py::test_good"]["commit"]), '"another"'))
+    path.write_text(
+        path.read_text().replace(json.dumps(kept_in(path)["test_made_up.py::test_good"]["commit"]), '"another"')
+    )
     (tmp_path / "mended").touch()
     assert made_up() == (0, outcomes | {"test_kills": "passed", "test_long": "left"})
     good = kept_in(path)["test_made_up.py::test_good"]
@@ -110,7 +135,10 @@ def test_what_is_done_is_left_out_and_what_was_stopped_goes_on(made_up, tool, tm
     assert "failed  test_made_up.py::test_bad: AssertionError: not mended" in said
     assert "left    test_made_up.py::test_long" in said
     assert "; another, driver None" in said
-    assert made_up("--retry", seconds=90.0)[1] == dict.fromkeys(outcomes, "passed") | {"test_absent": "skipped", "test_long": "passed"}
+    assert made_up("--retry", seconds=90.0)[1] == dict.fromkeys(outcomes, "passed") | {
+        "test_absent": "skipped",
+        "test_long": "passed",
+    }
     assert tool["report"](path)
 
 

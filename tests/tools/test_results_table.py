@@ -1,4 +1,6 @@
-"""The table of claims and measurements, from result files made up here; and the committed one, which must be what the results say."""
+"""The table of claims and measurements, from result files made up here; and the committed one, which must be what
+the results say.
+"""
 
 import json
 import subprocess
@@ -21,7 +23,15 @@ def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True)
 
 
-def row(recipe: str, seed: int = 0, accuracy: float = 0.9, *, epochs: int | None = None, average: float | None = None, **changes) -> Row:
+def row(
+    recipe: str,
+    seed: int = 0,
+    accuracy: float = 0.9,
+    *,
+    epochs: int | None = None,
+    average: float | None = None,
+    **changes,
+) -> Row:
     own = RECIPES[recipe].config
     known = {
         "recipe": recipe,
@@ -51,7 +61,9 @@ def root(tmp_path) -> Path:
 
 
 def written(root: Path, rows: list[Row]) -> tuple[dict[str, list[list[str]]], str]:
-    """The cells of each line of RESULTS.md by the recipe it begins with, and the README, after the tool has written them."""
+    """The cells of each line of RESULTS.md by the recipe it begins with, and the README, after the tool has written
+    them.
+    """
     write_rows(root / "benchmarks" / "results" / "made_up.json", rows)
     done = run_tool("--root", str(root))
     assert (done.returncode, done.stderr) == (0, "")
@@ -76,7 +88,10 @@ def test_every_recipe_has_a_line_and_one_sentence_says_what_is_not_measured(root
 
 def test_mean_spread_and_verdict(root):
     accuracies = [0.950, 0.952, 0.957]
-    rows = [row("r1_resnet_prop_standard", seed, accuracy, watched_test_accuracy=0.958) for seed, accuracy in enumerate(accuracies)]
+    rows = [
+        row("r1_resnet_prop_standard", seed, accuracy, watched_test_accuracy=0.958)
+        for seed, accuracy in enumerate(accuracies)
+    ]
     rows.append(row("r2_200_epochs", 0, 0.5, average=0.9105))
     cells, readme = written(root, rows)
     assert cells["r1_resnet_prop_standard"] == [
@@ -110,7 +125,9 @@ def test_no_verdict_where_the_claim_is_of_something_else():
 
 
 def test_other_lengths_stand_apart_with_their_length(root):
-    cells, readme = written(root, [row("r1_resnet20_standard", seed, 0.86, epochs=15, average=0.861) for seed in (0, 1)])
+    cells, readme = written(
+        root, [row("r1_resnet20_standard", seed, 0.86, epochs=15, average=0.861) for seed in (0, 1)]
+    )
     first, second = cells["r1_resnet20_standard"]
     assert not any(first[2:])
     assert second == ["15", "200", "2", "86.00 ± 0.00", "86.10 ± 0.00", "100", "a GPU"]
@@ -119,7 +136,10 @@ def test_other_lengths_stand_apart_with_their_length(root):
 
 def test_devices_are_not_mixed():
     rows = [row("quickstart", 1, device="B"), row("quickstart", 0, device="A"), row("quickstart", 0, device="B")]
-    assert [[(entry.device, entry.seed) for entry in group.rows] for group in summaries(rows)] == [[("A", 0)], [("B", 0), ("B", 1)]]
+    assert [[(entry.device, entry.seed) for entry in group.rows] for group in summaries(rows)] == [
+        [("A", 0)],
+        [("B", 0), ("B", 1)],
+    ]
 
 
 def test_check_tells_what_differs(root):
