@@ -22,9 +22,8 @@ from torchvision import transforms
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import find, load_dataset
+from fastcifar.device import Precision, synchronize
 from fastcifar.diagnostics.machine import usable_cpus
-from fastcifar.engine.host import synchronize
-from fastcifar.engine.precision import Precision
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import prepare_machine
 from fastcifar.engine.trainer import Trainer

@@ -9,8 +9,8 @@ import torch
 
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.synthetic import synthetic
+from fastcifar.device import resolve_device
 from fastcifar.diagnostics.profile import copy_bytes_per_second
-from fastcifar.engine.host import resolve_device
 
 collect_ignore = [] if "suite_plugin" in sys.modules else ["gpu"]
 """The tests of `tools/gpu_suite`, which brings the plugin that they need."""

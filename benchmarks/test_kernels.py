@@ -21,7 +21,7 @@ from timing import seconds
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from fastcifar.engine.host import resolve_device
+from fastcifar.device import resolve_device
 from fastcifar.kernels.spec import Arguments, Case, OpSpec, all_specs
 
 ROUNDS = 5

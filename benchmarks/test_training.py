@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.engine.host import keep_freed_memory, matmul_flops_per_second
+from fastcifar.device import keep_freed_memory, matmul_flops_per_second
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models import build_model

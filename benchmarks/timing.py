@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastcifar.engine.host import synchronize
+from fastcifar.device import synchronize
 
 
 @contextmanager

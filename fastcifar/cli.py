@@ -129,7 +129,7 @@ def ensemble(command: Ensemble) -> int:
     chosen = select([command.recipe]) if command.recipe else []
     out = command.out or Path("runs", f"{command.recipe}-ensemble" if command.recipe else "ensemble")
     options = {"data_dir": command.data_dir, "which": command.weights, "tta": command.tta, "trust": command.trust}
-    from fastcifar.inference.members import evaluate_ensemble, lines_of
+    from fastcifar.many.ensemble import evaluate_ensemble, lines_of
 
     try:
         runs = command.runs or trained_members(chosen[0], command, out)
@@ -144,7 +144,7 @@ def ensemble(command: Ensemble) -> int:
 
 def trained_members(recipe: Recipe, command: Ensemble, out: Path) -> list[Path]:
     """Folders of the recipe's runs, by seed, trained where they were not."""
-    from fastcifar.engine.packed import plan_members, train_packed
+    from fastcifar.many.packed import plan_members, train_packed
     from fastcifar.runs.console import Console
     from fastcifar.runs.ensembles import parse_seeds
 
@@ -213,7 +213,7 @@ def recipes(command: Recipes) -> int:
 
 def reproduce(command: Reproduce) -> int:
     chosen = select(command.recipes)
-    from fastcifar.engine.reproduce import reproduce
+    from fastcifar.many.reproduce import reproduce
     from fastcifar.runs.console import Console
 
     options = {name: getattr(command, name) for name in ("seeds", "epochs", "data_dir", "engine")}

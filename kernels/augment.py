@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
-from ..hardware import upload
+from ..device import upload
 from .compilation import Compilation
 from .dispatch import jit, launcher, tl, triton, use_triton
 from .spec import Arguments, Case, OpSpec

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fastcifar import cli
+from fastcifar import device as machine
 from fastcifar.data import loader, synthetic
+from fastcifar.device import native_bf16
 from fastcifar.diagnostics import profile
-from fastcifar.engine import evaluate, host, run, trainer
-from fastcifar.hardware import native_bf16
+from fastcifar.engine import evaluate, run, trainer
 from fastcifar.inference import speed
 
 TRAIN = (
@@ -41,7 +42,7 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
     ):
         monkeypatch.setattr(owner, name, under(strict, getattr(owner, name)))
     monkeypatch.setattr(synthetic, "SPLITS", {"train": 260, "test": 130})
-    monkeypatch.setitem(host.MATRIX_SIZE, "cuda", 64)
+    monkeypatch.setitem(machine.MATRIX_SIZE, "cuda", 64)
     monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 50)
     monkeypatch.setitem(loader.CHUNK_SIZE, "cuda", 100)
     monkeypatch.setitem(speed.SIZES, "cuda", (1, 8))

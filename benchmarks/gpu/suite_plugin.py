@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 
+from fastcifar import device as machine
 from fastcifar.data import loader, synthetic
 from fastcifar.diagnostics import profile
 from fastcifar.diagnostics.machine import driver_version, usable_cpus
-from fastcifar.engine import evaluate, host, run
+from fastcifar.engine import evaluate, run
 from fastcifar.runs.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +77,7 @@ def this_machine(config: pytest.Config) -> dict[str, Any]:
         "driver": driver_version() if card else None,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "cpu": host.processor_name(),
+        "cpu": machine.processor_name(),
         "cores": usable_cpus(),
         "versions": run.versions(),
         "commit": config.getoption("commit") or run.commit(),
@@ -252,7 +253,7 @@ def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(request.module, name, small, raising=False)
     monkeypatch.setattr(synthetic, "SPLITS", {"train": 10, "test": 20})
     for sizes, size in (
-        (host.MATRIX_SIZE, 64),
+        (machine.MATRIX_SIZE, 64),
         (evaluate.BATCH_SIZE, 20),
         (loader.CHUNK_SIZE, 40),
         (profile.COPIED_BYTES, 2**20),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastcifar import cli
-from fastcifar.analysis.results import read_rows, write_rows
 from fastcifar.data.sources import find
+from fastcifar.many.results import read_rows, write_rows
 from fastcifar.recipes import RECIPES
 from fastcifar.recipes.registry import derive
 

@@ -15,8 +15,8 @@ from fastcifar.arguments import parse
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import dali_installed
 from fastcifar.data.synthetic import synthetic
+from fastcifar.device import matmul_flops_per_second, peak_memory_bytes
 from fastcifar.diagnostics.profile import Course
-from fastcifar.engine.host import matmul_flops_per_second, peak_memory_bytes
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import prepare_machine
 from fastcifar.engine.trainer import Trainer

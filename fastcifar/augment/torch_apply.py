@@ -16,7 +16,7 @@ from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample
-from fastcifar.hardware import upload
+from fastcifar.device import upload
 from fastcifar.kernels.augment import augment_reference
 
 if TYPE_CHECKING:

@@ -91,7 +91,7 @@ def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = Fa
         return [python, library]
     import torch
 
-    from fastcifar.engine.host import resolve_device
+    from fastcifar.device import resolve_device
 
     findings = [
         python,
@@ -196,8 +196,7 @@ def check_card(
 
 
 def precision_of(device: torch.device) -> Finding:
-    from fastcifar.engine.precision import resolve_precision
-    from fastcifar.hardware import native_bf16
+    from fastcifar.device import native_bf16, resolve_precision
 
     return check_precision(native_bf16(device), resolve_precision("auto", device)[0].name, str(device))
 
@@ -276,7 +275,7 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
 
 
 def memory_of(device: torch.device) -> Finding:
-    from fastcifar.engine.precision import resolve_precision
+    from fastcifar.device import resolve_precision
 
     precision, _ = resolve_precision(MAIN_JOB.engine.precision, device)
     return check_memory(memory_limit(MAIN_JOB.engine, device), device, precision.dtype.itemsize)

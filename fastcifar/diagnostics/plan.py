@@ -22,7 +22,7 @@ from fastcifar.optim.schedules import cycle_ends, horizon_steps, kinks, lr_table
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fastcifar.engine.precision import Precision
+    from fastcifar.device import Precision
 
 POINTS, MOST_KINKS = 12, 40
 """Rows of the table of learning rates: evenly over the run, and where it bends or jumps."""
@@ -181,8 +181,7 @@ def cost(config: RunConfig, course: Outline) -> Cost:
     """
     import torch
 
-    from fastcifar.engine.host import device_name, resolve_device
-    from fastcifar.engine.precision import Precision, resolve_precision
+    from fastcifar.device import Precision, device_name, resolve_device, resolve_precision
     from fastcifar.models import build_model, check_parameters
     from fastcifar.models.count import count_network
 
@@ -220,8 +219,8 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
     """
     import torch
 
-    from fastcifar.engine.graph import timed
-    from fastcifar.engine.host import keep_freed_memory, synchronize
+    from fastcifar.device import keep_freed_memory, synchronize
+    from fastcifar.engine.compile import timed
 
     device, layout = images.device, torch.channels_last
     if device.type == "cpu":

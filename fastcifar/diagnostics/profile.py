@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import CIFAR_FORMATS, find
+from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes, synchronize
 from fastcifar.diagnostics.profile_report import (
     MARK,
     Event,
@@ -34,12 +35,10 @@ from fastcifar.diagnostics.profile_report import (
     split_of,
     write_report,
 )
-from fastcifar.engine.accumulate import SlicedPass
-from fastcifar.engine.host import device_name, matmul_flops_per_second, peak_memory_bytes, synchronize
 from fastcifar.engine.memory import DataSize, held_bytes
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.run import build_trainer, commit, versions
-from fastcifar.engine.step import Average, Backward, Clip, Forward, Part, Step, Update, Workspace
+from fastcifar.engine.step import Average, Backward, Clip, Forward, Part, SlicedPass, Step, Update, Workspace
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fastcifar.augment.normalize import Normalization, Normalizer
 from fastcifar.data.image_set import ImageSet
-from fastcifar.engine.capture import Record, Replay
-from fastcifar.engine.precision import Precision
-from fastcifar.losses import cross_entropy
+from fastcifar.device import Precision
+from fastcifar.engine.compile import Record, Replay
+from fastcifar.engine.objective import cross_entropy
 
 BATCH_SIZE = {"cpu": 250, "cuda": 2000}
 

@@ -221,7 +221,7 @@ def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
 
     None where the system does not tell.
     """
-    from fastcifar.engine.host import free_memory, own_memory
+    from fastcifar.device import free_memory, own_memory
 
     if engine.memory_limit_bytes:
         return engine.memory_limit_bytes

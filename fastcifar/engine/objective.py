@@ -1,19 +1,22 @@
-"""The forward pass of training, from bytes to the loss; compiled as a whole."""
+"""The forward pass of training, from bytes to the loss, a teacher's included; compiled as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization, Normalizer
 from fastcifar.config import LossConfig
-from fastcifar.distill import Teacher, distillation, load_teacher
-from fastcifar.engine.precision import Precision
-from fastcifar.losses import build_loss
+from fastcifar.device import Precision
+from fastcifar.errors import ConfigError
+from fastcifar.runs.network import joint_logits, load_networks
 
 
 class Outcome(NamedTuple):
@@ -73,3 +76,87 @@ class Objective:
     def logits(self, images: Tensor) -> Tensor:
         """Images uint8 (B, 3, H, W) -> (B, classes)."""
         return functional_call(self.model, self.weights, self.normalize(images, self.precision.dtype))
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (N, classes) of any float dtype and labels, int64 (N,) or shares (N, classes) -> the mean loss, float32 ()."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy, in float32: logits (N, classes) of any float dtype, labels int64 (N,) or shares (N, classes)
+    -> ().
+
+    With `smoothing`, that share of each target is spread evenly over all classes (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7).
+    """
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+
+def asymmetric(
+    logits: Tensor, labels: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, smoothing: float = 0.1
+) -> Tensor:
+    """The single-label asymmetric loss, in float32: arguments and result as `cross_entropy`.
+
+    A cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and p^gamma_neg
+    for the others, so that wrong classes count only where they are likely (Ben-Baruch et al. 2021, arXiv:2009.14119, as
+    their code applies it to one label; gradients flow through the focusing). Shares, as of mixed images, take both
+    focusings in proportion.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    classes = log_p.shape[1]
+    p, targets = log_p.exp(), F.one_hot(labels, classes).to(log_p.dtype) if labels.dim() == 1 else labels
+    focus = targets * (1 - p) ** gamma_pos + (1 - targets) * p**gamma_neg
+    return -((targets * (1 - smoothing) + smoothing / classes) * focus * log_p).sum(dim=1).mean()
+
+
+def build_loss(config: LossConfig) -> Loss:
+    """The loss that `config` names, without the teacher's part of it (`distill`)."""
+    config = config.resolved
+    smoothing = config.label_smoothing
+    if config.loss == "asymmetric":
+        return lambda logits, labels: asymmetric(logits, labels, config.gamma_pos, config.gamma_neg, smoothing)
+    return lambda logits, labels: cross_entropy(logits, labels, smoothing)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network, or several, in eval mode, each with its own preprocessing."""
+
+    members: tuple[tuple[nn.Module, Normalizer], ...]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """Images uint8 (N, 3, H, W), given to the networks in `dtype` -> logits (N, classes); of several, of the
+        mean probabilities.
+        """
+        return joint_logits([network(normalize(images, dtype)) for network, normalize in self.members])
+
+
+def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
+    """The network of a run's folder, with its best weights on the validation split, or else an average, where it keeps
+    one.
+
+    Of an ensemble's folder, the members that vote: those chosen on the validation split, or else all.
+
+    Raises:
+        FastcifarError: the folder is neither, or a run has no checkpoint; ConfigError: one knows other classes than
+        `classes`.
+    """
+    networks = load_networks(path, device)
+    for network in networks:
+        if network.classes != classes:
+            raise ConfigError(
+                f"the teacher {network.path} was trained on other classes; give a run on the same data set."
+            )
+        network.model.requires_grad_(False)
+    return Teacher(tuple((network.model, Normalizer(network.normalization, device)) for network in networks))
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean divergence of the softened outputs, in float32, as a loss of the student's logits: (N, classes) twice -> ().
+
+    KL(teacher || student) of logits over `temperature`, times its square, which keeps the gradient's size whatever the
+    temperature (Hinton et al. 2015, arXiv:1503.02531, section 2).
+    """
+    log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2

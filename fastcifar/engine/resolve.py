@@ -11,8 +11,7 @@ from fastcifar.augment.policy import parse
 from fastcifar.config import RunConfig
 from fastcifar.data.loader import resolve_backend
 from fastcifar.data.sources import check_data_dir, is_path, resolve_auto
-from fastcifar.engine.host import resolve_device
-from fastcifar.engine.precision import resolve_precision
+from fastcifar.device import resolve_device, resolve_precision
 from fastcifar.errors import ConfigError
 
 

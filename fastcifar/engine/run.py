@@ -24,17 +24,17 @@ from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
-from fastcifar.engine import snapshot
-from fastcifar.engine.graph import keep_artefacts
-from fastcifar.engine.host import (
+from fastcifar.device import (
+    DTYPES,
     device_name,
     keep_freed_memory,
     matmul_flops_per_second,
     peak_memory_bytes,
     resolve_device,
 )
+from fastcifar.engine import snapshot
+from fastcifar.engine.compile import keep_artefacts
 from fastcifar.engine.memory import DataSize, fit_to_memory, limit_memory
-from fastcifar.engine.precision import DTYPES
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fastcifar.averaging import Flat
-from fastcifar.engine.host import random_state_of, set_random_state
+from fastcifar.device import random_state_of, set_random_state
 from fastcifar.errors import FastcifarError
+from fastcifar.optim.averaging import Flat
 from fastcifar.runs.checkpoint import Best, Checkpoint, Progress, copy_tensors, load_weights
 
 if TYPE_CHECKING:

@@ -16,19 +16,25 @@ from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.random import Key, Stream, epoch_seed
-from fastcifar.averaging import SWA, Averages, Buckets, Flat
 from fastcifar.config import RunConfig, ScheduleConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import Loader
+from fastcifar.device import Precision, random_state_of, set_random_state, synchronize
 from fastcifar.engine import snapshot
-from fastcifar.engine.accumulate import SlicedPass
-from fastcifar.engine.capture import CapturedSteps, Recorder, capture_obstacle
+from fastcifar.engine.compile import (
+    CPU_OPTIONS,
+    CapturedSteps,
+    Compiled,
+    Recorder,
+    capture_obstacle,
+    compile_function,
+    mark_of,
+    obstacle_to_compiling,
+    timed,
+)
 from fastcifar.engine.evaluate import Evaluation, Evaluator
-from fastcifar.engine.graph import CPU_OPTIONS, Compiled, compile_function, mark_of, obstacle_to_compiling, timed
-from fastcifar.engine.host import random_state_of, set_random_state, synchronize
 from fastcifar.engine.memory import MemoryPlan
 from fastcifar.engine.objective import Objective, Outcome
-from fastcifar.engine.precision import Precision
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.snapshot import BestWeights
 from fastcifar.engine.step import (
@@ -40,6 +46,7 @@ from fastcifar.engine.step import (
     LiveMeter,
     Meter,
     Part,
+    SlicedPass,
     Step,
     Totals,
     Update,
@@ -48,6 +55,7 @@ from fastcifar.engine.step import (
 from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models import build_model, check_parameters
 from fastcifar.models.count import NetworkCount, count_model, count_network
+from fastcifar.optim.averaging import SWA, Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
 from fastcifar.optim.sharpness import Ascend, Return

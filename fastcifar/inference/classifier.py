@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.augment.normalize import Normalizer
+from fastcifar.device import Precision, resolve_device, resolve_precision
 from fastcifar.engine.evaluate import BATCH_SIZE
-from fastcifar.engine.host import resolve_device
-from fastcifar.engine.precision import Precision, resolve_precision
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import TTA
-from fastcifar.inference.ensemble import joint_logits
 from fastcifar.inference.tta import logits_of_views
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import TrainedNetwork, check_agreement, load_networks
+from fastcifar.runs.network import TrainedNetwork, check_agreement, joint_logits, load_networks
 
 
 @dataclass(frozen=True)

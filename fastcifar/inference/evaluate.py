@@ -18,11 +18,10 @@ from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
-from fastcifar.engine.host import device_name, resolve_device
+from fastcifar.device import device_name, resolve_device
 from fastcifar.errors import FastcifarError
 from fastcifar.inference import TTA
 from fastcifar.inference.classifier import Classifier, precision_of
-from fastcifar.inference.ensemble import joint_logits
 from fastcifar.inference.images import read_pair
 from fastcifar.inference.metrics import (
     Bin,
@@ -40,7 +39,7 @@ from fastcifar.registry import GIVEN
 from fastcifar.runs.ensembles import is_ensemble
 from fastcifar.runs.files import write_text, writing
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import TrainedNetwork, load_networks, read_network
+from fastcifar.runs.network import TrainedNetwork, joint_logits, load_networks, read_network
 
 FOLDER = "evaluation"
 ENSEMBLE = "ensemble"

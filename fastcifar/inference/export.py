@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
-from fastcifar.engine.precision import Precision
+from fastcifar.device import Precision
 from fastcifar.errors import ConfigError, DataError, FastcifarError, reason
 from fastcifar.inference.card import card, dataset_name
 from fastcifar.inference.classifier import Classifier

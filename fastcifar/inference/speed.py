@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastcifar.engine.host import synchronize
+from fastcifar.device import synchronize
 from fastcifar.inference import TTA
 from fastcifar.inference.classifier import Classifier
 

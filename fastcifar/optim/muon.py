@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from fastcifar.hardware import native_bf16
+from fastcifar.device import native_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """The coefficients of an odd quintic that takes all of (0, 1] to about 1 when iterated: steepest at 0 rather than

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastcifar.averaging import Buckets
 from fastcifar.config import OptimConfig
+from fastcifar.optim.averaging import Buckets
 
 
 class Ascend:

@@ -5,6 +5,7 @@ executed unless trusted.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
@@ -193,3 +195,13 @@ def build_network(network: Network, source: str, image_size: int) -> nn.Module:
         return build_model(network["arch"], **options)
     except Exception as error:  # on hostile options an architecture raises nearly anything
         raise FastcifarError(f"{source} cannot be built ({reason(error)}); {checkpoints.RESTART}.") from error
+
+
+def joint_logits(each: Sequence[Tensor]) -> Tensor:
+    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of a single member
+    as they are.
+    """
+    if len(each) == 1:
+        return each[0]
+    shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])
+    return shares.logsumexp(dim=0) - math.log(len(each))

@@ -24,8 +24,8 @@ from fastcifar.diagnostics.profile_report import (
     share_busy,
     split_of,
 )
-from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.run import build_trainer
+from fastcifar.engine.step import SlicedPass
 from fastcifar.models.count import count_network
 
 SIZE = 12

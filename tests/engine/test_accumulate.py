@@ -8,10 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcifar.engine.accumulate import SlicedPass
 from fastcifar.engine.objective import Outcome
 from fastcifar.engine.shadow import Shadow
-from fastcifar.engine.step import Backward, Forward, Step, Workspace
+from fastcifar.engine.step import Backward, Forward, SlicedPass, Step, Workspace
 
 NO_SHADOW = Shadow(nn.Module(), torch.empty(0), torch.float32)
 

@@ -8,9 +8,9 @@ from small_training import CONFIG, DROPOUT, METHODS, image_set, run
 from torch import nn
 
 from fastcifar.config import EngineConfig, OptimConfig
+from fastcifar.device import synchronize
 from fastcifar.engine import evaluate
-from fastcifar.engine.capture import capture_obstacle
-from fastcifar.engine.host import synchronize
+from fastcifar.engine.compile import capture_obstacle
 from fastcifar.engine.trainer import Trainer
 from fastcifar.optim.optimizers import build_optimizer
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fastcifar import device as machine
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
-from fastcifar.engine import host, memory
+from fastcifar.engine import memory
 from fastcifar.engine.memory import (
     CONTEXT_BYTES,
     DataSize,
@@ -141,8 +142,8 @@ def test_what_does_not_fit_is_refused(engine):
 @pytest.fixture
 def free(monkeypatch):
     """Says how much main memory is free."""
-    monkeypatch.setattr(host, "own_memory", lambda: GB)
-    return lambda count: monkeypatch.setattr(host, "free_memory", lambda device: count)
+    monkeypatch.setattr(machine, "own_memory", lambda: GB)
+    return lambda count: monkeypatch.setattr(machine, "free_memory", lambda device: count)
 
 
 def test_a_run_on_a_cpu_is_laid_out_for_what_is_free(free):
@@ -189,10 +190,10 @@ def test_an_evaluation_on_a_cpu_is_whole_where_the_rest_leaves_room():
 def test_no_network_is_too_large_to_be_refused(free):
     free(23 * GB)
     config = replace(run(), model=ModelConfig("resnet", channels=(100_000,), blocks=(1,)))
-    before = host.peak_memory_bytes(CPU)
+    before = machine.peak_memory_bytes(CPU)
     with pytest.raises(ConfigError, match="resnet with 1 image a pass needs about"):
         fit_to_memory(config, CIFAR, CPU)
-    assert host.peak_memory_bytes(CPU) - before < 2**30, "the weights alone are 600 GiB"
+    assert machine.peak_memory_bytes(CPU) - before < 2**30, "the weights alone are 600 GiB"
 
 
 def test_where_memory_is_not_told_nothing_is_split(free):
@@ -207,34 +208,34 @@ def test_free_memory_is_that_of_the_control_group_where_it_is_less(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    assert host.free_memory(CPU, tmp_path) is None
+    assert machine.free_memory(CPU, tmp_path) is None
     write("proc/meminfo", "MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable:    5000 kB\n")
-    assert host.free_memory(CPU, tmp_path) == 5000 * 1024
+    assert machine.free_memory(CPU, tmp_path) == 5000 * 1024
     write("proc/self/cgroup", "0::/user.slice/shell.scope\n")
     write("sys/fs/cgroup/user.slice/memory.max", "4000000\n")
     write("sys/fs/cgroup/user.slice/memory.current", "1500000\n")
     write("sys/fs/cgroup/user.slice/memory.stat", "active_file 7\ninactive_file 500000\n")
     write("sys/fs/cgroup/user.slice/shell.scope/memory.max", "max\n")
     write("sys/fs/cgroup/user.slice/shell.scope/memory.current", "9\n")
-    assert host.free_memory(CPU, tmp_path) == 3_000_000
+    assert machine.free_memory(CPU, tmp_path) == 3_000_000
     write("proc/self/cgroup", "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n0::/\n")
-    assert host.free_memory(CPU, tmp_path) == 5000 * 1024
+    assert machine.free_memory(CPU, tmp_path) == 5000 * 1024
     write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000000\n")  # the container's own, whose name it does not see
     write("sys/fs/cgroup/memory/memory.usage_in_bytes", "1999999\n")
     write("sys/fs/cgroup/memory/memory.stat", "inactive_file 3\ntotal_inactive_file 10\n")
-    assert host.free_memory(CPU, tmp_path) == 11
+    assert machine.free_memory(CPU, tmp_path) == 11
     write("sys/fs/cgroup/memory/memory.usage_in_bytes", "2999999\n")
-    assert host.free_memory(CPU, tmp_path) == 0
+    assert machine.free_memory(CPU, tmp_path) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's own figures")
 def test_own_memory_and_its_peak_are_what_linux_says_of_this_process_alone(tmp_path):
-    assert (host.own_memory(tmp_path), host.peak_memory_bytes(CPU, tmp_path)) == (0, None)
+    assert (machine.own_memory(tmp_path), machine.peak_memory_bytes(CPU, tmp_path)) == (0, None)
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/status").write_text(
         "VmHWM:\t 1100 kB\nVmRSS:\t 900 kB\nRssAnon:\t     700 kB\nRssFile:\t 200 kB\n"
     )
-    assert (host.own_memory(tmp_path), host.peak_memory_bytes(CPU, tmp_path)) == (700 * 1024, 1100 * 1024)
+    assert (machine.own_memory(tmp_path), machine.peak_memory_bytes(CPU, tmp_path)) == (700 * 1024, 1100 * 1024)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

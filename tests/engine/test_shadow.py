@@ -7,13 +7,13 @@ import torch
 from small_training import DROPOUT, METHODS, image_set, run
 from torch import nn
 
-from fastcifar.averaging import Buckets
 from fastcifar.config import EngineConfig
 from fastcifar.engine import trainer
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models import build_model
 from fastcifar.models.layers import SqueezeExcite
+from fastcifar.optim.averaging import Buckets
 
 
 @pytest.fixture

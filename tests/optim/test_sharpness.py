@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcifar.averaging import Buckets
 from fastcifar.config import OptimConfig
 from fastcifar.models import build_model
+from fastcifar.optim.averaging import Buckets
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.sharpness import Ascend, Return
 

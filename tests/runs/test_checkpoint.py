@@ -13,9 +13,9 @@ from made_run import checkpoint as state
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fastcifar.averaging import Buckets
 from fastcifar.errors import FastcifarError
 from fastcifar.models import build_model
+from fastcifar.optim.averaging import Buckets
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs import files
 from fastcifar.runs.checkpoint import Checkpoint, copy_tensors, load_weights

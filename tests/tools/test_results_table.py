@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar.analysis.results import SCHEMA, Row, Summary, read_rows, recipe_settings, summaries, write_rows
 from fastcifar.errors import FastcifarError
+from fastcifar.many.results import SCHEMA, Row, Summary, read_rows, recipe_settings, summaries, write_rows
 from fastcifar.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,11 +17,11 @@ from made_run import RESULT
 
 from fastcifar.config import DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.splits import validation_split
-from fastcifar.engine import packed, workers
 from fastcifar.engine.memory import DataSize
-from fastcifar.engine.packed import divide, how_many, most_at_once, plan_members, shares_the_gpu, train_packed
-from fastcifar.engine.reproduce import Task
 from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.many import packed, workers
+from fastcifar.many.packed import divide, how_many, most_at_once, plan_members, shares_the_gpu, train_packed
+from fastcifar.many.reproduce import Task
 from fastcifar.recipes import RECIPES
 from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted

@@ -15,9 +15,10 @@ from fastcifar import cli
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.inference import ensemble as module
 from fastcifar.inference.classifier import open_classifier
-from fastcifar.inference.ensemble import (
+from fastcifar.many import votes as module
+from fastcifar.many.ensemble import evaluate_ensemble, lines_of
+from fastcifar.many.votes import (
     best_of_each_size,
     disagreement,
     greedy,
@@ -27,7 +28,6 @@ from fastcifar.inference.ensemble import (
     select,
     soft_vote,
 )
-from fastcifar.inference.members import evaluate_ensemble, lines_of
 from fastcifar.runs.ensembles import parse_seeds, read_report, voters
 
 
@@ -208,10 +208,10 @@ def test_the_choice_does_not_see_the_test_set(four, tmp_path, monkeypatch):
     """It is read once, after the choice."""
     opened = []
     monkeypatch.setattr(
-        "fastcifar.inference.members.load_dataset",
+        "fastcifar.many.ensemble.load_dataset",
         lambda name, split, *rest: opened.append(split) or load_dataset(name, split, *rest),
     )
-    monkeypatch.setattr("fastcifar.inference.members.select", lambda *known: opened.append("choice") or select(*known))
+    monkeypatch.setattr("fastcifar.many.ensemble.select", lambda *known: opened.append("choice") or select(*known))
     evaluate_ensemble(four, tmp_path / "together")
     assert opened == ["train", "choice", "test"]
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, RunConfig
-from fastcifar.engine.packed import train_packed
-from fastcifar.engine.reproduce import Task
 from fastcifar.engine.run import train
+from fastcifar.many.packed import train_packed
+from fastcifar.many.reproduce import Task
 from fastcifar.recipes import RECIPES
 from fastcifar.runs.interrupt import Interrupted
 

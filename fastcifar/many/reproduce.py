@@ -11,7 +11,11 @@ from pathlib import Path
 
 import torch
 
-from fastcifar.analysis.results import (
+from fastcifar.checks import check_range
+from fastcifar.config import EngineConfig, RunConfig
+from fastcifar.engine.run import resume, train
+from fastcifar.errors import ConfigError, DataError, FastcifarError
+from fastcifar.many.results import (
     Row,
     Summary,
     percent_and_spread,
@@ -20,10 +24,6 @@ from fastcifar.analysis.results import (
     summaries,
     write_rows,
 )
-from fastcifar.checks import check_range
-from fastcifar.config import EngineConfig, RunConfig
-from fastcifar.engine.run import resume, train
-from fastcifar.errors import ConfigError, DataError, FastcifarError
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.recipes.listing import aligned, claimed
 from fastcifar.runs.console import Console, Silence

@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.config import LossConfig
-from fastcifar.distill import distillation
+from fastcifar.engine.objective import asymmetric, build_loss, cross_entropy, distillation
 from fastcifar.errors import ConfigError
-from fastcifar.losses import asymmetric, build_loss, cross_entropy
 
 
 def batch(count: int = 7, classes: int = 5, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What a run takes from the machine: the device, the threads, the allocator."""
+"""What a run takes from the machine: the device, its precision and memory, the threads, the allocator."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -176,3 +177,66 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
         torch.cuda.set_rng_state(state, device)
     else:
         torch.set_rng_state(state)
+
+
+OLDEST_BF16 = (8, 0)
+"""Compute capability from which on an NVIDIA card multiplies bfloat16."""
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 in hardware (emulation, which torch also calls support, does not count)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= OLDEST_BF16
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. A GPU copies it from pinned memory, behind the host's back; for any other memory the
+    host may have to wait.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The type in which convolutions and matrix products are computed; weights and statistics stay float32."""
+
+    name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients would underflow without a scaled loss."""
+        return self.name == "fp16"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which a model computes in this precision."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
+
+
+def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:
+    """The precision for `requested` on `device`, and one line where `auto` had to step down the ladder.
+
+    Raises:
+        ConfigError: a precision was asked for that the device does not have.
+    """
+    native = native_bf16(device)
+    if requested == "auto":
+        if native:
+            return Precision("bf16"), None
+        if device.type == "cuda":
+            return Precision("fp16"), "This GPU has no native bfloat16: computing in float16 with a scaled loss."
+        return Precision("fp32"), "This CPU has no native bfloat16: computing in float32."
+    if requested == "bf16" and not native and device.type == "cuda":
+        raise ConfigError("this GPU has no native bfloat16; choose --precision fp16 or auto.")
+    if requested == "fp16" and device.type == "cpu":
+        raise ConfigError("float16 training needs a GPU; choose --precision bf16, fp32 or auto.")
+    return Precision(requested), None

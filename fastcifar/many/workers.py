@@ -21,16 +21,16 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fastcifar.config import RunConfig
-from fastcifar.engine.reproduce import Task
 from fastcifar.engine.run import resume, train
 from fastcifar.errors import FastcifarError
+from fastcifar.many.reproduce import Task
 from fastcifar.runs.console import Console, percent
 from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import EpochRecord, read_records
 
-COMMAND = (sys.executable, "-m", "fastcifar.engine.workers")
+COMMAND = (sys.executable, "-m", "fastcifar.many.workers")
 POLL_SECONDS = 0.2
 STDIN = 0
 

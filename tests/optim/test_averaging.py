@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from fastcifar.averaging import SWA, Averages, Buckets, estimate_statistics
 from fastcifar.config import AverageConfig
 from fastcifar.errors import ConfigError
 from fastcifar.models import build_model
+from fastcifar.optim.averaging import SWA, Averages, Buckets, estimate_statistics
 
 EPOCHS, STEPS = 6, 3
 

@@ -7,8 +7,8 @@ import torch
 from small_training import CONFIG, image_set, run
 
 from fastcifar.config import EngineConfig, LossConfig, ModelConfig
-from fastcifar.engine import graph
-from fastcifar.engine.graph import obstacle_to_compiling
+from fastcifar.engine import compile as module
+from fastcifar.engine.compile import obstacle_to_compiling
 from fastcifar.engine.trainer import Trainer
 
 
@@ -108,8 +108,8 @@ def test_on_a_gpu_a_compiled_step_is_captured_anew(monkeypatch, tmp_path):
 def test_marks_tell_apart_what_compiles_differently():
     device = torch.device("cpu")
     other = replace(CONFIG, batch_size=21), replace(CONFIG, loss=LossConfig()), replace(CONFIG, model=ModelConfig())
-    assert len({graph.mark_of(config, device) for config in (CONFIG, *other)}) == 4
-    assert graph.mark_of(replace(CONFIG, seed=9, epochs=99), device) == graph.mark_of(CONFIG, device)
+    assert len({module.mark_of(config, device) for config in (CONFIG, *other)}) == 4
+    assert module.mark_of(replace(CONFIG, seed=9, epochs=99), device) == module.mark_of(CONFIG, device)
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fastcifar import cli
-from fastcifar.analysis.results import SCHEMA, Row, read_rows, recipe_settings
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
-from fastcifar.engine import reproduce as module
-from fastcifar.engine.reproduce import reproduce
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, DataError, FastcifarError
+from fastcifar.many import reproduce as module
+from fastcifar.many.reproduce import reproduce
+from fastcifar.many.results import SCHEMA, Row, read_rows, recipe_settings
 from fastcifar.recipes import RECIPES, select
 from fastcifar.recipes.registry import declare, derive
 from fastcifar.runs.folder import Run

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.distill import Teacher, distillation, load_teacher
+from fastcifar.engine.objective import Teacher, distillation, load_teacher
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report

@@ -4,8 +4,7 @@ float64, on the CPU.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +15,6 @@ MOST_EXHAUSTIVE = 12
 """Members of which all subsets are tried; there are 4,095."""
 LEAST_PROBABILITY = 1e-300
 """What a probability of 0 counts as in the loss."""
-
-
-def joint_logits(each: Sequence[Tensor]) -> Tensor:
-    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of a single member
-    as they are.
-    """
-    if len(each) == 1:
-        return each[0]
-    shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])
-    return shares.logsumexp(dim=0) - math.log(len(each))
 
 
 def soft_vote(probabilities: Tensor) -> Tensor:

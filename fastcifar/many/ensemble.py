@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import load_dataset
-from fastcifar.engine.host import resolve_device
+from fastcifar.device import resolve_device
 from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA
 from fastcifar.inference.classifier import Classifier, precision_of
-from fastcifar.inference.ensemble import best_of_each_size, disagreement, hard_vote, q_statistic, select, soft_vote
 from fastcifar.inference.evaluate import check_dataset, split_obstacle, validation_set
 from fastcifar.inference.metrics import wilson_interval
+from fastcifar.many.votes import best_of_each_size, disagreement, hard_vote, q_statistic, select, soft_vote
 from fastcifar.recipes.listing import aligned
 from fastcifar.runs.console import percent
 from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report

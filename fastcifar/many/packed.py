@@ -20,12 +20,11 @@ import torch
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.sources import load_dataset, resolve_auto
-from fastcifar.engine.host import free_memory, resolve_device
+from fastcifar.device import free_memory, resolve_device, resolve_precision
 from fastcifar.engine.memory import DataSize, Footprint, footprint, lay_out
-from fastcifar.engine.precision import resolve_precision
-from fastcifar.engine.reproduce import Task, check_same_reading
-from fastcifar.engine.workers import Pool, has_ended, log_of
 from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.many.reproduce import Task, check_same_reading
+from fastcifar.many.workers import Pool, has_ended, log_of
 from fastcifar.recipes import Recipe
 from fastcifar.runs.console import Console, Silence, clock
 from fastcifar.runs.folder import Run

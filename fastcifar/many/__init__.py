@@ -1,0 +1,1 @@
+"""Several runs: reproduced, packed onto one device, voting together."""
