@@ -38,6 +38,7 @@ from fastcifar.diagnostics.profile_report import (
 from fastcifar.engine.memory import DataSize, held_bytes
 from fastcifar.engine.run import commit, compile_and_capture, versions
 from fastcifar.engine.setup import build_trainer, resolve
+from fastcifar.engine.step import unobserved
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
@@ -123,7 +124,7 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     steps, recorded = (math.ceil(count / chunk) * chunk for count in (steps, min(steps, MOST_TRACED)))
     batches, watch = trainer.endless_batches(), Watch(device)
     trainer.run_steps(batches, WARM_UP_STEPS)
-    seconds = trainer.run_steps(batches, steps, None if on_gpu else watch.on) / steps
+    seconds = trainer.run_steps(batches, steps, unobserved if on_gpu else watch.on) / steps
     parts = {name: spent / steps for name, spent in watch.seconds.items()}
     events = traced(trainer, batches, recorded, trace, None if on_gpu else watch)
     idle = max(seconds - sum(parts.values()), 0.0)
@@ -153,7 +154,7 @@ def traced(trainer: Trainer, batches: Batches, steps: int, path: Path, watch: Wa
     on_gpu = trainer.device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
-        trainer.run_steps(batches, steps, watch and watch.on)
+        trainer.run_steps(batches, steps, watch.on if watch else unobserved)
     profiler.export_chrome_trace(str(path))
     events = read_trace(path)
     if on_gpu and not share_busy(events):

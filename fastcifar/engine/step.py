@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -34,17 +34,17 @@ Observer = Callable[[str], AbstractContextManager[object]]
 """Makes the context that a part of a step runs within, given the name of the part's class."""
 
 
+def unobserved(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Step:
     """Runs its parts in order."""
 
     parts: tuple[Part, ...]
 
-    def __call__(self, work: Workspace) -> None:
-        for part in self.parts:
-            part(work)
-
-    def observed(self, work: Workspace, observe: Observer) -> None:
+    def __call__(self, work: Workspace, observe: Observer = unobserved) -> None:
         for part in self.parts:
             with observe(type(part).__name__):
                 part(work)
