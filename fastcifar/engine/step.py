@@ -228,15 +228,6 @@ class DeviceBook:
         advance_(*book, loss, correct, self.lr_table, self.ratios, self.decay_table, len(work.labels))
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A meter's sums in the midst of an epoch."""
-
-    totals: Totals
-    steps: int
-    """The steps of the epoch that the totals are over."""
-
-
 class LiveMeter:
     """Reads a meter while steps are still under way, without waiting for the device.
 
@@ -256,15 +247,15 @@ class LiveMeter:
         self.awaited: int | None = None
         """Steps that the copy under way is over."""
 
-    def __call__(self, batch: int, steps: int) -> Reading | None:
-        """The newest reading that has arrived, if there is one after `batch` batches of an epoch, `steps` of which
-        have been launched.
+    def __call__(self, batch: int, steps: int) -> tuple[Totals, int] | None:
+        """The newest totals that have arrived and the steps that they are over, if there are any after `batch` batches
+        of an epoch, `steps` of which have been launched.
         """
         if self.arrival is None:
-            return Reading(totals(self.sums), steps) if batch % self.every == 0 else None
+            return (totals(self.sums), steps) if batch % self.every == 0 else None
         reading = None
         if self.awaited is not None and self.arrival.query():
-            reading, self.awaited = Reading(totals(self.host), self.awaited), None
+            reading, self.awaited = (totals(self.host), self.awaited), None
         if self.awaited is None and batch % self.every == 0:
             self.host.copy_(self.sums, non_blocking=True)
             self.arrival.record()
