@@ -192,13 +192,9 @@ def totals(sums: Tensor) -> Totals:
 class DeviceBook:
     """Keeps a step's number, learning rates and decays on a GPU, so that a captured step needs nothing from the host.
 
-    Called at the end of a step, it adds the step to the meter and goes on to the next, all in one launch.
-
-    Args:
-        meter: of the epoch.
-        optimizer: whose groups are given their rates here, as views of one tensor.
-        lr: of each step.
-        decays: of the averages at each step, float32 (S, K), on the device.
+    Called at the end of a step, it adds the step to the meter and goes on to the next, all in one launch. The groups of
+    the optimizer are given their rates here, as views of one tensor. `lr` is of each step, as are the decays of the
+    averages, float32 (S, K), on the device.
     """
 
     def __init__(self, meter: Meter, optimizer: torch.optim.Optimizer, lr: list[float], decays: Tensor) -> None:
@@ -232,11 +228,8 @@ class LiveMeter:
     """Reads a meter while steps are still under way, without waiting for the device.
 
     On a GPU a copy to pinned memory is queued behind the steps that were launched, and read by a later call, once it
-    has arrived; so a reading is some steps old. A CPU has nothing to wait for.
-
-    Args:
-        meter: to be read.
-        every: batches from one copy to the next.
+    has arrived; so a reading is some steps old. A CPU has nothing to wait for. From one copy to the next are `every`
+    batches.
     """
 
     def __init__(self, meter: Meter, every: int = 16) -> None:
