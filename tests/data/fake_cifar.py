@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastcifar.data.cifar import CIFAR10, BatchFile, CifarFormat
+from fastcifar.data.cifar import CIFAR10, CifarFormat
 
 UNREACHABLE = "http://127.0.0.1:9/"
 
