@@ -78,7 +78,7 @@ def download(addresses: Sequence[str], target: Path, md5: str, size: int, deadli
 
 def fetch(addresses: Sequence[str], target: Path, md5: str, size: int, deadline: float) -> bool:
     """Whether an address served `target` in time. Raises DataError where none could have."""
-    logging.getLogger("pooch").setLevel(logging.WARNING)
+    pooch.get_logger().setLevel(logging.WARNING)
     failures: list[str] = []
     slow: dict[str, float] = {}
     with bar() as progress:
