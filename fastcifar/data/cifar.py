@@ -136,7 +136,10 @@ def read_archive(archive: Path, folder: str, wanted: Iterable[str]) -> dict[str,
     missing = {f"{folder}/{name}": name for name in wanted}
     contents = {}
     try:
-        with gzip.open(archive) as unpacked, tarfile.open(fileobj=Bounded(unpacked, archive, LARGEST_ARCHIVE), mode="r|") as members:
+        with (
+            gzip.open(archive) as unpacked,
+            tarfile.open(fileobj=Bounded(unpacked, archive, LARGEST_ARCHIVE), mode="r|") as members,
+        ):
             while missing and (member := members.next()):
                 if name := missing.pop(member.name, None):
                     if not member.isreg() or member.issparse():
