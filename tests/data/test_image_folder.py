@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -133,18 +134,12 @@ def test_a_change_makes_another_cache(folder: Path, isolated: Path, change: str)
     assert len(cached(isolated)) == 2
 
 
-def test_the_folder_may_move(folder: Path, isolated: Path) -> None:
-    load_dataset(str(folder))
-    (folder.parent / "elsewhere").mkdir()
-    load_dataset(str(folder.rename(folder.parent / "elsewhere" / "own")))
-    assert len(cached(isolated)) == 1
-
-
-def test_other_files_are_passed_over(folder: Path, isolated: Path) -> None:
+def test_other_files_and_the_place_of_the_folder_change_nothing(folder: Path, isolated: Path) -> None:
     load_dataset(str(folder))
     others = ["readme.txt", "train/notes.txt", "train/ant/Thumbs.db", "train/ant/._a.png", "train/.old/a.png"]
     write(folder, dict.fromkeys(others, b"a"))
-    assert len(load_dataset(str(folder))) == 5
+    (folder.parent / "elsewhere").mkdir()
+    assert len(load_dataset(str(folder.rename(folder.parent / "elsewhere" / "own")))) == 5
     assert len(cached(isolated)) == 1
 
 
@@ -215,35 +210,25 @@ def test_a_bomb_below_pillows_second_limit_is_refused_too(folder: Path, monkeypa
         load_dataset(str(folder))
 
 
-def test_classes_that_differ(folder: Path) -> None:
-    picture(0).save(write(folder, {"test/cow/x.txt": b""}) / "test/cow/z.png")
-    with pytest.raises(
-        DataError, match=r"test/cow is a class that .*train lacks; give both splits the same classes\.$"
-    ):
-        load_dataset(str(folder))
-    picture(0).save(write(folder, {"train/cow/x.txt": b"", "train/bat/x.txt": b""}) / "train/cow/z.png")
-    picture(0).save(folder / "train/bat/z.png")
-    with pytest.raises(DataError, match=r"train/bat is a class that .*test lacks"):
+@pytest.mark.parametrize(("part", "other"), [("test", "train"), ("train", "test")])
+def test_classes_that_differ(folder: Path, part: str, other: str) -> None:
+    write(folder, {f"{part}/cow/z.png": picture(0)})
+    with pytest.raises(DataError, match=rf"{part}/cow is a class that .*{other} lacks; give both splits the same cl"):
         load_dataset(str(folder))
 
 
 def test_an_empty_class(folder: Path) -> None:
     write(folder, {"train/cow/a.tiff": b"", "test/cow/b.tiff": b""})
     with pytest.raises(
-        DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, \.bmp\)"
+        DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, "
     ):
         load_dataset(str(folder))
 
 
 def test_a_split_without_classes_or_none_at_all(folder: Path) -> None:
-    for path in sorted((folder / "test").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(
-        DataError, match=r"test holds no classes; expected a folder of pictures for each, test/CLASS/\*\.png"
-    ):
+    shutil.rmtree(folder / "test")
+    with pytest.raises(DataError, match=r"test cannot be read \(No such file or directory\); expected test/CLASS/\*\."):
         load_dataset(str(folder))
-    (folder / "test").rmdir()
-    with pytest.raises(
-        DataError, match=r"test cannot be read \(No such file or directory\); expected test/CLASS/\*\.png"
-    ):
+    (folder / "test").mkdir()
+    with pytest.raises(DataError, match=r"test holds no classes; expected a folder of pictures for each, test/CLASS/"):
         load_dataset(str(folder))

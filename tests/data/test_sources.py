@@ -16,8 +16,6 @@ from fastcifar.data.sources import (
     is_known,
     load_dataset,
     resolve_auto,
-    search_folders,
-    unknown_dataset,
 )
 from fastcifar.errors import DataError
 
@@ -48,15 +46,10 @@ def test_names_need_no_torch() -> None:
 
 @pytest.mark.parametrize("function", [load_dataset, find])
 def test_unknown_name(function: object) -> None:
-    with pytest.raises(
-        DataError, match=r"unknown dataset 'cifar11'; did you mean cifar1.*, or a path such as \./set\.npz or .*\?$"
-    ):
+    with pytest.raises(DataError, match=r"^unknown dataset 'cifar11'; did you mean cifar1.*, or a path such as .*\?$"):
         function("cifar11")
-
-
-def test_a_name_like_no_other() -> None:
-    expected = "choose one of cifar10, cifar100, synthetic, or a path such as ./set.npz or ./pictures@32."
-    assert unknown_dataset("zzz") == f"unknown dataset 'zzz'; {expected}"
+    with pytest.raises(DataError, match=r"^unknown dataset 'zzz'; choose one of .*, or a path such as \./set\.npz or "):
+        function("zzz")
 
 
 def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,10 +64,9 @@ def test_a_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "synthetic").mkdir()
     assert len(load_dataset("synthetic", "test")) == 2_000
-    with pytest.raises(
-        DataError, match=r"synthetic holds neither train_images\.npy nor train/CLASS/\*\.png; give a \.npz file"
-    ):
+    with pytest.raises(DataError, match=r"synthetic holds neither train_images\.npy nor train/CLASS/\*\.png; give a"):
         load_dataset("./synthetic")
+    assert find("synthetic") is None
 
 
 def write_arrays(path: Path) -> Path:
@@ -101,10 +93,7 @@ def test_an_at_that_belongs_to_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "gone.npz",
-            r"^gone\.npz does not exist; give a \.npz file, a folder of \.npy files, or one of pictures in train/CLASS",
-        ),
+        ("gone.npz", r"^gone\.npz does not exist; give a \.npz file, a folder of \.npy files, or one of pictures in"),
         ("gone@32", r"^gone does not exist; give"),
         ("a/" + 300 * "b", "does not exist; give"),
         ("own.npz@32", r"own\.npz holds arrays, and @32 resizes pictures; leave it out\.$"),
@@ -130,10 +119,6 @@ def test_unknown_split_costs_no_download(name: str, mirror: Server) -> None:
     assert mirror.asked == []
 
 
-def test_synthetic_is_never_on_disk(tmp_path: Path) -> None:
-    assert find("synthetic", tmp_path) is None
-
-
 @pytest.mark.parametrize("layout", ["folder", "archive", "the folder itself"])
 @pytest.mark.parametrize("place", ["data_dir", "FASTCIFAR_DATA", "cache"])
 def test_found(
@@ -151,18 +136,14 @@ def test_found(
 
 
 def test_search_order(tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "second"))
-    (tmp_path / "second").mkdir()
-    assert search_folders(tmp_path / "first") == [tmp_path / "first", tmp_path / "second", isolated]
-    for folder, data_dir in (
-        (isolated, None),
-        (tmp_path / "second", tmp_path / "first"),
-        (tmp_path / "first", tmp_path / "first"),
-    ):
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
+    monkeypatch.setenv("FASTCIFAR_DATA", str(second))
+    for folder in (isolated, second, first):
         there = tiny.archive(folder)
-        assert find("cifar10", data_dir) == there
-    unpacked = tiny.folder(tmp_path / "first")
-    assert find("cifar10", tmp_path / "first") == unpacked
+        assert find("cifar10", first) == there
+    unpacked = tiny.folder(first)
+    assert find("cifar10", first) == unpacked
 
 
 def test_an_unfinished_folder_is_not_the_data_set(tiny: Tiny, tmp_path: Path) -> None:
@@ -238,9 +219,3 @@ def test_auto_draws_otherwise(server: Server, tiny: Tiny, monkeypatch: pytest.Mo
     assert {"absent": "Not Found", "slow": "longer than 0.5 s"}[habit] in reason
     assert reason.startswith("drawn shapes in place of CIFAR-10: ")
     assert "\n" not in reason
-
-
-@pytest.mark.data
-def test_the_real_set_is_found(real_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    assert len(load_dataset("cifar10", "test", real_cifar, download=False)) == 10_000
