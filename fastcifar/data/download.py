@@ -45,7 +45,8 @@ def download(addresses: Sequence[str], target: Path, md5: str, size: int, deadli
     """Fetches `target` from the first of `addresses` that serves it whole; returns at once where it exists.
 
     An address at which the rest would take longer than five minutes, or than the deadline allows, is left for the next
-    one; if none is better, and there is time, for the fastest of them. Processes that want the same target take turns.
+    one; if none is better, and there is time, for the fastest of them. Each address starts from the beginning: pooch
+    keeps no part of a file. Processes that want the same target take turns.
 
     Args:
         addresses: in order of preference.

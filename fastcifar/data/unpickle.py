@@ -67,7 +67,7 @@ class Array:
 STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): Array,
     ("numpy._core.multiarray", "_reconstruct"): Array,
-    ("numpy", "ndarray"): None,
+    ("numpy", "ndarray"): None,  # an argument of `_reconstruct`
     ("numpy", "dtype"): Dtype,
 }
 

@@ -137,7 +137,7 @@ def test_reads_what_python_2_wrote() -> None:
 
 
 def test_neither_depth_nor_sharing_is_trouble() -> None:
-    deep = b"]" * 200_000 + b"a" * 199_999
+    deep = b"]" * 50_000 + b"a" * 49_999
     doubled = b"]q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) if i else b"h\x00\x86q\x01" for i in range(60))
     for value in (deep, doubled):
         assert list(unpickle(b"\x80\x02}U\x01a" + value + b"s.", "batch")) == [b"a"]
