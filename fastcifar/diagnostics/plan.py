@@ -244,8 +244,7 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
 def print_plan(config: RunConfig, picture: Path) -> None:
     """Prints the plan and draws the learning rate to `picture`, a PNG file. Raises as `outline` and `cost`."""
     course = outline(config)
-    from fastcifar.analysis.picture import draw
-    from fastcifar.analysis.plots import plot_lr
+    from fastcifar.plots import draw, plot_lr
     from fastcifar.runs.console import clock
 
     spent, console = cost(config, course), Console(highlight=False, soft_wrap=True)

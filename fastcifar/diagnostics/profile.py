@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,12 +26,10 @@ from fastcifar.data.sources import CIFAR_FORMATS, find
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes, synchronize
 from fastcifar.diagnostics.profile_report import (
     MARK,
-    Event,
     Figures,
     costliest,
     kernel_seconds,
     launches_of,
-    read_trace,
     share_busy,
     split_of,
     write_report,
@@ -195,8 +194,8 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     )
 
 
-def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> list[Event]:
-    """Runs steps under the profiler, whose trace goes to `path`, and returns what it holds.
+def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> Sequence[FunctionEvent]:
+    """Runs steps under the profiler, whose trace goes to `path`, and returns its events.
 
     Raises:
         FastcifarError: the profiler sees nothing of the GPU.
@@ -206,7 +205,7 @@ def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> list[
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
         course.run(steps, watch)
     profiler.export_chrome_trace(str(path))
-    events = read_trace(path)
+    events = profiler.events()
     if on_gpu and not share_busy(events):
         raise FastcifarError(
             "the profiler sees no kernels; let this user read the GPU's counters (NVIDIA's CUPTI), or try --device cpu."

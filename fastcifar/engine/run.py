@@ -18,8 +18,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastcifar.analysis.picture import draw
-from fastcifar.analysis.plots import plot_run
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
@@ -41,6 +39,7 @@ from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models.count import count_model, count_network
 from fastcifar.models.plug_ins import checked, refused
 from fastcifar.optim.schedules import Duration, in_steps, lr_table
+from fastcifar.plots import draw, plot_run
 from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
