@@ -11,11 +11,14 @@ import subprocess
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from fastcifar.errors import reason
 
 if TYPE_CHECKING:
     import torch
 
+KernelObstacle = Literal["kernels_switched_off", "triton_absent", "card_too_old", "kernel_failed"]
 REACH_SECONDS = 5.0
 """Patience with an address that a data set would be fetched from."""
 
@@ -27,7 +30,7 @@ def torch_at_hand() -> tuple[str | None, str | None, str]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return None, None, first_line(error)
+        return None, None, reason(error)
     return torch.__version__, torch.version.cuda, ""
 
 
@@ -54,7 +57,7 @@ def cuda_failure() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return first_line(error)
+        return reason(error)
     return ""
 
 
@@ -69,24 +72,36 @@ def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
     return False
 
 
-def kernel_obstacle(device: torch.device) -> str | None:
-    """Why the kernels cannot be used on `device`, or None: a small one is run there and compared."""
+def kernel_obstacle(device: torch.device) -> tuple[KernelObstacle, str] | None:
+    """What keeps the kernels from being used on `device`, and the error: a small one is run there and compared."""
     import torch
 
     from fastcifar.kernels import dispatch
     from fastcifar.kernels.averaging import ema_update_
 
     if device.type == "cuda" and not dispatch.KERNELS_EXIST:
-        return "switched off by FASTCIFAR_KERNELS" if dispatch.SWITCH == "reference" else "Triton is not installed"
+        return "kernels_switched_off" if dispatch.SWITCH == "reference" else "triton_absent", ""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < dispatch.OLDEST_CAPABILITY:
-        return "the card is older than sm_75"
+        return "card_too_old", ""
     try:
         average, source = torch.zeros(1, 5, device=device), torch.arange(5.0, device=device)
         ema_update_(average, source, torch.tensor([0.75], device=device))
         torch.testing.assert_close(average[0], source / 4)
     except Exception as error:
-        return f"a test of one failed: {first_line(error)}"
+        return "kernel_failed", reason(error)
     return None
+
+
+def dali_obstacle(device: torch.device) -> tuple[Literal["absent", "failed"], str] | None:
+    """What keeps DALI from being used on `device`, and the error: a small pipeline is run there."""
+    from fastcifar.data.loader import dali_installed
+
+    if not dali_installed():
+        return "absent", ""
+    from fastcifar.augment.dali_apply import why_unusable
+
+    error = why_unusable(device)
+    return ("failed", error) if error else None
 
 
 def compile_obstacle(device: torch.device) -> str | None:
@@ -98,7 +113,7 @@ def compile_obstacle(device: torch.device) -> str | None:
     try:
         torch.testing.assert_close(torch.compile(lambda x: (x.sin() * 2).relu())(x), (x.sin() * 2).relu())
     except Exception as error:
-        return first_line(error)
+        return reason(error)
     return None
 
 
@@ -119,9 +134,3 @@ def usable_cpus() -> int:
         return max(1, min(count, int(quota) // int(period)))
     except (OSError, ValueError):
         return count
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, shortened, or its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160].rstrip(".") if text else type(error).__name__
