@@ -55,10 +55,10 @@ def image_set(count: int, seed: int = 0) -> ImageSet:
 
 def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
     """To the end, or until so many steps are done."""
-    while trainer.epoch < trainer.config.epochs:
-        if not trainer.run_epoch(stop=lambda: trainer.steps_done == stop_after, tick=lambda batch: None):
+    while trainer.state.epoch < trainer.config.epochs:
+        if not trainer.run_epoch(stop=lambda: trainer.state.steps_done == stop_after):
             break
-        trainer.records = [*getattr(trainer, "records", []), trainer.end_epoch(trainer.meter.read())]
-        if trainer.steps_done == stop_after:
+        trainer.records = [*getattr(trainer, "records", []), trainer.end_epoch(trainer.read_totals())]
+        if trainer.state.steps_done == stop_after:
             break
     return trainer
