@@ -17,7 +17,6 @@ from rich.text import Text
 
 from fastcifar.errors import FastcifarError, reason
 from fastcifar.optim.schedules import lr_table
-from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import percent
 from fastcifar.runs.files import write_bytes, writing
 from fastcifar.runs.folder import Result, Run
@@ -40,7 +39,7 @@ LARGEST, SMALLEST_FONT = 20.0, 5.0
 """Inches a side of a confusion matrix, and points of the names of its classes, which are left out where they would be
 smaller.
 """
-COLUMNS, SIDE, SMALL_SIDE = 6, 2.0, 0.8
+COLUMNS, SIDE, SMALL_SIDE = 6, 2.4, 0.8
 """Images in a row, and inches across one, alone or beside labels."""
 LINE = 0.15
 """Inches from one line of a caption to the next."""
@@ -173,6 +172,8 @@ def series(records: Sequence[EpochRecord], prefix: str, scale: float = 1) -> dic
 
 def final_accuracies(result: Result, last: int) -> dict[str, tuple[int, float]]:
     """For each label of the legend, the epoch that the weights are from, and what they reach on the test set in %."""
+    from fastcifar.runs.checkpoint import WEIGHTS  # which imports torch
+
     accuracies = {WEIGHTS: result.test_accuracy, **result.averaged_test_accuracies}
     epochs = {name: result.chosen_epochs.get(name, last) for name in accuracies}
     chosen = "best" if result.chosen_epochs else "last"
