@@ -148,7 +148,12 @@ def test_what_comes_after_training(capsys):
 @pytest.mark.parametrize("capture", ["on", "off"])
 def test_profile(capture, monkeypatch):
     """But for what only the profiler of a real GPU sees."""
-    monkeypatch.setattr(profile, "traced", lambda course, steps, path, watch: course.run(2, watch) and [])
+
+    def traced(trainer, batches, steps, path, watch):
+        trainer.run_steps(batches, 2, watch and watch.on)
+        return []
+
+    monkeypatch.setattr(profile, "traced", traced)
     monkeypatch.setattr(profile, "kernel_seconds", lambda events: {"forward": 1.0})
     flags = (
         "--arch resnet --blocks 1 --channels 8 --dataset synthetic "

@@ -176,7 +176,7 @@ def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
     ratio = max(optim.lr / usual, usual / optim.lr)
     if ratio > UNSUITED * (1 + 1e-9):
         code = "lr_high" if optim.lr > usual else "lr_low"
-        found.append(Warning(code, {"lr": optim.lr, "ratio": ratio, "usual": usual, "optimizer": optim.optimizer}))
+        found.append(Mistake(code, {"lr": optim.lr, "ratio": ratio, "usual": usual, "optimizer": optim.optimizer}))
     preset = find_architecture(config.model.arch).preset
     built = {"weight_init": "he", "channels": (512,), **preset, **config.model.options}
     large = built["weight_init"] == "he" or (built["channels"][-1] > NARROW and course.steps < FEW_STEPS)
