@@ -149,7 +149,7 @@ def test_what_comes_after_training(capsys):
 def test_profile(capture, monkeypatch):
     """But for what only the profiler of a real GPU sees."""
 
-    def traced(trainer, batches, steps, path, watch):
+    def traced(trainer, batches, steps, watch, path=None):
         trainer.run_steps(batches, 2, watch and watch.on)
         return []
 

@@ -36,8 +36,6 @@ OLDEST_DRIVERS = {"12": "525", "13": "580"}
 FREE_DISK = 2 * 2**30
 """Bytes that a run with its checkpoints, and a download, take at most."""
 COMPILERS = {"Linux": "g++ and gcc, as in apt install build-essential", "Darwin": "xcode-select --install"}
-
-
 MESSAGES: dict[str, tuple[State, str]] = {
     "python": ("ok", "{version}"),
     "python_untested": ("warning", "{version}, for which fastcifar is not tested"),

@@ -134,15 +134,12 @@ def outline(config: RunConfig) -> Outline:
     steps_per_epoch = images // config.batch_size
     lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
     kept = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if config.schedule.snapshots else ()
-    return Outline(
-        data, images, steps_per_epoch, lr, kinks(config.schedule, steps_per_epoch, config.epochs), tuple(kept)
-    )
+    bends = kinks(config.schedule, steps_per_epoch, config.epochs)
+    return Outline(data, images, steps_per_epoch, lr, bends, tuple(kept))
 
 
 def data_size(data: DataConfig) -> DataSize:
-    """Known for the sets that have a name, `auto` being taken for CIFAR-10; for others they are read. Raises
-    DataError.
-    """
+    """Known for the sets that have a name; `auto` counts as CIFAR-10. Others are read. Raises DataError."""
     name = "cifar10" if data.dataset == "auto" else data.dataset
     if name in SIZES:
         return SIZES[name]
@@ -157,13 +154,8 @@ def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
     found, name, schedule, optim = [], config.schedule.schedule, config.schedule.resolved, config.optim.resolved
     horizon = horizon_steps(schedule, course.steps_per_epoch, config.epochs)
     last, peak = course.lr[-1], config.optim.peak_lr(config.batch_size)
-    at = {
-        "schedule": name,
-        "end": horizon / course.steps_per_epoch,
-        "epochs": config.epochs,
-        "lr": last,
-        "share": last / peak,
-    }
+    at = {"schedule": name, "end": horizon / course.steps_per_epoch, "epochs": config.epochs}
+    at |= {"lr": last, "share": last / peak}
     if horizon < course.steps and name != "swa":
         found.append(Mistake("ends_early", at))
     if horizon > course.steps:
@@ -277,10 +269,7 @@ def print_plan(config: RunConfig, picture: Path) -> None:
         epochs = ", ".join(f"{step / course.steps_per_epoch:.4g}" for step in course.snapshots)
         facts["snapshots"] = f"after {epochs} epochs"
     if config.schedule.schedule == "plateau":
-        console.print(
-            "This is the learning rate as long as the loss keeps falling; when it lowers the rate, only training can "
-            "tell."
-        )
+        console.print("This is the rate as long as the loss keeps falling; when it is lowered, only training can tell.")
     for name, text in facts.items():
         console.print(f"{name:12}{text}", markup=False)
     for mistake in mistakes(config, course):

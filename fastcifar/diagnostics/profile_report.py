@@ -88,9 +88,7 @@ class Figures:
 
     @property
     def bandwidth_share(self) -> float:
-        """The share of the rate of a large copy, at the least: what is moved besides `bytes_per_step` is not
-        counted.
-        """
+        """The share of the rate of a large copy, at the least: what else is moved is not counted."""
         return self.floors["bandwidth"] / self.step_seconds
 
     def to_json(self) -> str:
@@ -159,9 +157,7 @@ def costliest(events: Sequence[FunctionEvent], steps: int) -> tuple[OperationTim
 
 
 def write_report(figures: Figures, folder: Path) -> list[str]:
-    """Writes profile.json and split.png beside the trace in `folder`, and returns the lines to print. Raises
-    FastcifarError.
-    """
+    """Writes profile.json and split.png into `folder`, and returns the lines to print. Raises FastcifarError."""
     write_text(folder / "profile.json", figures.to_json())
     picture = folder / "split.png"
     title = f"a step of {figures.arch}, batch {figures.batch_size}"
@@ -175,43 +171,29 @@ def lines(figures: Figures) -> list[str]:
     """The profile in words."""
     way = f"{'compiled' if figures.compiled else 'not compiled'}, {'captured' if figures.captured else 'not captured'}"
     on_gpu, floors = figures.host_launches is not None, figures.floors
-    launches = f"{figures.launches:,.0f} {'kernels' if on_gpu else 'operations'}"
+    memory, step = figures.peak_memory_bytes, milliseconds(figures.step_seconds)
+    matmul, copy = figures.matmul_flops_per_second / 1e12, figures.copy_bytes_per_second / 1e9
+    calls = f", in {figures.host_launches:,.1f} calls of the host" if on_gpu else ""
+    lowest = ", ".join(f"{milliseconds(floor)} by {name}" for name, floor in floors.items())
+    times = figures.step_seconds / max(floors.values())
     facts = {
-        "what": (
-            f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, "
-            f"{figures.precision}, {way}, {figures.device}"
-        ),
-        "speed": (
-            f"{figures.images_per_second:,.0f} img/s, "
-            f"{milliseconds(figures.step_seconds)} a step, over {figures.steps} steps"
-        ),
-        "launches a step": launches + (f", in {figures.host_launches:,.1f} calls of the host" if on_gpu else ""),
-        "arithmetic": (
-            f"{figures.flop_utilization:.1%} "
-            f"of the {figures.matmul_flops_per_second / 1e12:,.3g} TFLOP/s of a large product"
-        ),
-        "bandwidth": (
-            f"{figures.bandwidth_share:.1%} or more "
-            f"of the {figures.copy_bytes_per_second / 1e9:,.3g} GB/s of a large copy"
-        ),
-        "floor": ", ".join(f"{milliseconds(floor)} by {name}" for name, floor in floors.items())
-        + f"; the step takes {figures.step_seconds / max(floors.values()):.2f} times the higher one",
-        "peak memory": "not told by this system"
-        if figures.peak_memory_bytes is None
-        else size(figures.peak_memory_bytes),
+        "what": f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, {figures.precision}, {way}",
+        "device": figures.device,
+        "speed": f"{figures.images_per_second:,.0f} img/s, {step} a step, over {figures.steps} steps",
+        "launches a step": f"{figures.launches:,.0f} {'kernels' if on_gpu else 'operations'}{calls}",
+        "arithmetic": f"{figures.flop_utilization:.1%} of the {matmul:,.3g} TFLOP/s of a large product",
+        "bandwidth": f"{figures.bandwidth_share:.1%} or more of the {copy:,.3g} GB/s of a large copy",
+        "floor": f"{lowest}; the step takes {times:.2f} times the higher one",
+        "peak memory": "not told by this system" if memory is None else size(memory),
     }
     told = [f"{name:16}{text}" for name, text in facts.items()]
-    told += [
-        f"  {name:14}{milliseconds(seconds):>12}{seconds / figures.step_seconds:8.1%}"
-        for name, seconds in figures.split.items()
-    ]
-    told += [
-        f"The {len(figures.costliest)} costliest "
-        f"{'kernels' if on_gpu else 'operations, each without those it calls'}, a step:"
-    ]
-    return told + [
-        f"  {milliseconds(one.seconds):>12}{one.calls:10,.1f} x  {one.name[:90]}" for one in figures.costliest
-    ]
+    for name, seconds in figures.split.items():
+        told.append(f"  {name:14}{milliseconds(seconds):>12}{seconds / figures.step_seconds:8.1%}")
+    kind = "kernels" if on_gpu else "operations, each without those it calls"
+    told.append(f"The {len(figures.costliest)} costliest {kind}, a step:")
+    for one in figures.costliest:
+        told.append(f"  {milliseconds(one.seconds):>12}{one.calls:10,.1f} x  {one.name[:90]}")
+    return told
 
 
 def milliseconds(seconds: float) -> str:
