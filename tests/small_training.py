@@ -62,3 +62,9 @@ def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
         if trainer.state.steps_done == stop_after:
             break
     return trainer
+
+
+def assert_same_weights(one: Trainer, other: Trainer) -> None:
+    """To the bit, averages included."""
+    for name, flat in one.state.last().items():
+        assert all(torch.equal(a, b) for a, b in zip(flat, other.state.last()[name], strict=True)), name
