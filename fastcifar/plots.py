@@ -41,6 +41,8 @@ smaller.
 """
 COLUMNS, SIDE, SMALL_SIDE = 6, 2.4, 0.8
 """Images in a row, and inches across one, alone or beside labels."""
+MOST_PIXELS = 65_000
+"""A side of a PNG that matplotlib draws has fewer than 65,536."""
 LINE = 0.15
 """Inches from one line of a caption to the next."""
 
@@ -325,18 +327,13 @@ def plot_images(images: np.ndarray, captions: Sequence[str], title: str = "", la
 
     versions, count, height, width, _ = images.shape
     columns, side = (count, SMALL_SIDE) if labels else (min(COLUMNS, count), SIDE)
-    lines, gap = -(-count // columns), max(width // 32, 1)
+    gap = max(width // 32, 1)
     inch = (width + gap) / side
     head = math.ceil((max(caption.count("\n") for caption in captions) + 1.5) * LINE * inch)
-    tall, wide = head + versions * (height + gap), width + gap
-    tiles = np.full((lines * columns, tall, wide, 3), 255, np.uint8)
-    tiles[:count, head:] = np.pad(
-        images.swapaxes(0, 1), ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255
-    ).reshape(count, tall - head, wide, 3)
-    mosaic = tiles.reshape(lines, columns, tall, wide, 3).swapaxes(1, 2).reshape(lines * tall, columns * wide, 3)
-
+    mosaic = tiled(images, columns, head, gap)
     heading = 2 * LINE * (title.count("\n") + 1) if title else 0
-    figure = Figure(figsize=(columns * side + bool(labels) * 3, lines * tall / inch + heading), layout="constrained")
+    size = (columns * side + bool(labels) * 3, mosaic.shape[0] / inch + heading)
+    figure = Figure(figsize=size, dpi=min(100, MOST_PIXELS / max(size)), layout="constrained")
     axes = figure.subplots()
     axes.set_frame_on(False)
     axes.imshow(mosaic, interpolation="nearest")
@@ -347,6 +344,21 @@ def plot_images(images: np.ndarray, captions: Sequence[str], title: str = "", la
     axes.tick_params(length=0)
     for number, caption in enumerate(captions):
         row, column = divmod(number, columns)
-        place = column * wide - 0.5, row * tall + head - 0.5
-        axes.annotate(caption, place, (0, 2), textcoords="offset points", fontsize=8, parse_math=False)
+        place = column * (width + gap) - 0.5, row * (head + versions * (height + gap)) + head - 0.5
+        style = {"fontsize": 8, "parse_math": False, "in_layout": False}
+        axes.annotate(caption, place, (0, 2), textcoords="offset points", **style)
     return figure
+
+
+def tiled(images: np.ndarray, columns: int, head: int, gap: int) -> np.ndarray:
+    """One picture of R versions of N images, uint8 (R, N, H, W, 3), each below the one before, so many images in a row.
+
+    `head` pixels above each image, and `gap` pixels below and right of each version, are white.
+    """
+    versions, count, height, width, _ = images.shape
+    rows, tall, wide = -(-count // columns), head + versions * (height + gap), width + gap
+    tiles = np.full((rows * columns, tall, wide, 3), 255, np.uint8)
+    stacks = tiles[:count, head:].reshape(count, versions, height + gap, wide, 3)
+    stacks[:, :, :height, :width] = images.swapaxes(0, 1)
+    tiles[:count, head:] = stacks.reshape(count, tall - head, wide, 3)
+    return tiles.reshape(rows, columns, tall, wide, 3).swapaxes(1, 2).reshape(rows * tall, columns * wide, 3)
