@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fastcifar.config import RunConfig
 from fastcifar.diagnostics import machine
-from fastcifar.engine.memory import memory_limit, plan_memory, size
+from fastcifar.engine.memory import footprint, lay_out, memory_limit, size
 from fastcifar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
         return Finding("memory", "memory_unknown")
     there = {"limit": size(limit), "device": device}
     try:
-        plan = plan_memory(MAIN_JOB, data_size(MAIN_JOB.data), device, limit, value_bytes)
+        plan = lay_out(MAIN_JOB, footprint(MAIN_JOB, data_size(MAIN_JOB.data), device, value_bytes), limit)
     except ConfigError as error:
         code = "memory_low" if device.type == "cpu" else "card_memory_low"
         return Finding("memory", code, **there, problem=parts_of(error)["problem"])

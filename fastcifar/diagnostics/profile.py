@@ -36,6 +36,7 @@ from fastcifar.diagnostics.profile_report import (
 from fastcifar.engine.memory import DataSize, held_bytes
 from fastcifar.engine.run import commit, compile_and_capture, versions
 from fastcifar.engine.setup import build_trainer, resolve
+from fastcifar.engine.step import Observer, unobserved
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
@@ -121,9 +122,10 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     steps, recorded = (math.ceil(count / chunk) * chunk for count in (steps, min(steps, MOST_TRACED)))
     batches, watch = trainer.endless_batches(), Watch(device)
     trainer.run_steps(batches, WARM_UP_STEPS)
-    seconds = trainer.run_steps(batches, steps, None if on_gpu else watch.on) / steps
+    observe = unobserved if on_gpu else watch.on
+    seconds = trainer.run_steps(batches, steps, observe) / steps
     parts = {name: spent / steps for name, spent in watch.seconds.items()}
-    events = traced(trainer, batches, recorded, None if on_gpu else watch, trace)
+    events = traced(trainer, batches, recorded, observe, trace)
     idle = max(seconds - sum(parts.values()), 0.0)
     if on_gpu:
         parts, idle = parts_on_gpu(trainer, batches, recorded), seconds * (1 - share_busy(events))
@@ -149,7 +151,7 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
 
 
 def traced(
-    trainer: Trainer, batches: Batches, steps: int, watch: Watch | None, path: Path | None = None
+    trainer: Trainer, batches: Batches, steps: int, observe: Observer, path: Path | None = None
 ) -> Sequence[FunctionEvent]:
     """Runs steps under the profiler, whose trace goes to `path`, and returns its events.
 
@@ -159,7 +161,7 @@ def traced(
     on_gpu = trainer.device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
-        trainer.run_steps(batches, steps, watch and watch.on)
+        trainer.run_steps(batches, steps, observe)
     if path:
         profiler.export_chrome_trace(str(path))
     events = profiler.events()
@@ -172,7 +174,7 @@ def traced(
 
 def parts_on_gpu(trainer: Trainer, batches: Batches, steps: int) -> dict[str, float]:
     """Seconds a step that kernels take, by part, in steps that the host launches and waits for part by part."""
-    events = traced(trainer, batches, steps, Watch(trainer.device))
+    events = traced(trainer, batches, steps, Watch(trainer.device).on)
     return {name: seconds / steps for name, seconds in kernel_seconds(events).items()}
 
 

@@ -37,6 +37,7 @@ from fastcifar.engine.step import (
     Step,
     Update,
     Workspace,
+    unobserved,
 )
 from fastcifar.errors import FastcifarError, reason
 from fastcifar.optim.sharpness import Ascend, Return
@@ -46,15 +47,9 @@ SMALL_STEP_FLOPS = 1e11
 
 
 class Launcher:
-    """Launches the steps of a run.
+    """Launches the steps of a run on the batches of `loader`; the batches of `evaluator` are captured with the steps.
 
-    Args:
-        config: of the run; its engine says whether the step is to be compiled and captured.
-        state: what the steps change.
-        objective: what they minimise.
-        evaluator: whose batches are captured with the steps.
-        loader: of the batches.
-        training_flops: counts the FLOPs of a step for one image.
+    `training_flops` counts the FLOPs of a step for one image, which takes a while.
     """
 
     def __init__(
@@ -89,19 +84,12 @@ class Launcher:
         parts += [Average(state.averages, state.book and state.book.decays)] if self.config.average.decays else []
         return Step((*parts, state.book or state.meter))
 
-    def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Launches a step, at once or with those after it."""
-        if self.captured:
+    def __call__(self, images: Tensor, labels: Tensor, observe: Observer = unobserved) -> None:
+        """Launches a step, at once or with those after it; where its parts are observed, one by one."""
+        if self.captured and observe is unobserved:
             self.captured(images, labels)
         else:
-            self.step(self.workspace(images, labels))
-
-    def observed(self, images: Tensor, labels: Tensor, observe: Observer) -> None:
-        """Launches a step part by part, though it be captured, each within `observe` of its class's name."""
-        self.step.observed(self.workspace(images, labels), observe)
-
-    def workspace(self, images: Tensor, labels: Tensor) -> Workspace:
-        return Workspace(None if self.state.book else self.state.steps_done, images, labels)
+            self.step(Workspace(None if self.state.book else self.state.steps_done, images, labels), observe)
 
     @property
     def waiting(self) -> int:

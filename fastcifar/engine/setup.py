@@ -18,7 +18,7 @@ from fastcifar.data.sources import check_data_dir, is_path, load_dataset, resolv
 from fastcifar.data.splits import validation_split
 from fastcifar.device import DTYPES, keep_freed_memory, resolve_device, resolve_precision
 from fastcifar.engine.compile import keep_artefacts
-from fastcifar.engine.memory import DataSize, fit_to_memory, limit_memory
+from fastcifar.engine.memory import DataSize, fit_to_memory, footprint, limit_memory, memory_limit
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError
 from fastcifar.models.count import count_model, count_network
@@ -99,11 +99,8 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a resolved configuration, laid out for the memory there is.
 
-    Args:
-        config: as `resolve` returns it.
-        began: `time.perf_counter()` when the run began; now by default.
-        images: the data set; the one that `config` names by default.
-        model: a network of the caller's, in place of the one that `config` names.
+    The run began at `began`, by `time.perf_counter()`, or else begins now; `images` and `model` are used in place of
+    those that `config` names.
     """
     prepare_machine(config.engine)
     images = images or open_images(config)
@@ -120,7 +117,8 @@ def build_trainer(
             model = checked(model.cpu(), size.classes, size.image_size)
         count = count_model(copy.deepcopy(model), size.image_size)
     device = torch.device(config.engine.device)
-    config, plan = fit_to_memory(config, size, device, DTYPES[config.engine.precision].itemsize, count)
+    taken = footprint(config, size, device, DTYPES[config.engine.precision].itemsize, count)
+    config, plan = fit_to_memory(config, taken, memory_limit(config.engine, device))
     if config.data.val_split:
         kept, apart = validation_split(train.labels, config.data.val_split, config.data.split_seed, size.classes)
         train, validation = train.subset(kept), train.subset(apart)

@@ -64,16 +64,7 @@ class BestWeights:
 
 
 class TrainingState:
-    """The state of a run.
-
-    Args:
-        model: the network, on its device.
-        network: how it is built and fed.
-        config: of the run.
-        steps_per_epoch: of the run.
-        device: of the model.
-        clock: of the run.
-    """
+    """The state of a run; `network` says how its `model`, which is on `device`, is built and fed."""
 
     def __init__(
         self,

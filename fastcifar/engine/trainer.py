@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 
@@ -23,7 +22,7 @@ from fastcifar.engine.launch import Launcher
 from fastcifar.engine.memory import MemoryPlan
 from fastcifar.engine.objective import ForwardPass, Objective
 from fastcifar.engine.state import Clock, TrainingState
-from fastcifar.engine.step import LiveMeter, Observer, Totals
+from fastcifar.engine.step import LiveMeter, Observer, Totals, unobserved
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.models import build_model, check_parameters
 from fastcifar.models.count import NetworkCount, count_model, count_network
@@ -149,9 +148,10 @@ class Trainer:
         """Takes in how the epoch goes, where that is known without waiting."""
         reading = self.live_meter(self.state.batch, self.state.batch - self.launch.waiting)
         if reading is not None:
-            self.check_finite(reading.totals)
-            images = reading.steps * self.config.batch_size
-            self.running = reading.totals.loss / images, reading.totals.correct / images
+            totals, steps = reading
+            self.check_finite(totals)
+            images = steps * self.config.batch_size
+            self.running = totals.loss / images, totals.correct / images
 
     def read_totals(self) -> Totals:
         """Those of the epoch so far; waits for the device. Raises FastcifarError where a loss was not finite."""
@@ -247,23 +247,20 @@ class Trainer:
             self.launch.finish()
             self.state.turn_to((self.state.epoch + 1) % self.config.epochs, 0)
 
-    def run_steps(self, batches: Iterator[tuple[Tensor, Tensor]], count: int, observe: Observer | None = None) -> float:
+    def run_steps(self, batches: Iterator[tuple[Tensor, Tensor]], count: int, observe: Observer = unobserved) -> float:
         """Trains for `count` steps on `batches`, neither evaluated nor recorded; returns the seconds, with those of
         waiting for the device.
 
-        With `observe` each wait for a batch runs within `observe("Batches")`, and each part of a step within `observe`
-        of its class's name, launched by itself.
+        Each wait for a batch runs within `observe("Batches")`, and each part of a step, launched by itself, within
+        `observe` of its class's name.
         """
         self.model.train()
         synchronize(self.device)
         start = time.perf_counter()
         for _ in range(count):
-            with observe("Batches") if observe else nullcontext():
+            with observe("Batches"):
                 batch = next(batches)
-            if observe:
-                self.launch.observed(*batch, observe)
-            else:
-                self.launch(*batch)
+            self.launch(*batch, observe)
             self.state.batch += 1
         self.launch.finish()
         synchronize(self.device)
@@ -283,15 +280,6 @@ def build_loader(config: RunConfig, train: ImageSet) -> Loader:
         raise ConfigError(
             f"batch size {config.batch_size} exceeds the {len(train)} training images; lower --batch-size."
         )
-    return Loader(
-        train,
-        config.data.augment,
-        config.data.loader,
-        config.batch_size,
-        config.seed,
-        config.engine.device,
-        torch.uint8,
-        normalize=config.data.normalize,
-        drop_last=True,
-        chunk_size=config.data.chunk_size,
-    )
+    data, device = config.data, config.engine.device
+    options = {"normalize": data.normalize, "chunk_size": data.chunk_size, "drop_last": True}
+    return Loader(train, data.augment, data.loader, config.batch_size, config.seed, device, torch.uint8, **options)

@@ -84,7 +84,7 @@ def test_the_trace_holds_what_was_run(images, tmp_path):
     """Calls of the operations of a network whose layers are known, in four steps."""
     trainer, path = build_trainer(config(images), 0.0), tmp_path / "trace.json.gz"
     watch = profile.Watch(trainer.device)
-    events = profile.traced(trainer, trainer.endless_batches(), 4, watch, path)
+    events = profile.traced(trainer, trainer.endless_batches(), 4, watch.on, path)
     calls = Counter(event.name for event in events)
     assert {name: calls[f"part: {name}"] for name in PARTS[:-1]} == dict.fromkeys(PARTS[:-1], 4)
     assert calls["aten::conv2d"] == calls["aten::convolution_backward"] == 4 * 3

@@ -47,8 +47,7 @@ def test_marks_tell_apart_what_compiles_differently():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("adam", None), ("muon", None), ("rmsprop", Obstacle(Why.OVERFLOW_CHECK, "RMSprop"))],
+    ("name", "expected"), [("adam", None), ("muon", None), ("rmsprop", Obstacle(Why.OVERFLOW_CHECK, "RMSprop"))]
 )
 def test_what_waits_in_the_middle_of_a_step_is_not_captured(name, expected):
     optimizer = build_optimizer(nn.Linear(3, 2), OptimConfig(name))

@@ -20,13 +20,6 @@ def weights(trainer: Trainer) -> list[torch.Tensor]:
     return [flat.clone() for flat in trainer.state.buckets.flat]
 
 
-def test_rehearsing_leaves_no_trace():
-    config = replace(CONFIG, model=replace(CONFIG.model, dropout=0.5))
-    rehearsed, fresh = Trainer(config, image_set(60)), Trainer(config, image_set(60))
-    rehearsed.launch.eager_step_seconds()
-    assert_same_weights(run(rehearsed), run(fresh))
-
-
 def test_compiling_that_fails_falls_back(monkeypatch):
     """As late as in the backward pass; what the attempt moved is put back."""
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.engine.objective import Teacher, asymmetric, build_loss, cross_entropy, distillation, load_teacher
+from fastcifar.engine.objective import asymmetric, build_loss, cross_entropy, distillation, load_teacher
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
@@ -79,11 +79,6 @@ def test_build_loss_reads_the_configuration():
 def test_settings_that_are_not_read_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         LossConfig(**settings)
-
-
-def test_the_default_share_and_temperature():
-    resolved = LossConfig(teacher=Path("somewhere")).resolved
-    assert (resolved.temperature, resolved.distill_weight) == (4.0, 0.9)
 
 
 def test_distillation_closed_form():
@@ -161,13 +156,6 @@ def test_an_ensemble_teaches_the_mean_probabilities_of_its_chosen_members(tmp_pa
     with torch.no_grad():
         expected = sum(model(seen_by_teacher(images)).softmax(dim=1) for model in voting) / 2
     torch.testing.assert_close(teacher(images, torch.float32).softmax(dim=1), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_an_ensemble_of_equals_teaches_as_its_member(tmp_path):
-    alone = load_teacher(make_run(tmp_path / "seed0").path, CPU, ("ant", "bee"))
-    images, student = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8), torch.randn(5, 2)
-    one, two = (teacher(images, torch.float32) for teacher in (alone, Teacher(alone.members * 2)))
-    torch.testing.assert_close(distillation(student, two, 4.0), distillation(student, one, 4.0))
 
 
 def test_what_cannot_teach_is_refused(tmp_path):
