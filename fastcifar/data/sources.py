@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from fastcifar.errors import DataError, unknown
-from fastcifar.registry import GIVEN, load
+from fastcifar.models import GIVEN
 
 if TYPE_CHECKING:
     from fastcifar.data.cifar import CifarFormat
@@ -76,7 +77,7 @@ def load_dataset(
         TooSlow: a DataError; the download would take longer than `deadline_seconds`.
     """
     if name in DRAWN:
-        return load(DRAWN[name])(split)
+        return resolve_name(DRAWN[name])(split)
     if name == GIVEN:
         raise DataError(
             "the images were given in Python and are on no disk; give them again in Python, as train_set= and "
@@ -187,7 +188,7 @@ def cache_folder() -> Path:
 def cifar_form(name: str) -> CifarFormat:
     if name not in CIFAR_FORMATS:
         raise DataError(unknown_dataset(name))
-    return load(CIFAR_FORMATS[name])
+    return resolve_name(CIFAR_FORMATS[name])
 
 
 def _read_path(name: str, split: str) -> ImageSet:

@@ -38,10 +38,10 @@ from fastcifar.engine.memory import DataSize, fit_to_memory, limit_memory
 from fastcifar.engine.resolve import resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
+from fastcifar.models import GIVEN
 from fastcifar.models.count import count_model, count_network
 from fastcifar.models.plug_ins import checked, refused
 from fastcifar.optim.schedules import Duration, in_steps, lr_table
-from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import Console, notebook_console

@@ -53,13 +53,12 @@ from fastcifar.engine.step import (
     Workspace,
 )
 from fastcifar.errors import ConfigError, FastcifarError, reason
-from fastcifar.models import build_model, check_parameters
+from fastcifar.models import GIVEN, build_model, check_parameters
 from fastcifar.models.count import NetworkCount, count_model, count_network
 from fastcifar.optim.averaging import SWA, Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
 from fastcifar.optim.sharpness import Ascend, Return
-from fastcifar.registry import GIVEN
 from fastcifar.runs.checkpoint import WEIGHTS, Best
 from fastcifar.runs.records import EpochRecord
 
