@@ -113,16 +113,19 @@ def written(value: Any) -> str:
 
 def defaults_of_choices(part: type, setting: str) -> str:
     """The defaults that a `setting` has by what is chosen in its `part`, such as the schedule: the most common one,
-    and where it is another; nothing where it is off or has none.
+    unless it is off or none, and where it is another.
     """
     names: dict[Any, list[str]] = {}
     for name, defaults in choices_of(part).items():
         if setting in defaults:
             names.setdefault(defaults[setting], []).append(name)
-    common, *others = sorted(names, key=lambda value: -len(names[value])) or [None]
-    texts = [f"{written(value)} in {', '.join(names[value])}" for value in others]
-    unsaid = common is None or (common is False and not others)
-    return "; ".join(texts if unsaid else [written(common), *texts])
+    unsaid = names.pop(None, None)
+    common, *others = sorted(names, key=lambda value: -len(names[value])) or [False]
+    if unsaid:
+        return "; ".join(f"{written(value)} in {', '.join(names[value])}" for value in names)
+    if common is False and not others:
+        return ""
+    return "; ".join([written(common), *(f"{written(value)} in {', '.join(names[value])}" for value in others)])
 
 
 def choices_of(part: type) -> Mapping[str, Mapping[str, Any]]:
