@@ -150,6 +150,7 @@ def parser_of(name: str, known: Sequence[Setting]) -> Parser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    parser._negative_number_matcher = re.compile(r"-[\d.]")  # argparse's own takes -1e-3 for a flag
     groups: dict[str, Any] = {"": parser}
     for setting in known:
         if setting.title not in groups:
@@ -209,15 +210,13 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
 def given_settings(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """What `arguments` give of what the command `name` takes, by field. Raises ConfigError."""
     known = list(settings_of(COMMANDS[name]))
-    # Argparse takes -1e-3 for a flag, but not where a space precedes it, which no number minds.
-    arguments = [f" {text}" if re.match(r"-[\d.]", text) else text for text in arguments]
     if HELP.isdisjoint(arguments):
         check_flags(name, arguments, {flag for setting in known for flag in setting.flags})
     else:
         known = with_defaults_of_start(name, known, arguments)
     given, stray = parser_of(name, known).parse_known_args(arguments)
     if stray:
-        raise ConfigError(stray_value(name, stray[0].strip(), known))
+        raise ConfigError(stray_value(name, stray[0], known))
     return {field: tuple(value) if isinstance(value, list) else value for field, value in vars(given).items()}
 
 

@@ -92,7 +92,6 @@ class Setting:
 
     def read(self, text: str) -> Any:
         """One value. Raises ConfigError where `text` is none."""
-        text = text.strip()
         if self.choices and text not in self.choices:
             raise ConfigError(unknown(self.name.replace("_", " "), text, self.choices))
         try:

@@ -6,7 +6,7 @@ test accuracy was highest, so every recipe watches it.
 """
 
 from fastcifar.config import DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
-from fastcifar.recipes.registry import declare, derive
+from fastcifar.recipes.registry import declare, derive, variant
 
 
 @declare("R4 T1-T8", 0.9548)
@@ -70,14 +70,8 @@ def r4_augment_none() -> RunConfig:
     return derive(r4_baseline(), augment="none", normalize="none")
 
 
-@declare("R4 T3", 0.9402)
-def r4_augment_crop() -> RunConfig:
-    return derive(r4_augment_none(), augment="crop:4")
-
-
-@declare("R4 T3", 0.9339)
-def r4_augment_flip() -> RunConfig:
-    return derive(r4_augment_none(), augment="flip:0.5")
+variant("r4_augment_crop", "r4_augment_none", "R4 T3", 0.9402, augment="crop:4")
+variant("r4_augment_flip", "r4_augment_none", "R4 T3", 0.9339, augment="flip:0.5")
 
 
 @declare("R4 T3", 0.8936)
@@ -94,9 +88,7 @@ def r4_augment_norm05() -> RunConfig:
     return derive(r4_augment_none(), normalize="half")
 
 
-@declare("R4 T3", 0.9555)
-def r4_augment_crop_flip() -> RunConfig:
-    return derive(r4_augment_none(), augment="standard")
+variant("r4_augment_crop_flip", "r4_augment_none", "R4 T3", 0.9555, augment="standard")
 
 
 @declare("R4 T3", 0.9407)
@@ -205,14 +197,8 @@ def r4_epochs_100_as_written() -> RunConfig:
     return derive(r4_epochs_100(), horizon="200ep")
 
 
-@declare("R4 T5", 0.9532)
-def r4_epochs_300() -> RunConfig:
-    return derive(r4_baseline(), epochs=300)
-
-
-@declare("R4 T5", 0.9531)
-def r4_epochs_400() -> RunConfig:
-    return derive(r4_baseline(), epochs=400)
+variant("r4_epochs_300", "r4_baseline", "R4 T5", 0.9532, epochs=300)
+variant("r4_epochs_400", "r4_baseline", "R4 T5", 0.9531, epochs=400)
 
 
 @declare("R4 T6", 0.9557)
@@ -227,24 +213,10 @@ def r4_pool_adaptive() -> RunConfig:
     return derive(r4_baseline(), pool=None)
 
 
-@declare("R4 T7", 0.9537)
-def r4_dropout_02() -> RunConfig:
-    return derive(r4_baseline(), dropout=0.2)
-
-
-@declare("R4 T7", 0.9529)
-def r4_dropout_03() -> RunConfig:
-    return derive(r4_baseline(), dropout=0.3)
-
-
-@declare("R4 T7", 0.9549)
-def r4_dropout_04() -> RunConfig:
-    return derive(r4_baseline(), dropout=0.4)
-
-
-@declare("R4 T7", 0.9543)
-def r4_dropout_05() -> RunConfig:
-    return derive(r4_baseline(), dropout=0.5)
+variant("r4_dropout_02", "r4_baseline", "R4 T7", 0.9537, dropout=0.2)
+variant("r4_dropout_03", "r4_baseline", "R4 T7", 0.9529, dropout=0.3)
+variant("r4_dropout_04", "r4_baseline", "R4 T7", 0.9549, dropout=0.4)
+variant("r4_dropout_05", "r4_baseline", "R4 T7", 0.9543, dropout=0.5)
 
 
 def with_shape(arch: str) -> RunConfig:
