@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fastcifar.errors import ConfigError, unknown
+from fastcifar.errors import ConfigError, reason, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +48,9 @@ def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
+            what = f"{type(error).__name__}: {reason(error)}"
             raise ConfigError(
-                f"{target}: the module {module_name} cannot be imported ({reason(error)}); mend it or its name."
+                f"{target}: the module {module_name} cannot be imported ({what}); mend it or its name."
             ) from error
         function = getattr(module, function_name, None)
         if not callable(function):
@@ -94,14 +95,8 @@ def refused(name: str, task: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"{name} {error}") from error
     except Exception as error:
-        raise ConfigError(
-            f"{name} failed for {task} ({reason(error)}); mend it or choose another architecture."
-        ) from error
-
-
-def reason(error: Exception) -> str:
-    """The kind of an error and the first line of its text, shortened."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:160]}"
+        what = f"{type(error).__name__}: {reason(error)}"
+        raise ConfigError(f"{name} failed for {task} ({what}); mend it or choose another architecture.") from error
 
 
 def checked(network: Any, classes: int, image_size: int) -> nn.Module:
