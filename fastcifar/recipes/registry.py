@@ -61,9 +61,17 @@ def declare(
     return register
 
 
-def variant(name: str, parent: str, source: str, claim: float, **changes: Any) -> None:
-    """Declares what is the recipe `parent` but for `changes`, which say all that there is to say of it."""
-    add(name, derive(RECIPES[parent].config, **changes), "", source, claim, "weights")
+def variant(
+    name: str,
+    parent: str,
+    source: str,
+    claim: float | None = None,
+    measure: Measure = "weights",
+    about: str = "",
+    **changes: Any,
+) -> None:
+    """Declares the recipe that is `parent` but for `changes`, with what there is to say `about` it beyond them."""
+    add(name, derive(RECIPES[parent].config, **changes), about, source, claim, measure)
 
 
 def derive(parent: RunConfig, **changes: Any) -> RunConfig:
