@@ -118,10 +118,10 @@ for line in {lines!r}:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("typed", "meant"), cli.SYNONYMS.items())
-def test_the_names_that_other_programs_use_find_their_flag(capsys, typed, meant):
-    command = "eval" if meant.startswith("tta") else "train"
-    assert f"{command} knows no --{typed}; did you mean --{meant}?" in refusal(capsys, command, f"--{typed}", "1")
+def test_the_names_that_other_programs_use_find_their_flag(capsys):
+    for typed, meant in cli.SYNONYMS.items():
+        command = "eval" if meant.startswith("tta") else "train"
+        assert f"{command} knows no --{typed}; did you mean --{meant}?" in refusal(capsys, command, f"--{typed}", "1")
 
 
 def test_help_lists_the_commands(capsys):

@@ -47,8 +47,8 @@ class ModelConfig(NetworkOptions):
     """Architecture: one of these names, timm:NAME, or package.module:function; `fastcifar count --arch NAME`
     describes one.
     """
-    pre_activation: bool = False
-    """Norm and ReLU before each convolution, in place of after it."""
+    # Not None, since the files of older runs have false for every network.
+    pre_activation: bool = field(default=False, metadata={"home": ResNet})
     depth: int | None = None
     """Convolutions and linear layers on the longest path of a wide ResNet, 6 n + 4 for n blocks a stage."""
     widen: int | None = None

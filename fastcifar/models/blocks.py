@@ -211,44 +211,44 @@ class Pool(nn.Module):
         return f"size={self.size}, stride={self.stride}"
 
 
-def assemble(described: ResNet) -> nn.Sequential:
+def assemble(options: ResNet) -> nn.Sequential:
     """The network, initialised: normalised images (N, 3, image_size, image_size) -> logits (N, classes)."""
-    layers = stem(described)
-    style = PreActivation if described.pre_activation else PostActivation
-    for stage, shapes in enumerate(block_shapes(described), 1):
+    layers = stem(options)
+    style = PreActivation if options.pre_activation else PostActivation
+    for stage, shapes in enumerate(block_shapes(options), 1):
         layers[f"stage{stage}"] = nn.Sequential(*map(style, shapes))
-    features, pool, stride = described.channels[-1] * EXPANSION[described.block], described.pool, described.pool_stride
-    if described.final_norm:
+    features, pool, stride = options.channels[-1] * EXPANSION[options.block], options.pool, options.pool_stride
+    if options.final_norm:
         layers["final_norm"] = BatchNorm2d(features, relu=True)
     layers["pool"] = Pool(pool, stride)
-    if described.dropout:
-        layers["dropout"] = nn.Dropout(described.dropout)
-    windows = 1 if pool is None else (described.last_size - pool) // (stride or pool) + 1
-    layers["classifier"] = nn.Linear(features * windows**2, described.classes)
+    if options.dropout:
+        layers["dropout"] = nn.Dropout(options.dropout)
+    windows = 1 if pool is None else (options.last_size - pool) // (stride or pool) + 1
+    layers["classifier"] = nn.Linear(features * windows**2, options.classes)
     network = nn.Sequential(OrderedDict(layers))
-    if described.weight_init == "he":
+    if options.weight_init == "he":
         initialize_by_he(network)
     return network
 
 
-def stem(described: ResNet) -> dict[str, nn.Module]:
+def stem(options: ResNet) -> dict[str, nn.Module]:
     """The layers before the stages, by name."""
-    width, stride = described.stem_width, described.stem_stride
-    if described.resnet_d:
-        return {"stem": deep_stem(width, described.stem_features, stride, described.entry_stride)}
+    width, stride = options.stem_width, options.stem_stride
+    if options.resnet_d:
+        return {"stem": deep_stem(width, options.stem_features, stride, options.entry_stride)}
     layers: dict[str, nn.Module] = {"stem": convolution(3, width, 3, stride)}
     # The first block of a pre-activation network begins with a norm of its own.
-    return layers if described.pre_activation else layers | {"stem_norm": BatchNorm2d(width, relu=True)}
+    return layers if options.pre_activation else layers | {"stem_norm": BatchNorm2d(width, relu=True)}
 
 
-def block_shapes(described: ResNet) -> Iterator[list[BlockShape]]:
+def block_shapes(options: ResNet) -> Iterator[list[BlockShape]]:
     """The shapes of the blocks of each stage."""
-    kernels, skip_kernels = described.per_stage("kernels"), described.per_stage("skip_kernels")
-    width, before, depth = described.stem_features, 0, sum(described.blocks)
-    basic = described.block == "basic"
-    for stage, blocks in enumerate(described.blocks):
-        inner, kernel = described.inner_widths[stage], kernels[stage]
-        outer = described.channels[stage] * EXPANSION[described.block]
+    kernels, skip_kernels = options.per_stage("kernels"), options.per_stage("skip_kernels")
+    width, before, depth = options.stem_features, 0, sum(options.blocks)
+    basic = options.block == "basic"
+    for stage, blocks in enumerate(options.blocks):
+        inner, kernel = options.inner_widths[stage], kernels[stage]
+        outer = options.channels[stage] * EXPANSION[options.block]
         shapes = []
         for i in range(blocks):
             shapes.append(
@@ -257,13 +257,13 @@ def block_shapes(described: ResNet) -> Iterator[list[BlockShape]]:
                     kernels=(kernel, kernel) if basic else (1, kernel, 1),
                     middle=0 if basic else 1,
                     stride=2 if stage and i == 0 else 1,
-                    groups=described.groups,
+                    groups=options.groups,
                     skip_kernel=skip_kernels[stage],
-                    project=described.resnet_d and i == 0,
-                    pool_skip=described.resnet_d,
-                    reduced=max(1, round(outer * described.se_ratio)) if described.se_ratio else 0,
-                    skip_probability=described.stochastic_depth * (before + i + 1) / depth,
-                    dropout=described.block_dropout,
+                    project=options.resnet_d and i == 0,
+                    pool_skip=options.resnet_d,
+                    reduced=max(1, round(outer * options.se_ratio)) if options.se_ratio else 0,
+                    skip_probability=options.stochastic_depth * (before + i + 1) / depth,
+                    dropout=options.block_dropout,
                     followed=before + i + 1 < depth,
                 )
             )

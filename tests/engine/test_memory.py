@@ -241,7 +241,7 @@ def test_own_memory_and_its_peak_are_what_linux_says_of_this_process_alone(tmp_p
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("momentum", [None, 0.0])
 def test_what_an_optimiser_keeps_is_what_it_keeps_of_a_network(optimizer, momentum):
-    optim = OptimConfig(optimizer, momentum=momentum if "momentum" in OPTIMIZERS[optimizer].reads else None)
+    optim = OptimConfig(optimizer, momentum=momentum if "momentum" in OPTIMIZERS[optimizer].defaults else None)
     network = build_model("resnet", blocks=(1,), channels=(4,))
     states = build_optimizer(network, optim).state.values()
     kept = sum(tensor.numel() for state in states for tensor in state.values() if tensor.dim())
