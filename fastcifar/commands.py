@@ -4,7 +4,6 @@ and refusals are immediate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -390,7 +389,7 @@ class Completion:
             print(line)
 
 
-COMMANDS: dict[str, type[Callable[[], int | None]]] = {
+COMMANDS: dict[str, type] = {
     "train": Train,
     "plan": Plan,
     "eval": Eval,
