@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastcifar.errors import ConfigError
-from fastcifar.models import ARCHITECTURES, build_model, check_architecture, check_parameters
+from fastcifar.models import ARCHITECTURES, build_model, check_architecture
 
 VALUES = {
     "blocks": (1, 1, 1, 2),
@@ -162,10 +162,3 @@ def test_unknown_names_and_unread_options_name_the_valid_ones():
 def test_values_that_make_no_network_are_refused(name, options, message):
     with pytest.raises(ConfigError, match=message):
         on_meta(name, **options)
-
-
-def test_a_budget_of_parameters():
-    check_parameters(5_000_000, None)
-    check_parameters(5_000_000, 5e6)
-    with pytest.raises(ConfigError, match="the network has 5,000,001 parameters, above max_params 5,000,000"):
-        check_parameters(5_000_001, 5e6)

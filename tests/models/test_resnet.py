@@ -92,19 +92,11 @@ def test_wide_resnet_drops_within_its_blocks():
 
 
 @pytest.mark.parametrize(
-    ("options", "side"),
-    [
-        ({}, 1),
-        ({"pool": 5}, 1),
-        ({"pool": 8, "pool_stride": 1}, 1),
-        ({"pool": 4}, 2),
-        ({"pool": 3, "pool_stride": 2}, 3),
-    ],
-    ids=str,
+    ("pool", "stride", "side"), [(None, None, 1), (5, None, 1), (8, 1, 1), (4, None, 2), (3, 2, 3)]
 )
-def test_pool_window_and_stride_decide_the_features(options, side):
+def test_pool_window_and_stride_decide_the_features(pool, stride, side):
     with torch.device("meta"):
-        model = build_model("resnet_s4", **options)
+        model = build_model("resnet_s4", pool=pool, pool_stride=stride)
         assert model.classifier.in_features == 256 * side**2
         assert model(torch.empty(2, 3, 32, 32)).shape == (2, 10)
 
