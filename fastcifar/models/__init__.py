@@ -29,13 +29,13 @@ HINTS = {name: hint for name, hint in get_type_hints(ResNet).items() if name not
 NetworkOptions: Any = make_dataclass(
     "NetworkOptions",
     [
-        ("arch", str, "resnet_prop"),
+        *((name, Any, None) for name in ("arch", "depth", "widen")),
         *((name, hint | None, field(default=None, metadata={"home": ResNet})) for name, hint in HINTS.items()),
     ],
     frozen=True,
 )
 """The settings of `ResNet`, where each stands with its help and its default, as what may be given: None where it is
-not.
+not. Their order, after three that `ModelConfig` declares, is that of every list of settings.
 """
 
 

@@ -32,6 +32,11 @@ class ResNet:
     """Convolution size of each stage, or one for all; odd."""
     skip_kernels: tuple[int, ...] = (1,)
     """Shortcut convolution size of each stage, or one for all; odd."""
+    groups: int = 1
+    """Groups of the middle convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
+    group_width: int | None = None
+    """Channels of each group in the first stage, growing as the stages do; by default the middle convolution has its
+    stage's width."""
     stem_channels: int | None = None
     """Width of the stem; the first stage's by default."""
     stem_out: int | None = None
@@ -44,11 +49,6 @@ class ResNet:
     """Stride of the average pooling; its window by default."""
     block: Literal["basic", "bottleneck"] = "basic"
     """Residual block: two convolutions, or 1x1, one, and 1x1. The first that is not 1x1 carries the stride."""
-    groups: int = 1
-    """Groups of the middle convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
-    group_width: int | None = None
-    """Channels of each group in the first stage, growing as the stages do; by default the middle convolution has its
-    stage's width."""
     pre_activation: bool = False
     """Norm and ReLU before each convolution, in place of after it."""
     final_norm: bool = False
