@@ -33,8 +33,8 @@ from fastcifar.inference.metrics import (
 )
 from fastcifar.inference.report import Calibration, Report, Score
 from fastcifar.inference.speed import measure_speed
+from fastcifar.models import GIVEN
 from fastcifar.plots import draw, plot_confusion, plot_images, plot_reliability, shortened
-from fastcifar.registry import GIVEN
 from fastcifar.runs.ensembles import is_ensemble
 from fastcifar.runs.files import write_text, writing
 from fastcifar.runs.folder import Run
