@@ -103,14 +103,11 @@ def evaluate(command: Eval) -> int:
 
 def predict(command: Predict) -> int:
     from fastcifar.inference.predict import write_predictions
+    from fastcifar.runs.network import LoadOptions
 
-    options = {
-        "which": command.weights,
-        "tta": command.tta,
-        "probabilities": command.probabilities,
-        "trust": command.trust,
-    }
-    images = write_predictions(command.runs, command.images, command.out, **options)
+    loading = LoadOptions(command.weights, command.trust)
+    options = {"tta": command.tta, "probabilities": command.probabilities}
+    images = write_predictions(command.runs, command.images, command.out, loading, **options)
     if images.note:
         print(images.note)
     print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {command.out}")
@@ -128,15 +125,17 @@ def ensemble(command: Ensemble) -> int:
         )
     chosen = select([command.recipe]) if command.recipe else []
     out = command.out or Path("runs", f"{command.recipe}-ensemble" if command.recipe else "ensemble")
-    options = {"data_dir": command.data_dir, "which": command.weights, "tta": command.tta, "trust": command.trust}
     from fastcifar.many.ensemble import evaluate_ensemble, lines_of
+    from fastcifar.runs.network import LoadOptions
 
     try:
         runs = command.runs or trained_members(chosen[0], command, out)
     except Interrupted as stop:
         print("Stopped and saved; the same command goes on.", file=sys.stderr)
         return EXIT_SIGNALLED + stop.signal_number
-    for line in lines_of(evaluate_ensemble(runs, out, **options)):
+    loading = LoadOptions(command.weights, command.trust)
+    report = evaluate_ensemble(runs, out, loading, data_dir=command.data_dir, tta=command.tta)
+    for line in lines_of(report):
         print(line)
     print(out / "ensemble.json")
     return 0
@@ -144,14 +143,14 @@ def ensemble(command: Ensemble) -> int:
 
 def trained_members(recipe: Recipe, command: Ensemble, out: Path) -> list[Path]:
     """Folders of the recipe's runs, by seed, trained where they were not."""
-    from fastcifar.many.packed import plan_members, train_packed
+    from fastcifar.many.jobs import Overrides
+    from fastcifar.many.packed import parse_seeds, plan_members, train_packed
     from fastcifar.runs.console import Console
-    from fastcifar.runs.ensembles import parse_seeds
 
-    settings = {name: getattr(command, name) for name in ("epochs", "val_split", "data_dir", "engine")}
-    tasks = plan_members(recipe, parse_seeds(command.seeds or "0..10"), out, **settings)
-    train_packed(tasks, command.at_once, Console())
-    return [task.folder for task in tasks]
+    overrides = Overrides(command.epochs, command.val_split, command.data_dir, command.engine)
+    jobs = plan_members(recipe, parse_seeds(command.seeds or "0..10"), out, overrides)
+    train_packed(jobs, command.at_once, Console())
+    return [job.folder for job in jobs]
 
 
 def export(command: Export) -> int:
@@ -213,12 +212,13 @@ def recipes(command: Recipes) -> int:
 
 def reproduce(command: Reproduce) -> int:
     chosen = select(command.recipes)
+    from fastcifar.many.jobs import Overrides
     from fastcifar.many.reproduce import reproduce
     from fastcifar.runs.console import Console
 
-    options = {name: getattr(command, name) for name in ("seeds", "epochs", "data_dir", "engine")}
+    overrides = Overrides(command.epochs, data_dir=command.data_dir, engine=command.engine)
     try:
-        reproduce(chosen, command.out, **options, console=Console())
+        reproduce(chosen, command.out, overrides, seeds=command.seeds, console=Console())
     except Interrupted as stop:
         print("Stopped and saved; the same command goes on.", file=sys.stderr)
         return EXIT_SIGNALLED + stop.signal_number

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -51,21 +51,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `path` so that a reader finds, even after a power failure, either what was there before or all of
-    `content`.
+    """Writes `path` so that a reader finds either what was there before or all of `content`. Raises FastcifarError."""
+    with appearing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def appearing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
+    """A file to write, which takes the place of `path` at the end of the block, on the disk too; where the block fails,
+    nothing of it is left.
+
+    Args:
+        mode, options: as `open` has them.
 
     Raises:
-        FastcifarError: it cannot be written; nothing is left behind.
+        FastcifarError: it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
-            with open(partial, "wb") as file:
-                file.write(content)
+            with open(partial, mode, **options) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             publish(partial, path)
-        except OSError:
+        except (Exception, KeyboardInterrupt):
             with suppress(OSError):
                 partial.unlink()
             raise

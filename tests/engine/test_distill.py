@@ -13,8 +13,8 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.engine.objective import Teacher, distillation, load_teacher
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
-from fastcifar.runs.network import load_network
+from fastcifar.runs.ensembles import EnsembleReport, Member, Vote, write_report
+from fastcifar.runs.network import read_network
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def test_the_loss_is_shared_between_labels_and_teacher(tmp_path):
     dataset = image_set("ant", "bee")
     trainer = Trainer(config(run.path, temperature=3.0, distill_weight=0.25, label_smoothing=0.1), dataset)
     images, labels = dataset.images[:4].permute(0, 3, 1, 2), dataset.labels[:4]
-    teacher = load_network(run.path, CPU)
+    teacher = read_network(run.path).load(CPU)
     assert teacher.weights == "weights"
     floats = images.float() / 255
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in ((0.5, 0.4, 0.3), (0.2, 0.2, 1.0)))
@@ -66,9 +66,7 @@ def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
         Member(Path(run.name), name, 0.5, 0.5)
         for run, name in zip(runs, ("ema-0.999", "weights", "weights"), strict=True)
     )
-    whole, chosen = (
-        Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2))
-    )
+    whole, chosen = (Vote(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
     write_report(tmp_path / "ensemble", EnsembleReport("colours", 12, "none", members, whole, chosen, None, (whole,)))
     dataset = image_set("ant", "bee")
     trainer = Trainer(config(tmp_path / "ensemble", temperature=3.0, distill_weight=1.0), dataset)
@@ -77,8 +75,8 @@ def test_an_ensemble_teaches_its_mean_probabilities(tmp_path):
     mean, std = (torch.tensor(part).view(3, 1, 1).double() for part in ((0.5, 0.4, 0.3), (0.2, 0.2, 1.0)))
     with torch.no_grad():
         voting = [
-            load_network(runs[0], CPU, "ema-0.999").model.double(),
-            load_network(runs[2], CPU, "weights").model.double(),
+            read_network(runs[0]).load(CPU, "ema-0.999").model.double(),
+            read_network(runs[2]).load(CPU, "weights").model.double(),
         ]
         target = sum(model((floats - mean) / std).softmax(dim=1) for model in voting) / 2
         softened = target ** (1 / 3.0)

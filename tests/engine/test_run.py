@@ -27,7 +27,7 @@ from fastcifar.engine.trainer import Trainer
 from fastcifar.recipes.registry import derive
 from fastcifar.runs.ensembles import read_report
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import load_network
+from fastcifar.runs.network import read_network
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
@@ -193,7 +193,7 @@ def test_the_snapshots_of_a_run_vote_and_teach(finished_with_dropout, tmp_path, 
     assert cli.main([*SMALL, *taught]) == 0
     teacher = Trainer(Run.open(tmp_path / "student").config(), load_dataset(str(IMAGES), "train")).objective.teacher
     for (network, _), name in zip(teacher.members, ("snapshot-1", "snapshot-2", "snapshot-3"), strict=True):
-        expected = load_network(finished_with_dropout, torch.device("cpu"), name).model.state_dict()
+        expected = read_network(finished_with_dropout).load(torch.device("cpu"), name).model.state_dict()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())
 
 

@@ -19,7 +19,7 @@ from fastcifar.optim.schedules import lr_table
 from fastcifar.runs.console import Silence
 from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted
-from fastcifar.runs.network import load_network
+from fastcifar.runs.network import read_network
 from fastcifar.runs.records import read_records
 
 
@@ -149,4 +149,4 @@ def test_a_run_on_given_images_must_be_given_them_again(tmp_path):
     train(CONFIG, tmp_path / "run", **IMAGES)
     with pytest.raises(FastcifarError, match="give them again in Python, as train_set= and test_set="):
         resume(tmp_path / "run", epochs=3)
-    assert load_network(tmp_path / "run", torch.device("cpu")).classes == IMAGES["train_set"].classes
+    assert read_network(tmp_path / "run").load(torch.device("cpu")).classes == IMAGES["train_set"].classes
