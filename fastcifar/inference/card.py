@@ -156,9 +156,7 @@ def together(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def numbers_of(path: Path, networks: Sequence[TrainedNetwork]) -> dict[str, Any]:
-    """What was measured of the exported weights: by the run or the vote that they are of, and by `fastcifar eval`
-    where that was asked.
-    """
+    """What was measured of the exported weights by their run or vote, and by `fastcifar eval`."""
     ensemble = is_ensemble(path)
     numbers = votes_of(path) if ensemble else result_of(path, networks[0].weights)
     name = ENSEMBLE if ensemble else networks[0].weights
@@ -180,11 +178,8 @@ def result_of(path: Path, weights: str) -> dict[str, Any]:
     if result is None:
         return {}
     own = result.test_accuracy if weights == WEIGHTS else result.averaged_test_accuracies.get(weights)
-    return {
-        "test accuracy": percent(own) or None,
-        "seconds of training": round(result.seconds),
-        "trained on": result.device,
-    }
+    numbers = {"test accuracy": percent(own), "seconds of training": round(result.seconds)}
+    return numbers | {"trained on": result.device}
 
 
 def votes_of(path: Path) -> dict[str, Any]:
@@ -201,6 +196,6 @@ def votes_of(path: Path) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """A Markdown table of what is not None; nothing for no rows."""
-    filled = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    """A Markdown table of what is known; nothing for no rows."""
+    filled = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
     return "\n".join(["| | |", "|-|-|", *filled]) if filled else ""

@@ -45,9 +45,7 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, tta: TTA = "none") -> Tensor:
-        """Images uint8 (N, H, W, 3), on any device, all at once -> logits, float32 (N, classes), on the
-        classifier's.
-        """
+        """Images uint8 (N, H, W, 3) all at once -> logits, float32 (N, classes), on the classifier's device."""
         return joint_logits([self.ask(network, images.to(self.device), tta) for network in self.networks])
 
     def ask(self, network: TrainedNetwork, images: Tensor, tta: TTA) -> Tensor:
@@ -95,9 +93,7 @@ def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOption
 
 
 def precision_of(networks: Sequence[TrainedNetwork], device: torch.device) -> Precision:
-    """The precision that the runs were trained in, or on another device the best that `device` has; float32 where
-    they differ in it.
-    """
+    """The precision that all runs were trained in, or on another device the best that `device` has; else float32."""
     engines = [Run.open(network.path).config().engine for network in networks]
     requested = {engine.precision if engine.device == str(device) else "auto" for engine in engines}
     return resolve_precision(requested.pop() if len(requested) == 1 else "fp32", device)[0]

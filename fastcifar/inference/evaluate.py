@@ -147,9 +147,7 @@ def measured_networks(path: Path, device: torch.device, options: LoadOptions) ->
 
 
 def names_of(path: Path, members: Sequence[TrainedNetwork]) -> list[str]:
-    """What the members of the ensemble at `path` are called: their folders, from its own where they lie within that,
-    and weights.
-    """
+    """What the ensemble's members are called: their folders, from its own where they lie within that, and weights."""
     return [
         f"{one.path.relative_to(path) if one.path.is_relative_to(path) else one.path} {one.weights}" for one in members
     ]
@@ -185,9 +183,7 @@ def together(each: Sequence[Answers]) -> Answers:
 def validation_answers(
     classifier: Classifier, configs: Sequence[RunConfig], data_dir: Path | None, tta: TTA
 ) -> Answers | None:
-    """What the classifier makes of the images that all of its runs set apart; None where there are none, or they were
-    given in Python.
-    """
+    """What the classifier makes of the images that all of its runs set apart; None where there are none at hand."""
     data = configs[0].data
     if split_obstacle(configs) or data.dataset == GIVEN:
         return None
@@ -209,9 +205,7 @@ def validation_set(config: RunConfig, train: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def calibrate(test: Answers, validation: Answers | None) -> Calibration:
-    """The calibration on the test set, at the temperature fitted on the validation set, or on the test set where
-    there is none.
-    """
+    """The calibration on the test set, at the temperature fitted on the validation set, or else on the test set."""
     fitted = validation or test
     temperature = fit_temperature(fitted.logits, fitted.labels)
     bins = reliability(test.logits, test.labels)

@@ -135,9 +135,7 @@ def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
 
 
 def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
-    """The deployed networks as a graph of PyTorch's own operations, for any batch size. Raises FastcifarError where
-    they are none.
-    """
+    """The deployed networks as a graph for any batch size. Raises FastcifarError where torch cannot export them."""
     size, members = networks[0].image_size, [Deployed(network) for network in networks]
     module = members[0] if len(members) == 1 else Mean(members)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
@@ -164,9 +162,7 @@ def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
 
 
 def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> tuple[Tensor, str]:
-    """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones where it
-    is not at hand.
-    """
+    """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones."""
     source = dataset_name(config) if test_set is None else "the set given"
     with suppress(DataError):
         if test_set is None:
@@ -180,9 +176,7 @@ def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set:
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:
-    """Between probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the
-    tolerance.
-    """
+    """Between probabilities of `images` in batches of several sizes. Raises FastcifarError above the tolerance."""
     with torch.inference_mode():
         gaps = [(classify(images[:count]) - expected[:count]).abs().max().item() for count in BATCHES]
     difference = max(gaps)

@@ -121,9 +121,7 @@ IMPORTS = {
 
 
 def source_of(program: ExportedProgram, metadata: Metadata, path: Path) -> str:
-    """The program as Python: its graph of ATen operations, with the weights taken by name. What the run says is in
-    it as literals alone.
-    """
+    """The program as Python: its graph of ATen operations. What the run says is in it as literals alone."""
     specs = program.graph_signature.input_specs
     stored = [spec for spec in specs if spec.kind is not InputKind.USER_INPUT]
     taken = [f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in stored]

@@ -32,9 +32,7 @@ Source = str | Path | np.ndarray | Tensor | Image.Image | Sequence["Source"]
 
 @dataclass(frozen=True)
 class Images:
-    """Images in their order; those of another size are cut to their largest centred square and resized as they are
-    read.
-    """
+    """Images in their order; those of another size are cut to their largest centred square and resized when read."""
 
     items: Sequence[np.ndarray | Path | Image.Image]
     """Arrays are uint8 (H, W, 3), RGB; one array of all of them is a sequence too."""
@@ -135,9 +133,7 @@ def open_path(path: Path, image_size: int) -> Images:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures anywhere below `folder`, hidden ones left out, in the order of their paths. Raises DataError
-    where there are none.
-    """
+    """The pictures anywhere below `folder`, hidden ones left out, by path. Raises DataError where there are none."""
     found = [path for path in folder.rglob("*") if is_picture(path) and path.is_file()]
     paths = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
@@ -146,9 +142,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def check_images(array: np.ndarray | Tensor, name: str, size: int | None = None) -> None:
-    """Raises DataError where `array`, which `name` stands for, is not uint8 (N, H, W, 3), or holds no pixel, or H or
-    W is not `size`.
-    """
+    """Raises DataError where `array`, called `name`, is not uint8 (N, H, W, 3) with pixels, or not of `size`."""
     dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
     found = f"{name}: images are {dtype} {shape}"
     expected = f"uint8 (N, {'H, W' if size is None else f'{size}, {size}'}, 3), RGB"
@@ -190,9 +184,7 @@ def images_key(path: Path) -> str:
 
 
 def read_batch(path: Path) -> np.ndarray:
-    """The images of a pickled CIFAR batch, uint8 (N, 32, 32, 3); the pickle is interpreted, never executed. Raises
-    DataError.
-    """
+    """The images of a pickled CIFAR batch, uint8 (N, 32, 32, 3), which is never executed. Raises DataError."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -168,9 +168,7 @@ def points(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
 
 
 def worst_mistakes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
-    """The `MISTAKES` wrongly classified images that give their label the least probability, the worst first: int64
-    (n,), and a caption for each.
-    """
+    """The wrong images that give their label the least probability, the worst first: int64 (n,), and captions."""
     shares = logits.double().log_softmax(dim=1)
     predicted = logits.argmax(dim=1)
     wrong = (predicted != labels).nonzero().flatten()

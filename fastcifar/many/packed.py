@@ -109,9 +109,7 @@ def train_packed(jobs: Sequence[Job], at_once: int | None, console: Console) -> 
 
 
 def fetch(config: RunConfig) -> DataSize:
-    """Has the data set on disk, and checked, before several processes look for it. Raises DataError where it is not
-    to be had.
-    """
+    """Has the data set on disk before several processes look for it. Raises DataError where it cannot be had."""
     data = config.data
     name = resolve_auto(data.data_dir)[0] if data.dataset == "auto" else data.dataset
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))

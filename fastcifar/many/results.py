@@ -89,9 +89,7 @@ class Summary:
 
     @property
     def met(self) -> bool | None:
-        """Whether the mean is at least the claim less the spread; None where the claim is not of such runs, or there
-        is none.
-        """
+        """Whether the mean is at least the claim less the spread; None where there is no claim of such runs."""
         entry = RECIPES.get(self.first.recipe)
         if entry is None or entry.claim is None or entry.measure == "ensemble" or not self.first.full_length:
             return None
@@ -131,9 +129,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in a file; none where it is not there, or holds something else. Raises FastcifarError where it is
-    damaged.
-    """
+    """The rows in a file; none where it is absent or another kind. Raises FastcifarError where it is damaged."""
     if not path.exists():
         return []
     with reading(path, "delete it, or mend it"):

@@ -38,9 +38,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Vote:
-    """What some of the members come to together, on the test set where nothing else is said; accuracies and shares
-    are fractions.
-    """
+    """What some of the members come to together, on the test set unless said otherwise, as fractions."""
 
     members: tuple[int, ...]
     """By their place among the members."""

@@ -28,9 +28,7 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Makes any damage met within the block a FastcifarError that says in one sentence what is wrong with `place`,
-    and the `remedy`.
-    """
+    """Makes damage met within the block a FastcifarError that says what is wrong with `place`, and the `remedy`."""
     try:
         yield
     except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
@@ -38,9 +36,7 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
-    """The content of `path` as a `kind`, a dataclass or TypedDict of which no key may be missing. Raises
-    FastcifarError.
-    """
+    """The content of `path` as a `kind`, a dataclass or TypedDict that must be complete. Raises FastcifarError."""
     with reading(path, remedy):
         return build(kind, json.loads(path.read_text("utf-8")), path.name, complete=True)
 
@@ -82,9 +78,7 @@ def appearing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Renames `partial`, which stands beside it, to `target`, and sees to it that the disk knows, where the system
-    offers that.
-    """
+    """Renames `partial` to `target`, which is beside it, and has the disk know where the system offers that."""
     os.replace(partial, target)
     with suppress(OSError):  # Windows opens no folders, and some network file systems do not sync them
         folder = os.open(target.parent, os.O_RDONLY)

@@ -46,9 +46,7 @@ class StopRequest:
 
     @contextmanager
     def answered_at_once(self) -> Iterator[None]:
-        """Within the block there is nothing to save and no loop that would see the request, so a signal raises
-        KeyboardInterrupt.
-        """
+        """Within the block a signal raises KeyboardInterrupt: nothing needs saving, and no loop sees the request."""
         self.at_once = True
         try:
             yield

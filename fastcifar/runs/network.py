@@ -107,9 +107,7 @@ class StoredNetwork:
         return size
 
     def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
-        """The network on `device`, in eval mode, with the weights that `choose` names. Raises FastcifarError where they
-        do not fit.
-        """
+        """The network with the weights that `choose` names, in eval mode. Raises FastcifarError where they misfit."""
         name, network, size = self.choose(which), self.network, self.image_size
         model = build_network(self.path, network, size) if self.model is None else copy.deepcopy(self.model)
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
@@ -138,9 +136,7 @@ def load_networks(path: Path, device: torch.device, options: LoadOptions = DEFAU
 
 
 def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
-    """Raises ConfigError where one was trained on other classes, another order of them, or another size of images
-    than the first.
-    """
+    """Raises ConfigError where the networks differ in their classes, the order of them, or the size of images."""
     first = networks[0]
     for other in networks[1:]:
         if other.classes != first.classes:
@@ -175,9 +171,7 @@ def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
 
 
 def build_network(path: Path, network: Network, image_size: int) -> nn.Module:
-    """The network that weights of the run at `path` belong to, on the CPU. Raises FastcifarError where `network`
-    describes none that can be built.
-    """
+    """The network of the run at `path`, on the CPU. Raises FastcifarError where `network` describes none."""
     options = network["options"] | {"classes": len(network["classes"]), "image_size": image_size}
     try:
         return build_model(network["arch"], **options)
@@ -186,9 +180,7 @@ def build_network(path: Path, network: Network, image_size: int) -> nn.Module:
 
 
 def joint_logits(each: Sequence[Tensor]) -> Tensor:
-    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of a single member
-    as they are.
-    """
+    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of one as they are."""
     if len(each) == 1:
         return each[0]
     shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])

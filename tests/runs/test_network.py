@@ -15,7 +15,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.export import export_run
 from fastcifar.inference.predict import write_predictions
-from fastcifar.runs.network import load_network
+from fastcifar.runs.network import read_network
 
 CPU = torch.device("cpu")
 PLUG_IN = """
