@@ -68,7 +68,7 @@ def make_run(
     split_seed: int = 0,
     **changes: object,
 ) -> Path:
-    """A run at its end, with `averages` and so many snapshots; `changes` replace what its checkpoint says of the network.
+    """A run at its end, with so many snapshots; `changes` replace what its checkpoint says of the network.
 
     The weights, then the averages, then the snapshots are those of `make_weights` by the seeds from `seed` on; the best
     ones, those from `seed` + 100 on.
