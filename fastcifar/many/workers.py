@@ -35,7 +35,8 @@ STDIN = 0
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> tuple[dict[Path, str], int]:
-    """Carries out `jobs`, `at_once` of them at a time, with a line for each on the console.
+    """Carries out `jobs`, `at_once` of them at a time: in a terminal with a line for each that runs, and everywhere
+    with one for each that ends.
 
     Returns:
         The folder and the last words of each that failed, and the number of images that all trained on.
@@ -55,20 +56,18 @@ def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> tuple[dict[
                 while waiting and len(running) < at_once and request.signal_number is None:
                     running.append(Worker(waiting.pop(0), progress))
                 time.sleep(POLL_SECONDS)
-                if request.signal_number is not None:
-                    for worker in running:
-                        worker.stop()
+                stopping = request.signal_number is not None
                 for worker in list(running):
                     ended = worker.process.poll() is not None
+                    if ended or stopping:
+                        worker.stop()
                     worker.show()
-                    if not ended:
-                        continue
-                    running.remove(worker)
-                    worker.stop()
-                    images += worker.images
-                    console.note(f"{worker.job.folder}  {worker.ending(stopped=request.signal_number is not None)}")
-                    if worker.job.result is None and request.signal_number is None:
-                        failures[worker.job.folder] = worker.last_words
+                    if ended:
+                        running.remove(worker)
+                        images += worker.images
+                        console.note(f"{worker.job.folder}  {worker.ending(stopping)}")
+                        if worker.job.result is None and not stopping:
+                            failures[worker.job.folder] = worker.last_words
             if request.signal_number is not None:
                 raise Interrupted(request.signal_number, jobs[0].folder)
     finally:
@@ -131,7 +130,7 @@ class Worker:
             self.progress.update(self.line, completed=record.epoch, told="  ".join(told))
         self.progress.refresh()
 
-    def ending(self, *, stopped: bool) -> str:
+    def ending(self, stopped: bool) -> str:
         """Takes the line of the process, which has ended, away; returns what came of it."""
         self.progress.remove_task(self.line)
         if result := self.job.result:
