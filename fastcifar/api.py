@@ -22,7 +22,8 @@ from fastcifar.recipes.registry import derive, without_replaced
 from fastcifar.runs.console import Console
 from fastcifar.runs.folder import Result
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)(?:[ =](?=[0-9])([0-9.e-]*[0-9]))?")
 """A flag in a sentence for the command line, and the number that may follow it."""
 

@@ -35,6 +35,9 @@ BATCHES = (1, 7, CHECKED)
 class Deployed(nn.Module):
     """A network with its preprocessing before it and the softmax behind it."""
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, network: TrainedNetwork) -> None:
         super().__init__()
         self.network = network.model.to(memory_format=torch.contiguous_format)

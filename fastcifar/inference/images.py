@@ -29,13 +29,15 @@ PAIRS = "give a .npz file with images and labels, or IMAGES.npy,LABELS.npy"
 Source = str | Path | np.ndarray | Tensor | Image.Image | Sequence["Source"]
 """What `open_images` takes."""
 
+Items = np.ndarray | Sequence[np.ndarray | Path | Image.Image]
+
 
 @dataclass(frozen=True)
 class Images:
     """Images in their order; those of another size are cut to their largest centred square and resized when read."""
 
-    items: Sequence[np.ndarray | Path | Image.Image]
-    """Arrays are uint8 (H, W, 3), RGB; one array of all of them is a sequence too."""
+    items: Items
+    """Arrays are uint8 (H, W, 3), RGB, or one of all of them is (N, H, W, 3)."""
     size: int
     """Pixels a side, once read."""
     names: Sequence[str] | None = None
@@ -51,7 +53,7 @@ class Images:
         for start in range(0, len(self), count):
             yield torch.from_numpy(self.read(self.items[start : start + count]))
 
-    def read(self, items: Sequence[np.ndarray | Path | Image.Image]) -> np.ndarray:
+    def read(self, items: Items) -> np.ndarray:
         if isinstance(items, np.ndarray) and items.shape[1:3] == (self.size, self.size):
             return np.array(items, order="C")
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:

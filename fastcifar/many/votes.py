@@ -6,6 +6,7 @@ Probabilities are float64 (M, N, C) on the CPU, of M members, N images and C cla
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
 
 import torch
@@ -94,7 +95,7 @@ def best_of_each_size(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ..
         return greedy(probabilities, labels)
 
     def judged(members: tuple[int, ...]) -> Subset:
-        return judge(members, sum(probabilities[member] for member in members), labels)
+        return judge(members, reduce(torch.add, (probabilities[member] for member in members)), labels)
 
     return tuple(
         max(map(judged, combinations(range(count), size)), key=lambda subset: subset.rank)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Windows has no SIGHUP."""
@@ -35,7 +36,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self.previous: dict[int, object] = {}
+        self.previous: dict[int, Any] = {}
         self.at_once = False
 
     def __enter__(self) -> StopRequest:

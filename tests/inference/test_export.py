@@ -150,14 +150,13 @@ def test_class_names_cannot_become_code(tmp_path: Path, data: Path) -> None:
     assert names == module.CLASSES
 
 
-@pytest.mark.parametrize("name", ["safetensors", "torch"])
-def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    whole = FORMATS[name]
+def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = FORMATS["safetensors"]
     off = replace(whole, open=lambda path: lambda images: whole.open(path)(images) + 2e-5)
-    monkeypatch.setitem(formats.FORMATS, name, off)
+    monkeypatch.setitem(formats.FORMATS, "safetensors", off)
     before = sorted(path.name for path in run.iterdir())
     with pytest.raises(FastcifarError, match=r"gave probabilities off by 2\.\de-05, more than 1e-05, and was not kept"):
-        export_run(run, name)
+        export_run(run, "safetensors")
     assert sorted(path.name for path in run.iterdir()) == before
 
 

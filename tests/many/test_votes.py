@@ -112,12 +112,6 @@ def test_greedy_adds_what_helps_most(seed, monkeypatch):
     assert best_of_each_size(probabilities, labels) == path
 
 
-def test_a_member_that_spoils_the_vote_is_left_out():
-    probabilities, labels = made_up(3, 200, 4)
-    wrong = torch.nn.functional.one_hot((labels + 1) % 4, 4).double()
-    assert select(torch.cat([probabilities, wrong[None]]), labels).members == (0, 1, 2)
-
-
 def test_equal_subsets_go_to_the_lower_number_and_the_fewer():
     probabilities, labels = made_up(1, 50, 3)
     alike = probabilities.repeat(2, 1, 1)
