@@ -31,7 +31,7 @@ from fastcifar.inference.metrics import (
 )
 from fastcifar.inference.report import Calibration, Report, Score, Speed, write_report
 from fastcifar.registry import GIVEN
-from fastcifar.runs.ensembles import Obstacle, is_ensemble
+from fastcifar.runs.ensembles import SplitObstacle, is_ensemble
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import LoadOptions, TrainedNetwork, joint_logits, load_networks, read_network
 
@@ -190,7 +190,7 @@ def validation_answers(
     return classify(classifier, *validation_set(configs[0], load_dataset(data.dataset, "train", data_dir)), tta)
 
 
-def split_obstacle(configs: Sequence[RunConfig]) -> Obstacle | None:
+def split_obstacle(configs: Sequence[RunConfig]) -> SplitObstacle | None:
     """Why nothing can be decided on images that all of the runs set apart; None where it can."""
     splits = {(config.data.val_split, config.data.split_seed) for config in configs}
     if 0 in {count for count, _ in splits}:

@@ -21,12 +21,12 @@ from fastcifar.inference.metrics import wilson_interval
 from fastcifar.many.votes import best_of_each_size, disagreement, hard_vote, q_statistic, select, soft_vote
 from fastcifar.recipes.listing import aligned
 from fastcifar.runs.console import percent
-from fastcifar.runs.ensembles import EnsembleReport, Member, Obstacle, Vote, write_report
+from fastcifar.runs.ensembles import EnsembleReport, Member, SplitObstacle, Vote, write_report
 from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import LoadOptions, TrainedNetwork, check_agreement, read_network
 
-OBSTACLES: dict[Obstacle, str] = {
+SPLIT_OBSTACLES: dict[SplitObstacle, str] = {
     "no-split": "not all runs set images apart for validation",
     "different-splits": "the runs set different images apart for validation",
 }
@@ -219,5 +219,5 @@ def lines_of(report: EnsembleReport) -> Iterator[str]:
         f"by the soft vote of {how}"
     )
     if report.not_chosen:
-        why = OBSTACLES[report.not_chosen]
+        why = SPLIT_OBSTACLES[report.not_chosen]
         yield f"No members were chosen, since {why}: train with one --val-split to choose by."

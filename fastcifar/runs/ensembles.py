@@ -19,7 +19,7 @@ from fastcifar.runs.files import read_json, write_text
 FILE = "ensemble.json"
 AGAIN = "let `fastcifar ensemble` write it again"
 
-Obstacle = Literal["no-split", "different-splits"]
+SplitObstacle = Literal["no-split", "different-splits"]
 """Why nothing can be decided on images that all runs set apart for validation."""
 
 
@@ -76,7 +76,7 @@ class EnsembleReport:
     """The vote of all members."""
     chosen: Vote | None
     """The vote of those chosen greedily on the validation split; None where there is none that they share."""
-    not_chosen: Obstacle | None
+    not_chosen: SplitObstacle | None
     """Why there is no choice."""
     sizes: tuple[Vote, ...]
     """For each number of members, the vote of those that are best on the validation split."""

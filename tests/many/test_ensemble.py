@@ -13,7 +13,7 @@ from fastcifar import cli
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
 from fastcifar.errors import ConfigError
-from fastcifar.many.ensemble import OBSTACLES, evaluate_ensemble, lines_of
+from fastcifar.many.ensemble import SPLIT_OBSTACLES, evaluate_ensemble, lines_of
 from fastcifar.many.votes import select
 from fastcifar.runs.ensembles import read_report, voters
 from fastcifar.runs.network import DEFAULT, LoadOptions
@@ -85,7 +85,7 @@ def test_without_a_common_split_all_vote(tmp_path, data, splits, obstacle):
     runs = [make_run(tmp_path / f"run{seed}", data, seed=10 * seed, **split) for seed, split in enumerate(splits)]
     report = evaluate_ensemble(runs, tmp_path / "together", DEFAULT)
     assert (report.chosen, report.sizes, report.best, report.not_chosen) == (None, (), report.whole, obstacle)
-    assert OBSTACLES[obstacle] in list(lines_of(report))[-1]
+    assert SPLIT_OBSTACLES[obstacle] in list(lines_of(report))[-1]
     assert read_report(tmp_path / "together") == report
 
 
