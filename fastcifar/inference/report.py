@@ -12,11 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastcifar.analysis.evaluation_plots import plot_confusion, plot_mistakes, plot_reliability
-from fastcifar.analysis.picture import draw, shortened
 from fastcifar.data.image_set import ImageSet
 from fastcifar.inference import TTA
 from fastcifar.inference.metrics import Bin, ClassScore, reliability
+from fastcifar.plots import draw, plot_confusion, plot_images, plot_reliability, shortened
 from fastcifar.runs.console import percent
 from fastcifar.runs.files import write_text, writing
 
@@ -147,7 +146,7 @@ def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -
     pictures = {
         "confusion.png": (plot_confusion, torch.tensor(report.confusion).numpy(), test.classes),
         "reliability.png": (plot_reliability, series, [one.images for one in calibration.bins]),
-        "mistakes.png": (plot_mistakes, test.images[worst].numpy(), captions),
+        "mistakes.png": (plot_images, test.images[worst].numpy()[None], captions),
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
