@@ -235,7 +235,7 @@ def test_what_more_or_fewer_epochs_do_to_a_run_is_said(tmp_path):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="is a run of 2 epochs; give more with --epochs"):
         resume(run, epochs=2, **IMAGES)
-    with pytest.raises(FastcifarError, match="give them again in Python, as train_set= and test_set="):
+    with pytest.raises(FastcifarError, match="give them again there, as train_set= and test_set="):
         resume(run, epochs=3)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert read_network(run).load(torch.device("cpu")).classes == IMAGES["train_set"].classes
