@@ -9,7 +9,7 @@ from runpy import run_path
 
 import pytest
 
-from fastcifar.arguments import parse
+from fastcifar.cli import parse
 from fastcifar.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
