@@ -25,7 +25,7 @@ from fastcifar.augment.torch_apply import Colour, Group, grouped
 from fastcifar.augment.triton_apply import TritonApplier
 from fastcifar.device import upload
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.augment import ONE
+from fastcifar.kernels.warp import ONE
 
 if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet

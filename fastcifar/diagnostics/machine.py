@@ -76,10 +76,9 @@ def kernel_obstacle(device: torch.device) -> str | None:
     from fastcifar.kernels import dispatch
     from fastcifar.kernels.averaging import ema_update_
 
-    if device.type == "cuda" and not dispatch.KERNELS_EXIST:
-        return "switched off by FASTCIFAR_KERNELS" if dispatch.SWITCH == "reference" else "Triton is not installed"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < dispatch.OLDEST_CAPABILITY:
-        return "the card is older than sm_75"
+    obstacle = dispatch.obstacle(device) if device.type == "cuda" else None
+    if obstacle is not None:
+        return obstacle
     try:
         average, source = torch.zeros(1, 5, device=device), torch.arange(5.0, device=device)
         ema_update_(average, source, torch.tensor([0.75], device=device))
