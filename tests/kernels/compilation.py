@@ -28,7 +28,7 @@ def kernels_chosen(wrap: Callable[[Any], Any]) -> Iterator[None]:
     """Has ops run their kernels on any device, launching what `wrap` makes of a kernel."""
     with ExitStack() as stack:
         for module in MODULES:
-            stack.enter_context(mock.patch.object(module, "use_triton", lambda tensor: True))
+            stack.enter_context(mock.patch.object(module, "use_triton", return_value=True))
             stack.enter_context(mock.patch.object(module, "wrap_triton", wrap))
         yield
 

@@ -29,7 +29,9 @@ def writes_of(function: Callable[..., Any], *given: Any) -> list[list[str]]:
 
 @pytest.fixture
 def kernel_writes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
-    """What each kernel of a function's graph writes, for tensors like those given on a GPU: an sm_90 that is not there."""
+    """Tells what each kernel of a function's graph writes, for tensors like those given on an sm_90, which is not
+    there.
+    """
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from fastcifar.kernels import batch_norm
-from fastcifar.kernels.averaging import ema_kernel, ema_update_
+from fastcifar.kernels.averaging import ema_kernel
 
 
 @pytest.fixture(autouse=True)

@@ -1,42 +1,27 @@
-"""The augmentation op against PIL and numpy, traced for a GPU, and (marked) on a GPU, to the last bit."""
+"""The augmentation op against PIL and numpy, to the last bit, and its launch and errors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from harness import needs_kernels
 from PIL import Image
 from tolerances import assert_as_accurate_as_torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcifar.augment import geometry
-from fastcifar.kernels import augment as module
-from fastcifar.kernels.augment import (
-    CPU_CHUNK,
-    DTYPES,
-    FILLS,
-    ONE,
-    augment,
-    augment_reference,
-    erase_reference,
-    greyscale_reference,
-    normalize_reference,
-    resample,
-    warp_reference,
-    whole_pixels,
-)
-from fastcifar.kernels.dispatch import KERNELS_EXIST
+from fastcifar.kernels.augment import augment, erase_reference, greyscale_reference, normalize_reference
+from fastcifar.kernels.checks import FLOATS
+from fastcifar.kernels.warp import CPU_CHUNK, FILLS, ONE, resample, warp_reference, whole_pixels
 
-SIZES = ((1, 1), (5, 8), (17, 23), (32, 32), (33, 31))
+SIZES = ((1, 1), (5, 8), (32, 32), (33, 31))
 MEAN = (125, 123, 114)
 NOTHING = dict.fromkeys(("index", "warp", "grey", "boxes"))
-
-needs_kernels = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
 
 
 def random_images(count: int, size: tuple[int, int]) -> Tensor:
@@ -133,7 +118,7 @@ def test_bilinear_is_within_a_level_of_pil(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("bilinear", [False, True], ids=["nearest", "bilinear"])
 @pytest.mark.parametrize(("fill", "mode"), [("reflect", "symmetric"), ("clamp", "edge")])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (33, 31)], ids=str)
 def test_beyond_the_border_stands_what_numpy_pads(size: tuple[int, int], fill: str, mode: str, bilinear: bool) -> None:
     margin, (height, width) = 100, size
     images = random_images(4, size)
@@ -162,10 +147,17 @@ def test_bilinear_reads_the_padded_image(fill: str) -> None:
     assert (actual.int() - middle.int()).abs().max() <= 2
 
 
-@pytest.mark.parametrize("bilinear", [False, True], ids=["nearest", "bilinear"])
-@pytest.mark.parametrize("reach", [0, 4, 60])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("colour", [(0, 0, 0), MEAN])
+@pytest.mark.parametrize(
+    ("size", "reach", "bilinear", "colour"),
+    [
+        ((1, 1), 4, True, MEAN),
+        ((5, 8), 0, False, (0, 0, 0)),
+        ((32, 32), 4, False, (0, 0, 0)),
+        ((33, 31), 4, True, MEAN),
+        ((33, 31), 60, False, MEAN),
+    ],
+    ids=str,
+)
 def test_shifts_by_whole_rows_equal_resampling(
     size: tuple[int, int], reach: int, bilinear: bool, colour: tuple[int, int, int]
 ) -> None:
@@ -217,8 +209,7 @@ def test_grey_is_that_of_pil() -> None:
     assert torch.equal(greyscale_reference(images, grey), torch.from_numpy(np.stack(expected)))
 
 
-@pytest.mark.parametrize("squares", [1, 3, 64])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("size", "squares"), [((1, 1), 3), ((32, 32), 1), ((33, 31), 64)], ids=str)
 def test_boxes_are_painted_over(size: tuple[int, int], squares: int) -> None:
     images = random_images(20, size)
     boxes = torch.randint(
@@ -232,7 +223,7 @@ def test_boxes_are_painted_over(size: tuple[int, int], squares: int) -> None:
     assert torch.equal(erase_reference(images, boxes, MEAN), torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_normalization_is_as_accurate_as_torch(dtype: torch.dtype) -> None:
     images = random_images(20, (5, 8))
     scale, offset = arguments((5, 8))["scale"], arguments((5, 8))["offset"]
@@ -258,39 +249,19 @@ def test_few_images(count: int, bilinear: bool, fill: str) -> None:
     assert result.is_contiguous()
 
 
-@pytest.fixture
-def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets torch trace kernels for an sm_90 that is not there."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    pretended = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
-    monkeypatch.setattr(triton.runtime.driver, "_active", pretended)
-    monkeypatch.setattr(module, "use_triton", lambda tensor: tensor.device.type == "cuda")
-
-
 @needs_kernels
-@pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("everything", [True, False])
-def test_on_a_gpu_the_compiled_step_holds_one_kernel_that_mutates_the_output_alone(everything: bool) -> None:
-    from torch._functorch.aot_autograd import aot_function, make_boxed_func
+@pytest.mark.parametrize("absent", [{}, NOTHING], ids=["everything", "images-alone"])
+def test_on_a_gpu_the_compiled_step_holds_one_kernel_that_writes_the_output_alone(
+    absent: dict[str, None], kernel_writes: Callable[..., list[list[str]]]
+) -> None:
+    given = {**arguments((17, 23), count=7), **absent}
+    names = [name for name, value in given.items() if isinstance(value, Tensor)]
 
-    graphs = []
+    def call(*tensors: Tensor) -> Tensor:
+        return augment(**{**given, **dict(zip(names, tensors, strict=True))})
 
-    def record(graph: torch.fx.GraphModule, examples: list[Tensor]):
-        graphs.append(graph)
-        return make_boxed_func(graph.forward)
-
-    given = arguments((17, 23), count=7)
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    absent = {} if everything else NOTHING
-    with FakeTensorMode():
-        fakes = {name: torch.empty(value.shape, dtype=value.dtype, device="cuda") for name, value in tensors.items()}
-        aot_function(lambda images: augment(**{**given, **fakes, **absent, "images": images}), record)(fakes["images"])
-    (graph,) = graphs
-    kernels = [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
-    assert [kernel.kwargs["tensors_to_clone"] for kernel in kernels] == [["output_ptr"]]
+    assert kernel_writes(call, *(given[name] for name in names)) == [["output_ptr"]]
 
 
 GOOD = arguments((5, 8))
@@ -301,24 +272,18 @@ GOOD = arguments((5, 8))
     [
         ("images", GOOD["images"].int(), TypeError),
         ("images", GOOD["images"][0], ValueError),
-        ("images", GOOD["images"].transpose(1, 2), ValueError),
         ("images", torch.zeros(7, 5, 8, 4, dtype=torch.uint8), ValueError),
         ("images", torch.zeros(7, 0, 8, 3, dtype=torch.uint8), ValueError),
         ("images", torch.zeros(7, 1, 32768, 3, dtype=torch.uint8), ValueError),
         ("index", GOOD["index"].int(), TypeError),
-        ("index", GOOD["index"][None], ValueError),
         ("index", GOOD["index"][0], ValueError),
-        ("index", GOOD["index"].to("meta"), ValueError),
         ("warp", GOOD["warp"].long(), TypeError),
         ("warp", GOOD["warp"][1:], ValueError),
         ("warp", GOOD["warp"].to("meta"), ValueError),
         ("grey", GOOD["grey"].byte(), TypeError),
-        ("grey", GOOD["grey"][1:], ValueError),
-        ("boxes", GOOD["boxes"].long(), TypeError),
         ("boxes", GOOD["boxes"][:, 0], ValueError),
         ("boxes", GOOD["boxes"][:, :1], ValueError),
         ("scale", GOOD["scale"].double(), TypeError),
-        ("scale", GOOD["scale"][:1], ValueError),
         ("scale", None, ValueError),
         ("offset", GOOD["offset"].half(), TypeError),
         ("offset", None, ValueError),
@@ -340,36 +305,8 @@ def test_bytes_are_not_normalized() -> None:
         augment(**{**GOOD, "out_dtype": torch.uint8})
 
 
-def on_gpu(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.cuda() if isinstance(value, Tensor) else value for name, value in given.items()}
-
-
 @pytest.mark.gpu
 @needs_kernels
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bilinear", [False, True], ids=["nearest", "bilinear"])
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_kernel_equals_the_reference(size: tuple[int, int], fill: str, bilinear: bool, dtype: torch.dtype) -> None:
-    given = arguments(size, count=300, out_dtype=dtype, fill=fill, bilinear=bilinear)
-    expected = augment_reference(**given)
-    assert torch.equal(augment(**on_gpu(given)).cpu(), expected)
-    assert torch.equal(augment(**{**given, "images": given["images"].cuda()}).cpu(), expected)
-    assert torch.equal(augment_reference(**on_gpu(given)).cpu(), expected)
-
-
-@pytest.mark.gpu
-@needs_kernels
-@pytest.mark.parametrize("absent", ["index", "warp", "grey", "boxes"])
-def test_the_kernel_leaves_out_what_is_none(absent: str) -> None:
-    given = {**arguments((32, 32), count=7), absent: None}
-    assert torch.equal(augment(**on_gpu(given)).cpu(), augment_reference(**given))
-
-
-@pytest.mark.gpu
-@needs_kernels
-@pytest.mark.parametrize(("fill", "bilinear"), [("constant", False), ("reflect", True)])
-def test_the_compiled_kernel_equals_the_reference(fill: str, bilinear: bool) -> None:
-    torch.compiler.reset()
-    given = arguments((33, 31), count=300, fill=fill, bilinear=bilinear)
-    assert torch.equal(torch.compile(augment, fullgraph=True)(**on_gpu(given)).cpu(), augment_reference(**given))
+def test_tensors_on_the_cpu_follow_the_images() -> None:
+    given = arguments((33, 31), count=300)
+    assert torch.equal(augment(**{**given, "images": given["images"].cuda()}).cpu(), augment(**given))

@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation beyond what its `OpSpec` says: timm's module, dtypes of weights, autocast, launches, errors."""
+"""Squeeze-and-excitation beyond what its `OpSpec` says: timm, dtypes of weights, autocast, launches, errors."""
 
 from __future__ import annotations
 
@@ -94,7 +94,12 @@ BACKWARD = [
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(
     ("sizes", "fits"),
-    [((8, 2048, 1, 1, 128), True), ((8, 256, 8, 8, 16), True), ((2, 256, 9, 8, 16), False), ((2, 512, 1, 1, 513), False)],
+    [
+        ((8, 2048, 1, 1, 128), True),
+        ((8, 256, 8, 8, 16), True),
+        ((2, 256, 9, 8, 16), False),
+        ((2, 512, 1, 1, 513), False),
+    ],
     ids=["smallest-map", "largest-sample", "larger-sample", "larger-weights"],
 )
 def test_on_a_gpu_the_compiled_step_launches_one_and_two_kernels_or_is_the_reference(

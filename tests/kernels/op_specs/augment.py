@@ -130,16 +130,16 @@ SPEC = OpSpec(
     make=make,
     rival=by_indexing,
     cases=(
+        Case("images-alone", {"count": 3, "size": (5, 8), "absent": ("index", "warp", "grey", "boxes")}),
         *(
             Case(f"17x23-{fill}-{how}", {"count": 5, "size": (17, 23), "fill": fill, "bilinear": how == "bilinear"})
+            for how in ("bilinear", "nearest")
             for fill in FILLS
-            for how in ("nearest", "bilinear")
         ),
         *(
             Case(f"without-{name}", {"count": 3, "size": (5, 8), "absent": (name,)})
             for name in ("index", "warp", "grey", "boxes")
         ),
-        Case("images-alone", {"count": 3, "size": (5, 8), "absent": ("index", "warp", "grey", "boxes")}),
         Case("1x1", {"count": 2, "size": (1, 1), "fill": "reflect", "bilinear": True}),
         Case("33x31", {"count": 2, "size": (33, 31), "bilinear": True}),
         Case("no-images", {"count": 0, "size": (5, 8)}),

@@ -69,7 +69,10 @@ SPEC = OpSpec(
         case((1, 130, 8, 8, 37), residual=False, skip=True),
         case((3, 1, 5, 7, 37), relu=False),
         case((1, 130, 13, 17, 37), relu=False, skip=True),  # too large for the kernels
-        *(case((128, c, side, side, c // 16), of_a_network=True) for c, side in ((256, 8), (512, 4), (1024, 2), (2048, 1))),
+        *(
+            case((128, c, side, side, c // 16), of_a_network=True)
+            for c, side in ((256, 8), (512, 4), (1024, 2), (2048, 1))
+        ),
         case((128, 256, 8, 8, 16), skip=True, of_a_network=True),
     ),
     bytes_moved=lambda given: (
