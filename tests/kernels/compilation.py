@@ -24,11 +24,11 @@ CARDS = (75, 80, 86, 89, 90, 100, 120)
 
 
 @contextmanager
-def kernels_chosen(wrap: Callable[[Any], Any]) -> Iterator[None]:
-    """Has ops run their kernels on any device, launching what `wrap` makes of a kernel."""
+def kernels_chosen(wrap: Callable[[Any], Any], chosen: bool = True) -> Iterator[None]:
+    """Has ops run their kernels on any device, launching what `wrap` makes of a kernel; or else their references."""
     with ExitStack() as stack:
         for module in MODULES:
-            stack.enter_context(mock.patch.object(module, "use_triton", return_value=True))
+            stack.enter_context(mock.patch.object(module, "use_triton", return_value=chosen))
             stack.enter_context(mock.patch.object(module, "wrap_triton", wrap))
         yield
 

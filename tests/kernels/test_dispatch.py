@@ -141,16 +141,3 @@ def test_kernels_are_launched_on_the_device_of_their_first_tensor(monkeypatch: p
         dispatch.launch(kernel, (7,), x, y, BLOCK=8)
     assert kernel.launches == [(None, (7,), {"BLOCK": 8})] * 2 + [(1, (7,), {"BLOCK": 8})]
     assert kernel.current == [None]
-
-
-def test_a_traced_layer_leaves_the_age_of_the_card_to_its_op(
-    card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For the driver cannot be asked while a compiler traces."""
-    card.capability = (6, 1)
-    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
-    monkeypatch.setattr(dispatch, "KERNELS_EXIST", True)
-    assert dispatch.use_triton(card)
-    assert not dispatch.use_triton(SimpleNamespace(device=torch.device("mps")))
-    monkeypatch.setattr(dispatch, "KERNELS_EXIST", False)
-    assert not dispatch.use_triton(card)
