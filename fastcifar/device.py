@@ -190,15 +190,6 @@ def native_bf16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. A GPU copies it from pinned memory, behind the host's back; for any other memory the
-    host may have to wait.
-    """
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

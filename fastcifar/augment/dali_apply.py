@@ -23,8 +23,8 @@ from fastcifar.augment.policy import Policy
 from fastcifar.augment.sampling import Params, Slot, automatic_table
 from fastcifar.augment.torch_apply import Colour, Group, grouped
 from fastcifar.augment.triton_apply import TritonApplier
-from fastcifar.device import upload
 from fastcifar.errors import ConfigError
+from fastcifar.kernels.dispatch import upload
 from fastcifar.kernels.warp import ONE
 
 if TYPE_CHECKING:

@@ -108,7 +108,7 @@ def test_batch_norm_is_torchs_to_the_bit(kind: torch.dtype | str, training: bool
 
 
 @VARIANTS
-@IN_ALL_TYPES
+@IN_HALVES
 def test_squeeze_excite_is_as_accurate_as_timms(kind: torch.dtype | str, residual: bool, relu: bool) -> None:
     assert_layer_is_as_accurate("squeeze_excite", kind, residual, relu, "cpu")
 
@@ -191,7 +191,7 @@ def test_a_traced_layer_leaves_it_to_the_op_to_ask_the_driver(layer: str, monkey
     monkeypatch.setattr(dispatch, "obstacle", lambda device: "the card is older than sm_75")
     with pretended_card():
         torch.compile(built(layer), backend=record, fullgraph=True)(torch.empty(SIZE))
-    assert f"torch.ops.fastcifar.{layer}" in graphs[0]
+    assert "autograd_function_apply" in graphs[0]
 
 
 @pytest.fixture
