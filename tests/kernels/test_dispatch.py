@@ -17,7 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcifar.kernels import dispatch
 
-USE_THE_OP = """
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
 import torch
 from types import SimpleNamespace
 from fastcifar.kernels.averaging import ema_update_
@@ -32,21 +34,22 @@ assert not use_triton(on_a_gpu) and not use_triton(on_a_gpu)
 """
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
-
-
-def test_the_switch_leaves_the_references_alone() -> None:
-    finished = run_python(USE_THE_OP, FASTCIFAR_KERNELS="reference")
-    assert (finished.returncode, finished.stderr) == (0, "")
-
-
 def test_without_triton_the_reference_runs_and_a_gpu_is_told_once() -> None:
-    finished = run_python("import sys; sys.modules['triton'] = None\n" + USE_THE_OP, FASTCIFAR_KERNELS="triton")
+    environment = {**os.environ, "FASTCIFAR_KERNELS": "triton"}
+    command = [sys.executable, "-c", WITHOUT_TRITON]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == "fastcifar: ops run as plain torch, without their kernels: Triton is not installed.\n"
+
+
+def test_the_switch_makes_no_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FASTCIFAR_KERNELS", "reference")
+    switched = run_path(dispatch.__file__)
+    function = object()
+    assert switched["jit"](function) is function
+    assert not switched["KERNELS_EXIST"]
+    assert not switched["use_triton"](SimpleNamespace(device=torch.device("cuda")))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_misspelt_switch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

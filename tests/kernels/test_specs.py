@@ -83,7 +83,7 @@ class Calls(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-@rows(SPECS, all_dtypes=False, most_on_cpu=2)
+@rows(SPECS, all_dtypes=False, most_on_cpu=1)
 @pytest.mark.filterwarnings("ignore:.*non-deterministic")
 def test_opcheck(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
     """Checks every registered op that runs, forward and backward."""
@@ -141,7 +141,7 @@ def outcome_of_graph(
     return captured
 
 
-@rows(SPECS, devices=["cuda"])
+@rows(SPECS, devices=["cuda"], all_dtypes=False)
 def test_in_a_captured_graph(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
     check(spec, case, dtype, device, measure=outcome_of_graph)
 
