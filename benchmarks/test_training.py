@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.device import keep_freed_memory, matmul_flops_per_second
-from fastcifar.engine.resolve import resolve
+from fastcifar.engine.setup import resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models import build_model
 from fastcifar.models.count import count_network
@@ -55,11 +55,9 @@ def test_fastcifar(benchmark, images, device, compiled):
     few = ImageSet(images.images[:COUNT], images.labels[:COUNT], images.classes, images.mean, images.std)
     trainer = Trainer(config, few)
     trainer.compile()
-    median = measure(
-        benchmark, lambda: trainer.run_epoch(stop=lambda: False, tick=lambda batch: None), device, rounds=5
-    )
+    median = measure(benchmark, trainer.run_epoch, device, rounds=5)
     rate = COUNT / median
-    seconds = copy.copy(trainer.seconds)
+    seconds = copy.copy(trainer.clock.seconds)
     benchmark.extra_info.update(
         images_per_second=rate,
         precision=config.engine.precision,

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from .checks import FLOATS, check_tensor, described
-from .dispatch import jit, launch, tl, triton, upload, use_triton
+from .dispatch import jit, launch, tl, triton, use_triton
+from .transfer import upload
 from .warp import BLACK, FILLS, WEIGHT_BITS, packed_colour, repeated, warp_reference
 
 LONGEST_SIDE = 32767

@@ -28,7 +28,7 @@ except ImportError:
     # triton_op would warn of the missing Triton at every op; `use_triton` says it once, and only where it matters.
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 
-__all__ = ["KERNELS_EXIST", "is_traced", "jit", "launch", "obstacle", "tl", "triton", "upload", "use_triton"]
+__all__ = ["KERNELS_EXIST", "is_traced", "jit", "launch", "obstacle", "tl", "triton", "use_triton"]
 
 OLDEST_CAPABILITY = (7, 5)
 SWITCH = os.environ.get("FASTCIFAR_KERNELS", "triton")
@@ -100,12 +100,3 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
 def is_traced(tensor: Tensor) -> bool:
     """Whether a graph is being recorded, whose tensors have neither values nor addresses."""
     return type(tensor) is not Tensor or torch.compiler.is_compiling()
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. A GPU copies it from pinned memory, behind the host's back; for any other memory the
-    host may have to wait.
-    """
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

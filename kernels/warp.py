@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dispatch import is_traced, upload
+from .dispatch import is_traced
+from .transfer import upload
 
 ONE = 1 << 16
 """A pixel, in the fixed point of maps."""

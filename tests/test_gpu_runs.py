@@ -14,7 +14,7 @@ from fastcifar import device as machine
 from fastcifar.data import loader, synthetic
 from fastcifar.device import native_bf16
 from fastcifar.diagnostics import profile
-from fastcifar.engine import evaluate, run, trainer
+from fastcifar.engine import evaluate, launch, run, state, trainer
 from fastcifar.inference import speed
 
 TRAIN = (
@@ -106,16 +106,16 @@ def test_policies(policy, backend):
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
     assert cli.main([*TRAIN, "--val-split", "50", "--out", "whole"]) == 0
-    launch, launched = trainer.Trainer.launch, []
+    launched, call = [], launch.Launcher.__call__
 
     def stopped(self, *batch):
-        launch(self, *batch)
+        call(self, *batch)
         launched.append(batch)
         if len(launched) == 14:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "launch", stopped)
+        patch.setattr(launch.Launcher, "__call__", stopped)
         assert cli.main([*TRAIN, "--val-split", "50", "--out", "stopped"]) == 128 + signal.SIGTERM
     assert cli.main(["train", "--resume", "stopped"]) == 0
     assert {name: content for name, content in weights("stopped").items() if name != "state.safetensors"} == {
@@ -148,7 +148,7 @@ def test_what_comes_after_training(capsys):
 @pytest.mark.parametrize("capture", ["on", "off"])
 def test_profile(capture, monkeypatch):
     """But for what only the profiler of a real GPU sees."""
-    monkeypatch.setattr(profile, "traced", lambda course, steps, path, watch: course.run(2, watch) and [])
+    monkeypatch.setattr(profile, "traced", lambda trainer, batches, *_: trainer.run_steps(batches, 2) and [])
     monkeypatch.setattr(profile, "kernel_seconds", lambda events: {"forward": 1.0})
     flags = (
         "--arch resnet --blocks 1 --channels 8 --dataset synthetic "
@@ -175,7 +175,7 @@ def test_weights_that_cannot_be_put_back_after_a_capture_are_not_trained_on(monk
     def no_room(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(trainer.snapshot, "restore", no_room)
+    monkeypatch.setattr(state, "set_random_state", no_room)
     assert cli.main([*TRAIN, "--out", "run"]) == 2
     assert "the GPU's memory ran out" in capsys.readouterr().err
 
@@ -208,7 +208,7 @@ def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_wh
 
     def failing_next(self, totals):
         record = end_epoch(self, totals)
-        if self.epoch == 1:
+        if self.state.epoch == 1:
             gpu.failures["replay"] = error
         return record
 
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_before_the_first_step_leaves_no_folder(monkeypatch
     def no_room(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(trainer, "build_optimizer", no_room)
+    monkeypatch.setattr(state, "build_optimizer", no_room)
     assert cli.main([*TRAIN, "--out", "run"]) == 2
     assert "the GPU's memory ran out (CUDA out of memory); close what else uses the card" in capsys.readouterr().err
     assert not Path("run").exists()

@@ -17,7 +17,7 @@ from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample
 from fastcifar.kernels.augment import augment_reference
-from fastcifar.kernels.dispatch import upload
+from fastcifar.kernels.transfer import upload
 
 if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet
