@@ -242,7 +242,7 @@ def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)  # which a DataLoader asks, in order to pin
     monkeypatch.setattr(profile, "traced", lambda *arguments: [])
-    monkeypatch.setattr(profile, "parts_on_gpu", lambda course, steps: {"data": 1.0})
+    monkeypatch.setattr(profile, "parts_on_gpu", lambda *arguments: {"data": 1.0})
     monkeypatch.setattr(profile, "COPY_SECONDS", 0.0)
     for name, small in (
         ("AT_ONCE", 2),

@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastcifar.analysis.picture import draw
-from fastcifar.analysis.plots import plot_run
 from fastcifar.config import ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes
@@ -26,8 +24,9 @@ from fastcifar.engine.compile import Obstacle, Why
 from fastcifar.engine.setup import build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
+from fastcifar.models import GIVEN
 from fastcifar.optim.schedules import Duration, in_steps, lr_table
-from fastcifar.registry import GIVEN
+from fastcifar.plots import draw, plot_run
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import Console, notebook_console

@@ -13,7 +13,7 @@ from fastcifar.config import RunConfig
 from fastcifar.data.sources import is_path
 from fastcifar.inference.evaluate import ENSEMBLE, FOLDER, names_of
 from fastcifar.inference.formats import Format, module_beside
-from fastcifar.registry import GIVEN
+from fastcifar.models import GIVEN
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS
 from fastcifar.runs.ensembles import is_ensemble, read_report
 from fastcifar.runs.folder import Run

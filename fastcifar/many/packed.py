@@ -101,9 +101,10 @@ def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Con
     waiting = [
         replace(task, config=replace(task.config, engine=divide(task.config.engine, at_once))) for task in waiting
     ]
+    threads = waiting[0].config.engine.threads
     console.note(
-        f"{len(waiting)} of {len(tasks)} members to train, {at_once} at once, {waiting[0].config.engine.threads} CPU "
-        "threads each"
+        f"{len(waiting)} of {len(tasks)} members to train, {at_once} at once, {threads} CPU "
+        f"thread{'s' * (threads != 1)} each"
     )
     start, pool = time.perf_counter(), Pool(at_once, console)
     failures = pool.run(waiting)

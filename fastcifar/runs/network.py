@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
-from fastcifar.models import build_model
-from fastcifar.registry import GIVEN
+from fastcifar.models import GIVEN, build_model
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.ensembles import is_ensemble, voters

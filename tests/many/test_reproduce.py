@@ -203,7 +203,7 @@ def test_a_run_of_another_reading_is_refused(small, tmp_path, kept):
     reproduce(select(["tiny"]), tmp_path, epochs=1, engine=ENGINE)
     if kept == "run":
         (tmp_path / "results.json").unlink()
-    changed = replace(RECIPES["tiny"], function=lambda: derive(small(), augment="flip:0.5", optimizer="sgd"))
+    changed = replace(RECIPES["tiny"], config=derive(small(), augment="flip:0.5", optimizer="sgd"))
     with pytest.raises(
         ConfigError, match=r"as that recipe used to be \(augment, optimizer changed\); choose another --out"
     ):
