@@ -132,14 +132,11 @@ class Predict:
 
     def __call__(self) -> None:
         from fastcifar.inference.predict import write_predictions
+        from fastcifar.runs.network import LoadOptions
 
-        options = {
-            "which": self.weights,
-            "tta": self.tta,
-            "probabilities": self.probabilities,
-            "trust": self.trust,
-        }
-        images = write_predictions(self.runs, self.images, self.out, **options)
+        loading = LoadOptions(self.weights, self.trust)
+        options = {"tta": self.tta, "probabilities": self.probabilities}
+        images = write_predictions(self.runs, self.images, self.out, loading, **options)
         if images.note:
             print(images.note)
         print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
@@ -191,24 +188,25 @@ class Ensemble:
             )
         chosen = select([self.recipe]) if self.recipe else []
         out = self.out or Path("runs", f"{self.recipe}-ensemble" if self.recipe else "ensemble")
-        options = {"data_dir": self.data_dir, "which": self.weights, "tta": self.tta, "trust": self.trust}
         from fastcifar.many.ensemble import evaluate_ensemble, lines_of
+        from fastcifar.runs.network import LoadOptions
 
         runs = self.runs or self.trained_members(chosen[0], out)
-        for line in lines_of(evaluate_ensemble(runs, out, **options)):
+        loading = LoadOptions(self.weights, self.trust)
+        for line in lines_of(evaluate_ensemble(runs, out, loading, data_dir=self.data_dir, tta=self.tta)):
             print(line)
         print(out / "ensemble.json")
 
     def trained_members(self, recipe: Recipe, out: Path) -> list[Path]:
         """Folders of the recipe's runs, by seed, trained where they were not."""
-        from fastcifar.many.packed import plan_members, train_packed
+        from fastcifar.many.jobs import Overrides
+        from fastcifar.many.packed import parse_seeds, plan_members, train_packed
         from fastcifar.runs.console import Console
-        from fastcifar.runs.ensembles import parse_seeds
 
-        settings = {name: getattr(self, name) for name in ("epochs", "val_split", "data_dir", "engine")}
-        tasks = plan_members(recipe, parse_seeds(self.seeds or "0..10"), out, **settings)
-        train_packed(tasks, self.at_once, Console())
-        return [task.folder for task in tasks]
+        overrides = Overrides(self.epochs, self.val_split, self.data_dir, self.engine)
+        jobs = plan_members(recipe, parse_seeds(self.seeds or "0..10"), out, overrides)
+        train_packed(jobs, self.at_once, Console())
+        return [job.folder for job in jobs]
 
 
 @dataclass(frozen=True)
@@ -364,11 +362,12 @@ class Reproduce:
 
     def __call__(self) -> None:
         chosen = select(self.recipes)
+        from fastcifar.many.jobs import Overrides
         from fastcifar.many.reproduce import reproduce
         from fastcifar.runs.console import Console
 
-        options = {name: getattr(self, name) for name in ("seeds", "epochs", "data_dir", "engine")}
-        reproduce(chosen, self.out, **options, console=Console())
+        overrides = Overrides(self.epochs, data_dir=self.data_dir, engine=self.engine)
+        reproduce(chosen, self.out, overrides, seeds=self.seeds, console=Console())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fastcifar.data import loader, synthetic
 from fastcifar.device import native_bf16
 from fastcifar.diagnostics import profile
 from fastcifar.engine import evaluate, launch, run, state, trainer
-from fastcifar.inference import speed
+from fastcifar.inference import evaluate as evaluation
 
 TRAIN = (
     "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 20 --epochs 2 --compile off".split()
@@ -45,7 +45,7 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
     monkeypatch.setitem(machine.MATRIX_SIZE, "cuda", 64)
     monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 50)
     monkeypatch.setitem(loader.CHUNK_SIZE, "cuda", 100)
-    monkeypatch.setitem(speed.SIZES, "cuda", (1, 8))
+    monkeypatch.setitem(evaluation.SPEED_SIZES, "cuda", (1, 8))
     monkeypatch.setitem(profile.COPIED_BYTES, "cuda", 2**20)
     monkeypatch.chdir(tmp_path)
 
