@@ -16,7 +16,7 @@ Section = TypeVar("Section", bound="DataclassInstance")
 
 
 def given(value: T | None) -> T:
-    """A setting that the resolved configuration always gives, and whose type alone allows None."""
+    """`value`, which only its type allows to be None, as that of a setting that a resolved configuration always has."""
     assert value is not None
     return value
 
