@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the CPU; torch reads this once, when it is imported.
@@ -29,6 +30,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if not has_data and item.get_closest_marker("data"):
             item.add_marker(pytest.mark.skip(reason="FASTCIFAR_DATA names no folder with cifar-10-batches-py"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has coverage, where it measures, tell the tests with a GPU from the others, for `tools/cuda_coverage`."""
+    measuring = sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None
+    if measuring:
+        measuring.switch_context("gpu" if {"gpu", "dali", "card"} & set(item.fixturenames) else "cpu")
 
 
 @pytest.fixture
