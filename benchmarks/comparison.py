@@ -22,8 +22,7 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import find, load_dataset
 from fastcifar.device import Precision, synchronize
 from fastcifar.diagnostics.machine import usable_cpus
-from fastcifar.engine.resolve import resolve
-from fastcifar.engine.run import prepare_machine
+from fastcifar.engine.setup import prepare_machine, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.kernels.batch_norm import Skip, with_skip
 from fastcifar.models import build_model
@@ -219,10 +218,10 @@ class Fastcifar:
         self.trainer.capture()
 
     def epoch(self) -> None:
-        self.trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
+        self.trainer.run_epoch()
 
     def accuracy(self) -> float:
-        return self.trainer.evaluate(self.task.test, self.trainer.last())[WEIGHTS].accuracy
+        return self.trainer.evaluate(self.task.test, self.trainer.state.last())[WEIGHTS].accuracy
 
 
 LOOPS: dict[str, type[PlainLoop | Fastcifar]] = {

@@ -29,12 +29,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed, in place of handing it back to the kernel.
+    """Tells glibc to keep what is freed, in place of handing it back to the kernel; memory then stays at its peak.
 
-    A training step allocates and frees the same tens of megabytes over and over; given back, every page of them is
-    faulted in and zeroed anew. On two CPU cores a compiled `resnet20_v2` step takes 80 ms in place of 112 ms. It holds
-    for the whole process, whose memory then stays at its peak. The names are those of `man 3 mallopt`; older versions
-    of glibc take no threshold above 32 MiB.
+    A step allocates and frees the same tens of megabytes over and over; given back, every page is faulted in and
+    zeroed anew. On two CPU cores a compiled `resnet20_v2` step takes 80 ms in place of 112 ms. The names are those of
+    `man 3 mallopt`; older versions of glibc take no threshold above 32 MiB.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -46,11 +45,10 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """The most memory used so far: allocated by torch on a GPU, resident for the whole process on a CPU; None where
-    that is not told.
+    """The most bytes used so far: allocated by torch on a GPU, resident for the whole process on a CPU; None where
+    the system does not tell.
 
-    Linux hands the peak that `getrusage` tells on to whatever a process starts, so what a large one started is asked
-    otherwise.
+    On Linux `getrusage` is not asked, since a process inherits there the peak of the one that started it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -188,15 +186,6 @@ def native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= OLDEST_BF16
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. A GPU copies it from pinned memory, behind the host's back; for any other memory the
-    host may have to wait.
-    """
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -17,9 +17,9 @@ class DataError(FastcifarError):
 
 
 def reason(error: BaseException) -> str:
-    """What `error` says, on one line, shortened, without the full stop; its kind where it says nothing."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:400].rstrip(".")
+    """The first line of what `error` says, shortened, without its full stop; the error's kind where it says nothing."""
+    text = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
+    return text.splitlines()[0][:200].rstrip(".")
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
-from ..device import upload
 from .compilation import Compilation
 from .dispatch import jit, launcher, tl, triton, use_triton
 from .spec import Arguments, Case, OpSpec
+from .transfer import upload
 
 ONE = 1 << 16
 """A pixel, in the fixed point of maps."""

@@ -42,6 +42,7 @@ METHODS = {
     "averages": {"average": AverageConfig((0.9, 0.99), swa_start="30%")},
     "snapshots": {"schedule": ScheduleConfig("warm-restarts", warmup="2st", restart_period="4st", snapshots=True)},
     "plateau": {"schedule": ScheduleConfig("plateau", patience=0), "optim": OptimConfig(lr=0.3)},
+    "mixup": {"data": replace(CONFIG.data, augment="standard,mixup:0.4")},
     "asam": {"optim": OptimConfig("sgd", sharpness="asam", clip_norm=1.0)},
     **{name: {"optim": OptimConfig(name)} for name in OPTIMIZERS},
 }
@@ -55,10 +56,16 @@ def image_set(count: int, seed: int = 0) -> ImageSet:
 
 def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
     """To the end, or until so many steps are done."""
-    while trainer.epoch < trainer.config.epochs:
-        if not trainer.run_epoch(stop=lambda: trainer.steps_done == stop_after, tick=lambda batch: None):
+    while trainer.state.epoch < trainer.config.epochs:
+        if not trainer.run_epoch(stop=lambda: trainer.state.steps_done == stop_after):
             break
-        trainer.records = [*getattr(trainer, "records", []), trainer.end_epoch(trainer.meter.read())]
-        if trainer.steps_done == stop_after:
+        trainer.records = [*getattr(trainer, "records", []), trainer.end_epoch(trainer.read_totals())]
+        if trainer.state.steps_done == stop_after:
             break
     return trainer
+
+
+def assert_same_weights(one: Trainer, other: Trainer) -> None:
+    """To the bit, averages included."""
+    for name, flat in one.state.last().items():
+        assert all(torch.equal(a, b) for a, b in zip(flat, other.state.last()[name], strict=True)), name

@@ -15,7 +15,7 @@ from fastcifar.augment.dali_apply import DaliApplier
 from fastcifar.data import loader, synthetic
 from fastcifar.device import native_bf16
 from fastcifar.diagnostics import profile
-from fastcifar.engine import evaluate, run, trainer
+from fastcifar.engine import evaluate, launch, run, state, trainer
 from fastcifar.inference import speed
 
 NETWORK = "--dataset synthetic --arch resnet --blocks 1 --channels 4 --batch-size 20 --compile off".split()
@@ -98,16 +98,16 @@ def test_methods_and_policies(flags):
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
     assert cli.main([*TRAIN, "--val-split", "50", "--out", "whole"]) == 0
-    launch, launched = trainer.Trainer.launch, []
+    launched, call = [], launch.Launcher.__call__
 
     def stopped(self, *batch):
-        launch(self, *batch)
+        call(self, *batch)
         launched.append(batch)
         if len(launched) == 14:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "launch", stopped)
+        patch.setattr(launch.Launcher, "__call__", stopped)
         assert cli.main([*TRAIN, "--val-split", "50", "--out", "stopped"]) == 128 + signal.SIGTERM
     assert cli.main(["train", "--resume", "stopped"]) == 0
     assert weights("stopped") == weights("whole")
@@ -138,7 +138,7 @@ def test_what_comes_after_training(monkeypatch, capsys):
 @pytest.mark.parametrize("capture", ["on", "off"])
 def test_profile(capture, monkeypatch):
     """But for what only the profiler of a real GPU sees."""
-    monkeypatch.setattr(profile, "traced", lambda course, steps, path, watch: course.run(2, watch) and [])
+    monkeypatch.setattr(profile, "traced", lambda trainer, batches, *_: trainer.run_steps(batches, 2) and [])
     monkeypatch.setattr(profile, "kernel_seconds", lambda events: {"forward": 1.0})
     assert cli.main(["profile", *NETWORK, "--capture", capture, "--steps", "8", "--out", "profile"]) == 0
     assert json.loads(Path("profile/profile.json").read_text())["captured"] is (capture == "on")
@@ -158,7 +158,7 @@ def test_a_capture_that_fails_in_python_is_launched(gpu, capsys):
 
 
 def test_weights_that_cannot_be_put_back_after_a_capture_are_not_trained_on(monkeypatch, capsys):
-    monkeypatch.setattr(trainer.snapshot, "restore", raising(NO_ROOM))
+    monkeypatch.setattr(state, "set_random_state", raising(NO_ROOM))
     assert cli.main(TRAIN) == 2
     assert "the GPU's memory ran out" in capsys.readouterr().err
 
@@ -186,8 +186,9 @@ def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_wh
     end_epoch = trainer.Trainer.end_epoch
 
     def failing_next(self, totals):
+        record = end_epoch(self, totals)
         gpu.failures["replay"] = error
-        return end_epoch(self, totals)
+        return record
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "end_epoch", failing_next)
@@ -202,7 +203,7 @@ def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_wh
 
 
 def test_memory_that_runs_out_before_the_first_step_leaves_no_folder(monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "build_optimizer", raising(NO_ROOM))
+    monkeypatch.setattr(state, "build_optimizer", raising(NO_ROOM))
     assert cli.main(TRAIN) == 2
     assert "the GPU's memory ran out (CUDA out of memory." in (said := capsys.readouterr().err)
     assert "close what else uses the card" in said

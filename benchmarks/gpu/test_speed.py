@@ -15,9 +15,7 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import dali_installed
 from fastcifar.data.synthetic import synthetic
 from fastcifar.device import matmul_flops_per_second, peak_memory_bytes
-from fastcifar.diagnostics.profile import Course
-from fastcifar.engine.resolve import resolve
-from fastcifar.engine.run import prepare_machine
+from fastcifar.engine.setup import prepare_machine, resolve
 from fastcifar.engine.trainer import Trainer
 
 NETWORKS = ("resnet20_v2", "resnet_prop")
@@ -43,7 +41,7 @@ def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
     drawn = synthetic("train")
     images, labels = drawn.images.repeat(REPEATS, 1, 1, 1), drawn.labels.repeat(REPEATS)
     trainer = Trainer(config, ImageSet(images, labels, drawn.classes, drawn.mean, drawn.std))
-    return trainer, [*notes, trainer.compile(), trainer.capture()]
+    return trainer, [*notes, f"compiling: {trainer.compile()}", f"capturing: {trainer.capture()}"]
 
 
 @pytest.mark.parametrize(
@@ -54,21 +52,17 @@ def test_training(benchmark, device, flags, tiny):
     if "dali" in flags and not dali_installed():
         pytest.skip("NVIDIA DALI is not installed")
     trainer, notes = trainer_of([*flags.split(), *tiny])
-
-    def epoch() -> None:
-        trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
-
     engine = trainer.config.engine
-    rate = trainer.steps_per_epoch * trainer.config.batch_size / measure(benchmark, epoch, device, rounds=3)
+    rate = trainer.steps_per_epoch * trainer.config.batch_size / measure(benchmark, trainer.run_epoch, device, rounds=3)
     possible = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
     benchmark.extra_info.update(
         images_per_second=rate,
         flop_utilization=rate * trainer.count.training_flops / possible,
-        setup_seconds=trainer.seconds["compile"],
+        setup_seconds=trainer.clock.seconds["compile"],
         precision=engine.precision,
         loader=trainer.loader.backend,
-        compiled=engine.compile,
-        captured=engine.capture,
+        compiled="on" if trainer.launch.compiled else "off",
+        captured="on" if trainer.launch.captured else "off",
         peak_memory_bytes=peak_memory_bytes(trainer.device),
         notes=notes,
     )
@@ -96,14 +90,15 @@ def rate_together(count: int, device: torch.device, flags: list[str]) -> float:
     for _ in range(count):
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
-            courses.append((stream, Course(trainer_of(["--arch", "resnet20_v2", "--compile", "off", *flags])[0])))
+            trainer = trainer_of(["--arch", "resnet20_v2", "--compile", "off", *flags])[0]
+            courses.append((stream, trainer, trainer.endless_batches()))
 
     def train() -> None:
         for _ in range(STEPS):
-            for stream, course in courses:
+            for stream, trainer, batches in courses:
                 with torch.cuda.stream(stream):
-                    course.trainer.launch(*next(course.batches))
-                    course.trainer.batch += 1
+                    trainer.launch(*next(batches))
+                    trainer.state.batch += 1
 
     train()
-    return count * STEPS * courses[0][1].trainer.config.batch_size / seconds(train, device)
+    return count * STEPS * courses[0][1].config.batch_size / seconds(train, device)

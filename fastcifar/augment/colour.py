@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.automatic import Operation
-from fastcifar.device import upload
+from fastcifar.kernels.transfer import upload
 
 LEVELS = 256
 

@@ -23,9 +23,9 @@ from fastcifar.augment.policy import Policy
 from fastcifar.augment.sampling import Params, Slot, automatic_table
 from fastcifar.augment.torch_apply import Colour, Group, grouped
 from fastcifar.augment.triton_apply import TritonApplier
-from fastcifar.device import upload
-from fastcifar.errors import ConfigError
+from fastcifar.errors import ConfigError, reason
 from fastcifar.kernels.augment import ONE
+from fastcifar.kernels.transfer import upload
 
 if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet
@@ -278,7 +278,7 @@ def why_unusable(device: torch.device) -> str | None:
         graph.start({"images": image, "matrix": torch.eye(2, 3)[None]})
         graph.finish()
     except Exception as error:
-        return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        return reason(error)
     return None
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.sampling import Mixing
-from fastcifar.device import upload
+from fastcifar.kernels.transfer import upload
 
 SHARES = 256
 """Shares are of 256, so that bytes are blended in integers, alike on every device."""

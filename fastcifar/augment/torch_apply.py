@@ -16,8 +16,8 @@ from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample
-from fastcifar.device import upload
 from fastcifar.kernels.augment import augment_reference
+from fastcifar.kernels.transfer import upload
 
 if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet

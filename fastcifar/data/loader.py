@@ -21,8 +21,8 @@ from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Mixing, sample, sample_mixing
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.order import Order
-from fastcifar.device import upload
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
+from fastcifar.kernels.transfer import upload
 from fastcifar.registry import load
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fastcifar.config import RunConfig
 from fastcifar.diagnostics import machine
-from fastcifar.engine.memory import memory_limit, plan_memory, size
+from fastcifar.engine.memory import footprint, lay_out, memory_limit, size
 from fastcifar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
         return Finding("memory", "note", "this system does not tell how much is free")
     there = f"{size(limit)} for a run on {device}"
     try:
-        plan = plan_memory(MAIN_JOB, data_size(MAIN_JOB.data), device, limit, value_bytes)
+        plan = lay_out(MAIN_JOB, footprint(MAIN_JOB, data_size(MAIN_JOB.data), device, value_bytes), limit)
     except ConfigError as error:
         where = (
             "close what else uses it" if device.type == "cpu" else "close what else uses the card (nvidia-smi lists it)"

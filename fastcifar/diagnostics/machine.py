@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastcifar.errors import reason
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,7 +29,7 @@ def torch_at_hand() -> tuple[str | None, str | None, str]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return None, None, first_line(error)
+        return None, None, reason(error)
     return torch.__version__, torch.version.cuda, ""
 
 
@@ -54,7 +56,7 @@ def cuda_failure() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return first_line(error)
+        return reason(error)
     return ""
 
 
@@ -85,7 +87,7 @@ def kernel_obstacle(device: torch.device) -> str | None:
         ema_update_(average, source, torch.tensor([0.75], device=device))
         torch.testing.assert_close(average[0], source / 4)
     except Exception as error:
-        return f"a test of one failed: {first_line(error)}"
+        return f"a test of one failed: {reason(error)}"
     return None
 
 
@@ -98,7 +100,7 @@ def compile_obstacle(device: torch.device) -> str | None:
     try:
         torch.testing.assert_close(torch.compile(lambda x: (x.sin() * 2).relu())(x), (x.sin() * 2).relu())
     except Exception as error:
-        return first_line(error)
+        return reason(error)
     return None
 
 
@@ -119,9 +121,3 @@ def usable_cpus() -> int:
         return max(1, min(count, int(quota) // int(period)))
     except (OSError, ValueError):
         return count
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, shortened, or its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160].rstrip(".") if text else type(error).__name__

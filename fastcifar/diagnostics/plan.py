@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcifar.config import DataConfig, RunConfig
-from fastcifar.engine.memory import DataSize, MemoryPlan, memory_limit, plan_memory, size
+from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, size
 from fastcifar.errors import ConfigError
 from fastcifar.models import find_architecture
 from fastcifar.optim import OPTIMIZERS
@@ -177,7 +177,7 @@ def cost(config: RunConfig, course: Outline) -> Cost:
     """Counts, and measures where the device is here.
 
     Raises:
-        ConfigError: as `build_model` and `plan_memory`; or because the network has more parameters than allowed.
+        ConfigError: as `build_model` and `memory.lay_out`; or the network has more parameters than allowed.
     """
     import torch
 
@@ -200,7 +200,8 @@ def cost(config: RunConfig, course: Outline) -> Cost:
     else:
         limit = memory_limit(config.engine, device)
         precision, _ = resolve_precision(config.engine.precision, device)
-    memory = plan_memory(config, course.data, device, limit or sys.maxsize, precision.dtype.itemsize, count)
+    taken = footprint(config, course.data, device, precision.dtype.itemsize, count)
+    memory = lay_out(config, taken, limit or sys.maxsize)
     if not measured:
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)

@@ -10,8 +10,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +36,32 @@ from fastcifar.diagnostics.profile_report import (
     write_report,
 )
 from fastcifar.engine.memory import DataSize, held_bytes
-from fastcifar.engine.resolve import resolve
-from fastcifar.engine.run import build_trainer, commit, versions
-from fastcifar.engine.step import Average, Backward, Clip, Forward, Part, SlicedPass, Step, Update, Workspace
+from fastcifar.engine.run import commit, compile_and_capture, versions
+from fastcifar.engine.setup import build_trainer, resolve
+from fastcifar.engine.step import unobserved
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
-from fastcifar.optim.sharpness import Ascend, Return
 from fastcifar.runs.console import Console
 from fastcifar.runs.files import writing
 
+Batches = Iterator[tuple[Tensor, Tensor]]
 WARM_UP_STEPS = 3
 MOST_TRACED = 16
 """Steps, rounded up to whole chunks: more would only make the trace larger."""
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
 """The size of the tensor whose copying is timed: more than caches hold."""
 COPY_SECONDS = 0.25
-NAMES: dict[type, str] = {
-    Forward: "forward",
-    Backward: "backward",
-    SlicedPass: "backward",
-    **dict.fromkeys((Ascend, Return, Clip, Update), "optimiser"),
-    Average: "averages",
+NAMES = {
+    "Batches": "data",
+    "Forward": "forward",
+    "Backward": "backward",
+    "SlicedPass": "backward",
+    **dict.fromkeys(("Ascend", "Return", "Clip", "Update"), "optimiser"),
+    "Average": "averages",
 }
-"""The part of the split that a part of the step belongs to; `other` for those not named. The passes of a batch in
-slices are one part.
+"""The part of the split that a part of training belongs to, by its class; `other` for those not named. The passes of a
+batch in slices are one part.
 """
 
 
@@ -75,9 +76,9 @@ def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Fig
     folder = out or Path(f"profile-{''.join(c if c.isalnum() or c in '._-' else '-' for c in config.model.arch)}")
     config, notes = resolve(on_data_at_hand(config))
     trainer = build_trainer(config, began)
-    for note in (*notes, trainer.compile(), trainer.capture()):
-        if note:
-            console.note(note)
+    for note in notes:
+        console.note(note)
+    compile_and_capture(trainer, console)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         figures = measure(trainer, steps, folder / "trace.json.gz")
@@ -103,61 +104,13 @@ class Watch:
         self.device, self.seconds = device, Counter[str]()
 
     @contextmanager
-    def on(self, name: str) -> Iterator[None]:
+    def on(self, part: str) -> Iterator[None]:
+        name = NAMES.get(part, "other")
         with record_function(MARK + name):
             start = time.perf_counter()
             yield
             synchronize(self.device)
             self.seconds[name] += time.perf_counter() - start
-
-    def watched(self, step: Step) -> Step:
-        """`step` with each of its parts under the watch."""
-        return Step(tuple(Watched(part, NAMES.get(type(part), "other"), self) for part in step.parts))
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A part of a step under a watch."""
-
-    part: Part
-    name: str
-    watch: Watch
-
-    def __call__(self, work: Workspace) -> None:
-        with self.watch.on(self.name):
-            self.part(work)
-
-
-class Course:
-    """The steps of `trainer`, one after another, as training launches them; after its last epoch its first follows
-    again.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.batches = trainer, self.endless()
-        trainer.model.train()
-
-    def endless(self) -> Iterator[tuple[Tensor, Tensor]]:
-        trainer = self.trainer
-        while True:
-            yield from trainer.loader.batches(trainer.epoch)
-            trainer.finish_steps()
-            trainer.epoch, trainer.batch = (trainer.epoch + 1) % trainer.config.epochs, 0
-            if trainer.book:
-                trainer.book.turn_to(trainer.steps_done)
-
-    def run(self, steps: int, watch: Watch | None = None) -> float:
-        """Launches so many steps and waits for them; returns the seconds."""
-        synchronize(self.trainer.device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            with watch.on("data") if watch else nullcontext():
-                batch = next(self.batches)
-            self.trainer.launch(*batch)
-            self.trainer.batch += 1
-        self.trainer.finish_steps()
-        synchronize(self.trainer.device)
-        return time.perf_counter() - start
 
 
 def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
@@ -169,17 +122,14 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     device, batch_size, on_gpu = trainer.device, trainer.config.batch_size, trainer.device.type == "cuda"
     chunk = trainer.loader.chunk_size // batch_size
     steps, recorded = (math.ceil(count / chunk) * chunk for count in (steps, min(steps, MOST_TRACED)))
-    course, launched, watch = Course(trainer), trainer.step, Watch(device)
-    course.run(WARM_UP_STEPS)
-    if not on_gpu:
-        trainer.step = watch.watched(launched)
-    seconds = course.run(steps, None if on_gpu else watch) / steps
+    batches, watch = trainer.endless_batches(), Watch(device)
+    trainer.run_steps(batches, WARM_UP_STEPS)
+    seconds = trainer.run_steps(batches, steps, unobserved if on_gpu else watch.on) / steps
     parts = {name: spent / steps for name, spent in watch.seconds.items()}
-    events = traced(course, recorded, trace, None if on_gpu else watch)
+    events = traced(trainer, batches, recorded, trace, None if on_gpu else watch)
     idle = max(seconds - sum(parts.values()), 0.0)
     if on_gpu:
-        parts, idle = parts_on_gpu(course, recorded), seconds * (1 - share_busy(events))
-    trainer.step = launched
+        parts, idle = parts_on_gpu(trainer, batches, recorded), seconds * (1 - share_busy(events))
     return Figures(
         **setting(trainer),
         steps=steps,
@@ -195,16 +145,16 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     )
 
 
-def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> list[Event]:
+def traced(trainer: Trainer, batches: Batches, steps: int, path: Path, watch: Watch | None) -> list[Event]:
     """Runs steps under the profiler, whose trace goes to `path`, and returns what it holds.
 
     Raises:
         FastcifarError: the profiler sees nothing of the GPU.
     """
-    on_gpu = course.trainer.device.type == "cuda"
+    on_gpu = trainer.device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
-        course.run(steps, watch)
+        trainer.run_steps(batches, steps, watch.on if watch else unobserved)
     profiler.export_chrome_trace(str(path))
     events = read_trace(path)
     if on_gpu and not share_busy(events):
@@ -214,14 +164,10 @@ def traced(course: Course, steps: int, path: Path, watch: Watch | None) -> list[
     return events
 
 
-def parts_on_gpu(course: Course, steps: int) -> dict[str, float]:
+def parts_on_gpu(trainer: Trainer, batches: Batches, steps: int) -> dict[str, float]:
     """Seconds a step that kernels take, by part, in steps that the host launches and waits for part by part."""
-    trainer, watch = course.trainer, Watch(course.trainer.device)
-    captured, trainer.captured = trainer.captured, None
-    trainer.step = watch.watched(trainer.step)
     with tempfile.TemporaryDirectory() as folder:
-        events = traced(course, steps, Path(folder) / "trace.json.gz", watch)
-    trainer.captured = captured
+        events = traced(trainer, batches, steps, Path(folder) / "trace.json.gz", Watch(trainer.device))
     return {name: seconds / steps for name, seconds in kernel_seconds(events).items()}
 
 
@@ -234,14 +180,14 @@ def setting(trainer: Trainer) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "precision": trainer.precision.name,
         "device": device_name(trainer.device),
-        "compiled": config.engine.compile == "on",
-        "captured": trainer.captured is not None,
+        "compiled": trainer.launch.compiled,
+        "captured": trainer.launch.captured is not None,
     }
 
 
 def rates(trainer: Trainer) -> dict[str, float]:
     """What a step has to compute and to move, and how fast the device does either."""
-    config, dtype, options = trainer.config, trainer.precision.dtype, trainer.network["options"]
+    config, dtype, options = trainer.config, trainer.precision.dtype, trainer.options
     images = config.batch_size * (1 if config.optim.sharpness == "none" else 2)
     held = held_bytes(config, DataSize(0, 0), trainer.count)
     # Weights are read by the pass, read and written by the update, and read by the averages; gradients are written and

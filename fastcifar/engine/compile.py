@@ -1,4 +1,4 @@
-"""The step compiled, where that pays, and captured as CUDA graphs, where there is a GPU."""
+"""What makes a step fast: compiling its forward and backward pass, where that pays, and capturing it as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 from pathlib import Path
 
 import torch
@@ -19,29 +20,47 @@ from fastcifar.config import RunConfig
 from fastcifar.data.sources import cache_folder
 from fastcifar.device import device_name
 from fastcifar.engine.step import Step, Workspace
+from fastcifar.errors import reason
 
 COLD_SECONDS, WARM_SECONDS = 40.0, 4.0
 """Typical cost of compiling a network's forward and backward pass, anew and from cached artefacts (resnet20_v2, two CPU
 cores: 38 and 2 s)."""
-CPU_OPTIONS = {"realize_reads_threshold": 8, "inplace_buffers": False}
-"""Options of the compiler. By default it would store a batch norm's gradient behind the ReLU, which reads more than
-four tensors, in float32, and write what it computes from an activation over it, after which each iteration of the loop
-waits for the one before (16 channels: 1.6 ms in place of 0.7)."""
+OPTIONS = {"cpu": {"realize_reads_threshold": 8, "inplace_buffers": False}, "cuda": None}
+"""Options of the compiler. On a CPU it would store a batch norm's gradient behind the ReLU, which reads more than four
+tensors, in float32, and write what it computes from an activation over it, after which each iteration of the loop waits
+for the one before (16 channels: 1.6 ms in place of 0.7)."""
 SPEEDUP = {"cpu": 1.3, "cuda": 1.05}
 """Typical gain of a compiled step over an eager one. resnet20_v2 gains 1.35 on two CPU cores. On a GPU our own kernels
 leave the compiler 13 of 174 launches, and a captured step does not wait for the host; no card has shown yet what that
 comes to."""
+WARM_UP_STEPS = 3
+"""Run before a capture, so that libraries have chosen their algorithms and made their workspaces."""
+
+
+class Why(Enum):
+    """Why a step is not compiled, or not captured."""
+
+    ASKED = auto()
+    NO_STEP_LEFT = auto()
+    DOES_NOT_PAY = auto()
+    SHORT_RUN = auto()
+    """The run is shorter than the warm-up of a capture."""
+    OVERFLOW_CHECK = auto()
+    """The optimizer waits in the middle of a step to know whether a float16 gradient overflowed."""
+    FAILED = auto()
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """What came of compiling."""
+class Obstacle:
+    """What keeps a step from being compiled, or captured."""
 
-    function: Callable
-    """The compiled function, or the given one."""
-    compiled: bool
-    message: str
-    """One line on the choice and its cost."""
+    why: Why
+    detail: str = ""
+    """Of a failure the error's reason; of an overflow check the optimizer's class."""
+    training_seconds: float = 0.0
+    """The time of the steps to come, where compiling does not pay."""
+    compile_seconds: float = 0.0
+    """The time that compiling would take."""
 
 
 def keep_artefacts() -> None:
@@ -51,22 +70,19 @@ def keep_artefacts() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
-def mark_of(config: RunConfig, device: torch.device, options: dict[str, int | bool] | None = None) -> Path:
-    """A file that exists once the step of `config` has been compiled for `device`, by this torch with these options,
-    into the cache.
-    """
+def mark_of(config: RunConfig, device: torch.device) -> Path:
+    """A file that exists once the step of `config` has been compiled for `device`, by this torch, into the cache."""
     size = config.engine.micro_batch or config.batch_size
     made_of = asdict(config.model), asdict(config.loss), size, config.engine.precision
-    parts = (*made_of, torch.__version__, device_name(device), options)
+    parts = (*made_of, torch.__version__, device_name(device), OPTIONS[device.type])
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", cache_folder() / "compiled")) / "fastcifar" / name
 
 
 def obstacle_to_compiling(
     requested: str, steps: int, step_seconds: Callable[[], float], device: str, cached: bool
-) -> str | None:
-    """A line on why a run is not compiled, or None where it is: as asked, or for "auto" since the time saved exceeds
-    that of compiling.
+) -> Obstacle | None:
+    """Why a run is not to be compiled. With "auto" it is where the time saved exceeds that of compiling.
 
     Args:
         requested: "auto", "on" or "off".
@@ -76,42 +92,44 @@ def obstacle_to_compiling(
         cached: whether the same was compiled before, and its artefacts are kept.
     """
     if not steps:
-        return "Not compiled: no step is left to run."
+        return Obstacle(Why.NO_STEP_LEFT)
     if requested == "off":
-        return "Not compiled, as asked."
+        return Obstacle(Why.ASKED)
     if requested == "on":
         return None
     eager, cost = steps * step_seconds(), WARM_SECONDS if cached else COLD_SECONDS
     if eager * (1 - 1 / SPEEDUP[device]) >= cost:
         return None
-    return f"Not compiled: {eager:.0f} s of training would not win back the {cost:.0f} s."
+    return Obstacle(Why.DOES_NOT_PAY, training_seconds=eager, compile_seconds=cost)
 
 
 def compile_function(
-    function: Callable, rehearse: Callable[[Callable], None], mark: Path, options: dict[str, int | bool] | None
-) -> Compiled:
-    """`function` compiled, or itself where that fails.
+    function: Callable, device: str, rehearse: Callable[[Callable], None], mark: Path
+) -> Callable | Obstacle:
+    """`function` compiled for a `device`, "cpu" or "cuda", or why that failed.
 
     Args:
         function: the forward pass with its loss.
+        device: "cpu" or "cuda".
         rehearse: runs one forward and backward pass through the function it is given, and leaves no trace of it.
         mark: file that is made where it succeeds.
-        options: of the compiler.
+
+    Raises:
+        torch.AcceleratorError: CUDA itself failed.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    compiled = torch.compile(function, dynamic=False, options=options)
+    compiled = torch.compile(function, dynamic=False, options=OPTIONS[device])
     try:
-        seconds = timed(rehearse, compiled)
+        rehearse(compiled)
+    except torch.AcceleratorError:
+        raise
     except Exception as error:
         torch.compiler.reset()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return Compiled(
-            function, False, f"Not compiled: torch.compile failed ({reason[:160]}); training goes on without it."
-        )
+        return Obstacle(Why.FAILED, reason(error))
     with suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    return Compiled(compiled, True, f"Compiled in {seconds:.1f} s.")
+    return compiled
 
 
 def timed(call: Callable, *arguments: object) -> float:
@@ -121,8 +139,16 @@ def timed(call: Callable, *arguments: object) -> float:
     return time.perf_counter() - start
 
 
-WARM_UP_STEPS = 3
-"""Run before a capture, so that libraries have chosen their algorithms and made their workspaces."""
+def obstacle_to_capture(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, total_steps: int
+) -> Obstacle | None:
+    """Why a step of a run of `total_steps` is not to be captured, as far as is known without trying."""
+    if total_steps < WARM_UP_STEPS:
+        return Obstacle(Why.SHORT_RUN)
+    if scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return Obstacle(Why.OVERFLOW_CHECK, type(optimizer).__name__)
+    return None
+
 
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], None]], Replay]
@@ -187,7 +213,7 @@ class CapturedSteps:
         step: a whole step.
         images, labels: a batch to take shapes and types from; images (B, 3, H, W) in channels_last.
         count: steps in a row.
-        record: how to record; a `Recorder` but for tests.
+        record: a `Recorder`, or what stands for one.
     """
 
     def __init__(self, step: Step, images: Tensor, labels: Tensor, count: int, record: Record) -> None:
@@ -220,14 +246,3 @@ class CapturedSteps:
                 self.labels[0].copy_(self.labels[slot])
             self.one()
         self.filled = 0
-
-
-def capture_obstacle(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, steps: int) -> str | None:
-    """Why a step with these, of a run of so many, cannot be recorded: mostly what waits for the device in its
-    middle.
-    """
-    if steps < WARM_UP_STEPS:
-        return "since the run is shorter than the warm-up"
-    if scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return f"since {type(optimizer).__name__} in float16 waits to know whether the gradient overflowed"
-    return None

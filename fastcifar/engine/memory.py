@@ -5,7 +5,6 @@ is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -48,10 +47,9 @@ both.
 
 @dataclass(frozen=True)
 class DataSize:
-    """What the cost of a run depends on."""
+    """The size of a data set; the training images include those for validation."""
 
     train: int
-    """Images, those for validation included."""
     test: int
     classes: int = 10
     image_size: int = 32
@@ -108,39 +106,50 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a network's training takes, whatever the memory and the size of a batch."""
+    """The bytes that a network's training takes, whatever the memory and the size of a batch."""
 
     device: str
     """cpu or cuda."""
     held: dict[str, int]
-    """Bytes from the first step to the last, by what they hold."""
+    """From the first step to the last, by what they hold."""
     augmented: int
-    """Bytes of an image under augmentation."""
+    """By an image under augmentation."""
     evaluated: int
-    """Bytes of an image in an evaluation, and of what comes and goes for it in a step."""
+    """By an image in an evaluation, and by what comes and goes for it in a step."""
     trained: int
-    """Bytes of an image in a step."""
+    """By an image in a step."""
 
 
 def footprint(
     config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2, count: NetworkCount | None = None
 ) -> Footprint:
-    """Counts what `config` takes on `device`, activations having `value_bytes` bytes a value: 2 in bfloat16 and
-    float16, 4 in float32.
+    """Counts what `config` takes on `device`; nothing is allocated but for networks from elsewhere.
 
-    `count` is the network's, where that is known. Nothing is allocated but for networks from elsewhere. What a network
-    keeps is PyTorch's own count without a compiler (`models.count`), which compiling should not raise. Raises as
-    `build_model`.
+    What a network keeps is PyTorch's own count without a compiler (`models.count`), which compiling should not raise.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        device: of the run.
+        value_bytes: of an activation: 2 in bfloat16 and float16, 4 in float32.
+        count: of the network, where that is known.
+
+    Raises:
+        ConfigError: as `build_model`; or the run would keep no snapshots, or too many.
     """
     from fastcifar.models.count import count_network
+    from fastcifar.optim.schedules import cycle_ends
 
-    options = {"classes": data.classes, "image_size": data.image_size, **config.model.options}
-    count = count or count_network(config.model.arch, **options)
+    if count is None:
+        options = {"classes": data.classes, "image_size": data.image_size, **config.model.options}
+        count = count_network(config.model.arch, **options)
     held, heap = held_bytes(config, data, count), 1.0
-    held["weights in low precision"] = value_bytes * count.parameters if value_bytes < 4 else 0
+    held["weights in low precision"] = value_bytes * count.parameters if value_bytes < WEIGHT_BYTES else 0
     if device.type == "cpu":
+        steps_per_epoch = max(1, (data.train - config.data.val_split) // config.batch_size)
+        cycles = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if config.schedule.snapshots else ()
         held["images before the split"] = data.train * 3 * data.image_size**2 if config.data.val_split else 0
-        held["snapshots"] = snapshots(config, data) * held["weights"]
+        held["snapshots"] = len(cycles) * held["weights"]
         held["Python and its libraries"] = PROCESS_BYTES + (0 if config.engine.compile == "off" else COMPILER_BYTES)
         # All weights are copied, then those of one file into its order and its bytes.
         held["copies for a checkpoint"] = 3 * held["weights"] + held["averages"] + held["best weights"]
@@ -153,24 +162,31 @@ def footprint(
     return Footprint(device.type, held, augmented, int(heap * in_flight), int(heap * (kept + in_flight)))
 
 
-def snapshots(config: RunConfig, data: DataSize) -> int:
-    """How many sets of weights are kept at the ends of cycles. Raises ConfigError where there are none or too many."""
-    from fastcifar.optim.schedules import cycle_ends
+def held_bytes(config: RunConfig, data: DataSize, count: NetworkCount) -> dict[str, int]:
+    """Bytes that a run holds from its first step to its last on any device, by what they hold."""
+    parameters = WEIGHT_BYTES * count.parameters
+    weights = parameters + count.buffer_bytes
+    averages = len(config.average.decays) + (config.average.swa_start is not None)
+    return {
+        "data set": data.bytes,
+        "weights": weights,
+        "gradients": parameters,
+        "optimiser": parameters * values_per_weight(config.optim),
+        "averages": averages * weights,
+        "best weights": (1 + averages) * weights if config.data.val_split else 0,
+        "weights that SAM returns to": 0 if config.optim.sharpness == "none" else weights,
+    }
 
-    steps_per_epoch = max(1, (data.train - config.data.val_split) // config.batch_size)
-    return len(cycle_ends(config.schedule, steps_per_epoch, config.epochs)) if config.schedule.snapshots else 0
 
+def values_per_weight(optim: OptimConfig) -> int:
+    """How many values an optimizer keeps for each weight, seen from one that moves a small matrix."""
+    import torch
 
-def plan_memory(
-    config: RunConfig,
-    data: DataSize,
-    device: torch.device,
-    limit: int,
-    value_bytes: int = 2,
-    count: NetworkCount | None = None,
-) -> MemoryPlan:
-    """Lays out a run within `limit` bytes. Raises as `footprint` and `lay_out`."""
-    return lay_out(config, footprint(config, data, device, value_bytes, count), limit)
+    from fastcifar.optim.optimizers import build_optimizer
+
+    matrix = torch.nn.Linear(64, 64, bias=False, device="meta").to_empty(device="cpu")
+    states = build_optimizer(matrix, optim).state.values()
+    return sum(tensor.numel() for state in states for tensor in state.values()) // matrix.weight.numel()
 
 
 def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
@@ -184,11 +200,10 @@ def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
     from fastcifar.data.loader import CHUNK_SIZE
     from fastcifar.engine.evaluate import BATCH_SIZE
 
-    batch_size = config.batch_size
+    batch_size, asked = config.batch_size, config.engine.micro_batch
     chunk_size = config.data.chunk_size or halved(CHUNK_SIZE[taken.device], limit // CHUNK_SHARE // taken.augmented)
     parts = {**taken.held, "images under augmentation": max(chunk_size, batch_size) * taken.augmented}
     room = limit - limit // RESERVE - sum(parts.values())
-    asked = config.engine.micro_batch
     candidates = [min(asked, batch_size)] if asked else divisors(batch_size)
     evaluation_room = limit // EVALUATION_SHARE
     if taken.device == "cpu":  # whose runs end in the same bytes wherever the whole plan fits
@@ -202,24 +217,29 @@ def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
         needed = (sum(parts.values()) + fewest * taken.trained) * RESERVE // (RESERVE - 1)
         raise ConfigError(
             f"{config.model.arch} with {fewest} image{'s' * (fewest > 1)} a pass needs about {size(needed)}, and "
-            f"there are {size(limit)}; "
-            "choose a smaller network, --micro-batch or --chunk-size, keep fewer averages, or give more memory."
+            f"there are {size(limit)}; choose a smaller network, --micro-batch or --chunk-size, keep fewer averages, "
+            "or give more memory."
         )
-    return MemoryPlan(
-        limit,
-        batch_size,
-        chunk_size,
-        micro_batch,
-        evaluation_batch,
-        parts | {"activations": micro_batch * taken.trained},
-    )
+    parts["activations"] = micro_batch * taken.trained
+    return MemoryPlan(limit, batch_size, chunk_size, micro_batch, evaluation_batch, parts)
+
+
+def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tuple[RunConfig, MemoryPlan | None]:
+    """`config` with the chunk size and the micro batch that suit `limit` bytes, and the plan; without a limit there is
+    no plan, and what is left open is what suits any. Raises as `lay_out`.
+    """
+    from fastcifar.data.loader import CHUNK_SIZE
+
+    plan = None if limit is None else lay_out(config, taken, limit)
+    chunk_size = config.data.chunk_size or (plan.chunk_size if plan else CHUNK_SIZE[taken.device])
+    micro_batch = config.engine.micro_batch or (plan.micro_batch if plan else config.batch_size)
+    data, engine = replace(config.data, chunk_size=chunk_size), replace(config.engine, micro_batch=micro_batch)
+    return replace(config, data=data, engine=engine), plan
 
 
 def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
     """Bytes that a run in this process may take in all: what it is given, else what is free and what the process has
-    taken already.
-
-    None where the system does not tell.
+    taken already; None where the system does not tell.
     """
     from fastcifar.device import free_memory, own_memory
 
@@ -229,34 +249,10 @@ def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
     return None if free is None else free + (CONTEXT_BYTES if device.type == "cuda" else own_memory())
 
 
-def fit_to_memory(
-    config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2, count: NetworkCount | None = None
-) -> tuple[RunConfig, MemoryPlan | None]:
-    """`config` with the chunk size and the micro batch that suit the memory there is, and the plan.
-
-    Where the system does not tell how much there is, there is no plan, and what is left open is what suits any. Raises
-    as `plan_memory`.
-    """
-    from fastcifar.data.loader import CHUNK_SIZE
-
-    limit = memory_limit(config.engine, device)
-    if limit is None:
-        chunk_size, micro_batch, plan = CHUNK_SIZE[device.type], config.batch_size, None
-    else:
-        plan = plan_memory(config, data, device, limit, value_bytes, count)
-        chunk_size, micro_batch = plan.chunk_size, plan.micro_batch
-    config = replace(config, data=replace(config.data, chunk_size=config.data.chunk_size or chunk_size))
-    return replace(config, engine=replace(config.engine, micro_batch=config.engine.micro_batch or micro_batch)), plan
-
-
 def limit_memory(limit: int, device: torch.device) -> None:
-    """Has tensors on a GPU fail beyond what a card of `limit` bytes would hold; on a CPU nothing is enforced.
-
-    Raises:
-        ConfigError: the card has less.
+    """Has tensors on a GPU fail beyond what a card of `limit` bytes would hold. Raises ConfigError where it has
+    less.
     """
-    if device.type != "cuda":
-        return
     import torch
 
     total = torch.cuda.get_device_properties(device).total_memory
@@ -277,42 +273,8 @@ def halved(first: int, most: int) -> int:
 
 def divisors(number: int) -> list[int]:
     """From the number itself down to 1."""
-
-    def pairs() -> Iterator[int]:
-        for small in range(1, math.isqrt(number) + 1):
-            if number % small == 0:
-                yield from (small, number // small)
-
-    return sorted(set(pairs()), reverse=True)
-
-
-def held_bytes(config: RunConfig, data: DataSize, count: NetworkCount) -> dict[str, int]:
-    """Bytes that a run holds from its first step to its last, by what they hold."""
-    parameters = WEIGHT_BYTES * count.parameters
-    weights, averages = (
-        parameters + count.buffer_bytes,
-        len(config.average.decays) + (config.average.swa_start is not None),
-    )
-    return {
-        "data set": data.bytes,
-        "weights": weights,
-        "gradients": parameters,
-        "optimiser": parameters * values_per_weight(config.optim),
-        "averages": averages * weights,
-        "best weights": (1 + averages) * weights if config.data.val_split else 0,
-        "weights that SAM returns to": 0 if config.optim.sharpness == "none" else weights,
-    }
-
-
-def values_per_weight(optim: OptimConfig) -> int:
-    """How many values an optimiser keeps for each weight, seen from one that moves a small matrix."""
-    import torch
-
-    from fastcifar.optim.optimizers import build_optimizer
-
-    matrix = torch.nn.Linear(64, 64, bias=False, device="meta").to_empty(device="cpu")
-    states = build_optimizer(matrix, optim).state.values()
-    return sum(tensor.numel() for state in states for tensor in state.values()) // matrix.weight.numel()
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)}, reverse=True)
 
 
 def size(count: int) -> str:

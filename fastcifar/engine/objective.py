@@ -19,26 +19,36 @@ from fastcifar.errors import ConfigError
 from fastcifar.runs.network import joint_logits, load_networks
 
 
-class Outcome(NamedTuple):
-    """What came of a batch; both ()."""
+class BatchMetrics(NamedTuple):
+    """Mean loss of a batch, float32 (), and the number of its right answers, int64 ()."""
 
     loss: Tensor
-    """Mean, float32."""
     correct: Tensor
-    """Number of right answers."""
+
+
+class ForwardPass:
+    """A network from bytes to logits: its input is normalised, and its layers compute in `precision` on `device`."""
+
+    def __init__(
+        self, model: nn.Module, normalization: Normalization, precision: Precision, device: torch.device
+    ) -> None:
+        self.model, self.precision, self.device = model, precision, device
+        self.normalize = Normalizer(normalization, device)
+
+    def __call__(self, images: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Images uint8 (B, 3, H, W) -> logits (B, classes); `weights`, by name, are used in place of the model's."""
+        with self.precision.autocast(self.device):
+            return functional_call(self.model, weights or {}, self.normalize(images, self.precision.dtype))
 
 
 class Objective:
     """What a step minimises.
 
     Args:
-        model: the network.
-        normalization: of its input.
-        precision: of its convolutions.
+        forward: the network.
         loss: of its logits.
-        device: where it computes.
         classes: names of the classes, which must be the teacher's too.
-        weights: of `model`, by name, to be used in place of its own.
+        weights: of the network, by name, to be used in place of its own.
 
     Raises:
         FastcifarError: the teacher cannot be read, or knows other classes.
@@ -46,36 +56,32 @@ class Objective:
 
     def __init__(
         self,
-        model: nn.Module,
-        normalization: Normalization,
-        precision: Precision,
+        forward: ForwardPass,
         loss: LossConfig,
-        device: torch.device,
         classes: tuple[str, ...],
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.weights = dict(weights or {})
-        self.model, self.precision, self.device = model, precision, device
-        self.normalize = Normalizer(normalization, device)
+        self.forward, self.weights = forward, dict(weights or {})
         self.loss, self.criterion = loss.resolved, build_loss(loss)
-        self.teacher: Teacher | None = load_teacher(loss.teacher, device, classes) if loss.teacher else None
+        self.teacher = load_teacher(loss.teacher, forward.device, classes) if loss.teacher else None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Outcome:
+    def __call__(self, images: Tensor, labels: Tensor) -> BatchMetrics:
         """Images uint8 (B, 3, H, W); labels int64 (B,), or float32 (B, classes) of mixed images, whose answer is the
         larger share.
         """
-        with self.precision.autocast(self.device):
-            logits = self.logits(images)
-            taught = self.teacher(images, self.precision.dtype) if self.teacher else None
+        logits = self.logits(images)
         loss = self.criterion(logits, labels)
-        if taught is not None:
+        if self.teacher:
+            precision = self.forward.precision
+            with precision.autocast(self.forward.device):
+                taught = self.teacher(images, precision.dtype)
             loss = torch.lerp(loss, distillation(logits, taught, self.loss.temperature), self.loss.distill_weight)
         hard = labels if labels.dim() == 1 else labels.argmax(dim=1)
-        return Outcome(loss, (logits.detach().argmax(dim=1) == hard).sum())
+        return BatchMetrics(loss, (logits.detach().argmax(dim=1) == hard).sum())
 
     def logits(self, images: Tensor) -> Tensor:
         """Images uint8 (B, 3, H, W) -> (B, classes)."""
-        return functional_call(self.model, self.weights, self.normalize(images, self.precision.dtype))
+        return self.forward(images, self.weights)
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -83,8 +89,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy, in float32: logits (N, classes) of any float dtype, labels int64 (N,) or shares (N, classes)
-    -> ().
+    """Mean cross-entropy, as a `Loss`.
 
     With `smoothing`, that share of each target is spread evenly over all classes (Szegedy et al. 2016,
     arXiv:1512.00567, section 7).
@@ -95,7 +100,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 def asymmetric(
     logits: Tensor, labels: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, smoothing: float = 0.1
 ) -> Tensor:
-    """The single-label asymmetric loss, in float32: arguments and result as `cross_entropy`.
+    """The single-label asymmetric loss, as a `Loss`.
 
     A cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and p^gamma_neg
     for the others, so that wrong classes count only where they are likely (Ben-Baruch et al. 2021, arXiv:2009.14119, as
@@ -110,7 +115,7 @@ def asymmetric(
 
 
 def build_loss(config: LossConfig) -> Loss:
-    """The loss that `config` names, without the teacher's part of it (`distill`)."""
+    """The loss that `config` names, without the teacher's part of it."""
     config = config.resolved
     smoothing = config.label_smoothing
     if config.loss == "asymmetric":
@@ -126,17 +131,15 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images uint8 (N, 3, H, W), given to the networks in `dtype` -> logits (N, classes); of several, of the
-        mean probabilities.
+        """Images uint8 (N, 3, H, W), given to the networks in `dtype` -> logits (N, classes), those of the mean
+        probabilities where there are several networks.
         """
         return joint_logits([network(normalize(images, dtype)) for network, normalize in self.members])
 
 
 def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
-    """The network of a run's folder, with its best weights on the validation split, or else an average, where it keeps
-    one.
-
-    Of an ensemble's folder, the members that vote: those chosen on the validation split, or else all.
+    """The network of a run's folder (`runs.network.load_networks` says with which weights), or the members of an
+    ensemble's that vote.
 
     Raises:
         FastcifarError: the folder is neither, or a run has no checkpoint; ConfigError: one knows other classes than

@@ -1,5 +1,5 @@
 """Weights of convolutions and dense layers in the precision they are used in, beside the float32 ones that the
-optimiser moves.
+optimizer moves.
 
 Autocast casts each weight at every forward pass, and each gradient back: two small kernels a layer on a GPU, where they
 cost as much as its smaller convolutions. Here one kernel casts all weights, and one or two take all gradients back;
@@ -8,6 +8,7 @@ from the second part of a batch on, one or two more add them up. The values are 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -46,21 +47,14 @@ class Shadow:
     @torch.no_grad()
     def deposit(self) -> None:
         """Adds the gradients to those of the parameters, and drops them; due after a backward pass."""
-        pairs = [
-            (original, copy.grad)
-            for original, copy in zip(self.originals, self.weights.values(), strict=True)
-            if copy.grad is not None
-        ]
+        copies = zip(self.originals, self.weights.values(), strict=True)
+        pairs = [(original, copy.grad) for original, copy in copies if copy.grad is not None]
         if not pairs:
             return
         originals, found = map(list, zip(*pairs, strict=True))
         gradients = [torch.empty_like(original) for original in originals]
         torch._foreach_copy_(gradients, found)
-        begun = [
-            (original.grad, gradient)
-            for original, gradient in zip(originals, gradients, strict=True)
-            if original.grad is not None
-        ]
+        begun = [(o.grad, gradient) for o, gradient in zip(originals, gradients, strict=True) if o.grad is not None]
         if begun:
             torch._foreach_add_(*map(list, zip(*begun, strict=True)))
         for original, gradient in zip(originals, gradients, strict=True):
@@ -88,10 +82,7 @@ def cast_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     Not of their subclasses, which may compute with a weight before they use it, nor within squeeze-and-excitation,
     whose kernel takes float32. A parameter that other modules share stays as it is, for these may use it otherwise.
     """
-    users: dict[nn.Parameter, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            users[parameter] = users.get(parameter, 0) + 1
+    users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
     gates = {id(part) for module in model.modules() if isinstance(module, SqueezeExcite) for part in module.modules()}
     for prefix, module in model.named_modules():
         if type(module) in (nn.Conv2d, nn.Linear) and id(module) not in gates:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastcifar.engine.objective import Outcome
+from fastcifar.engine.objective import BatchMetrics
 from fastcifar.engine.shadow import Shadow
 from fastcifar.kernels.bookkeeping import NEVER, advance_, set_rates_and_decays
 from fastcifar.optim.averaging import Averages
@@ -24,11 +25,17 @@ class Workspace:
     labels: Tensor
     loss: Tensor | None = None
     """To take the gradient of."""
-    outcome: Outcome | None = None
+    metrics: BatchMetrics | None = None
     """To record."""
 
 
 Part = Callable[[Workspace], None]
+Observer = Callable[[str], AbstractContextManager[object]]
+"""Makes the context that a part of a step runs within, given the name of the part's class."""
+
+
+def unobserved(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -37,23 +44,24 @@ class Step:
 
     parts: tuple[Part, ...]
 
-    def __call__(self, work: Workspace) -> None:
+    def __call__(self, work: Workspace, observe: Observer = unobserved) -> None:
         for part in self.parts:
-            part(work)
+            with observe(type(part).__name__):
+                part(work)
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Keeps loss and right answers of the first pass of a step, if there are two."""
+    """Computes the loss; where a step has two passes, the metrics are those of the first."""
 
-    objective: Callable[[Tensor, Tensor], Outcome]
+    objective: Callable[[Tensor, Tensor], BatchMetrics]
     shadow: Shadow
 
     def __call__(self, work: Workspace) -> None:
         self.shadow.refresh()
-        outcome = self.objective(work.images, work.labels)
-        work.loss = outcome.loss
-        work.outcome = work.outcome or outcome
+        metrics = self.objective(work.images, work.labels)
+        work.loss = metrics.loss
+        work.metrics = work.metrics or metrics
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,38 @@ class Backward:
     def __call__(self, work: Workspace) -> None:
         self.scaler.scale(work.loss).backward()
         self.shadow.deposit()
+
+
+@dataclass(frozen=True)
+class SlicedPass:
+    """`Forward` and `Backward` in one, over `micro_batch` images at a time; the last slice has the fewer that remain.
+
+    Gradients add up to those of the mean loss over the whole batch, so the update is the same but for the order of
+    summation. Batch norm normalises each slice by its own statistics and moves its running statistics once a slice, as
+    if so many GPUs had shared the batch. Nothing waits for the device.
+    """
+
+    objective: Callable[[Tensor, Tensor], BatchMetrics]
+    scaler: torch.amp.GradScaler
+    shadow: Shadow
+    micro_batch: int
+
+    def __call__(self, work: Workspace) -> None:
+        """Leaves the gradients, the metrics as `Forward` does, and the batch's mean loss, detached."""
+        self.shadow.refresh()
+        slices = zip(work.images.split(self.micro_batch), work.labels.split(self.micro_batch), strict=True)
+        passes = [self.pass_over(images, labels, len(work.labels)) for images, labels in slices]
+        loss, correct = map(sum, zip(*passes, strict=True))
+        work.loss = loss
+        work.metrics = work.metrics or BatchMetrics(loss, correct)
+
+    def pass_over(self, images: Tensor, labels: Tensor, batch_size: int) -> BatchMetrics:
+        """Adds the gradient of a slice; returns its share of the batch's mean loss, detached, and its right answers."""
+        metrics = self.objective(images, labels)
+        loss = metrics.loss * (len(labels) / batch_size)
+        self.scaler.scale(loss).backward()
+        self.shadow.deposit()
+        return BatchMetrics(loss.detach(), metrics.correct)
 
 
 @dataclass(frozen=True)
@@ -122,9 +162,7 @@ class Totals:
 
 
 class Meter:
-    """Sums of an epoch on the device, read once: loss times images, right answers, and the first step whose loss was
-    not finite.
-    """
+    """The `Totals` of an epoch, summed on the device, float64 (3,)."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -135,9 +173,9 @@ class Meter:
         self.sums[2].fill_(NEVER)
 
     def __call__(self, work: Workspace) -> None:
-        loss = work.outcome.loss.detach()
+        loss = work.metrics.loss.detach()
         self.sums[0].add_(loss, alpha=len(work.labels))
-        self.sums[1].add_(work.outcome.correct)
+        self.sums[1].add_(work.metrics.correct)
         self.sums[2].clamp_(max=torch.where(loss.isfinite(), NEVER, float(work.step)))
 
     def read(self) -> Totals:
@@ -152,10 +190,9 @@ def totals(sums: Tensor) -> Totals:
 
 
 class DeviceBook:
-    """What a GPU keeps of a run's course, so that a captured step needs nothing from the host: its number, learning
-    rates and decays.
+    """Keeps a step's number, learning rates and decays on a GPU, so that a captured step needs nothing from the host.
 
-    Called at the end of a step, it takes that into the meter and goes on to the next, all in one launch.
+    Called at the end of a step, it adds the step to the meter and goes on to the next, all in one launch.
 
     Args:
         meter: of the epoch.
@@ -187,7 +224,7 @@ class DeviceBook:
 
     def __call__(self, work: Workspace) -> None:
         book = self.sums, self.number, self.rates, self.decays
-        loss, correct = work.outcome.loss.detach(), work.outcome.correct
+        loss, correct = work.metrics.loss.detach(), work.metrics.correct
         advance_(*book, loss, correct, self.lr_table, self.ratios, self.decay_table, len(work.labels))
 
 
@@ -237,39 +274,3 @@ class LiveMeter:
     def forget(self) -> None:
         """Lets a copy of an epoch that has ended go unread."""
         self.awaited = None
-
-
-@dataclass(frozen=True)
-class SlicedPass:
-    """`Forward` and `Backward` in one, over `micro_batch` images at a time, the last pass having the fewer that remain.
-
-    Gradients add up to those of the mean loss over the whole batch, so the update is the same but for the order of
-    summation. Where a network has batch norm, each pass is normalised by its own statistics, and its running statistics
-    move once a pass: as if so many GPUs had shared the batch. Nothing waits for the device, and every pass of the same
-    size is the same graph.
-    """
-
-    objective: Callable[[Tensor, Tensor], Outcome]
-    scaler: torch.amp.GradScaler
-    shadow: Shadow
-    micro_batch: int
-
-    def __call__(self, work: Workspace) -> None:
-        """Leaves the gradients, and the mean loss of the batch and its right answers as Forward does; of the loss
-        nothing more is due.
-        """
-        self.shadow.refresh()
-        slices = zip(work.images.split(self.micro_batch), work.labels.split(self.micro_batch), strict=True)
-        loss, correct = map(sum, zip(*(self.pass_over(*part, len(work.labels)) for part in slices), strict=True))
-        work.loss = loss
-        work.outcome = work.outcome or Outcome(loss, correct)
-
-    def pass_over(self, images: Tensor, labels: Tensor, count: int) -> Outcome:
-        """Adds the gradient of a slice of `count` images; returns its part of the batch's mean loss, detached, and
-        its right answers.
-        """
-        outcome = self.objective(images, labels)
-        loss = outcome.loss * (len(labels) / count)
-        self.scaler.scale(loss).backward()
-        self.shadow.deposit()
-        return Outcome(loss.detach(), outcome.correct)

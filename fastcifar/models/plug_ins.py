@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar.errors import ConfigError, unknown
+from fastcifar.errors import ConfigError, reason, unknown
 
 
 def from_timm(*, name: str, classes: int = 10, image_size: int = 32) -> nn.Module:
@@ -49,7 +49,8 @@ def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn
             module = importlib.import_module(module_name)
         except Exception as error:
             raise ConfigError(
-                f"{target}: the module {module_name} cannot be imported ({reason(error)}); mend it or its name."
+                f"{target}: the module {module_name} cannot be imported "
+                f"({type(error).__name__}: {reason(error)}); mend it or its name."
             ) from error
         function = getattr(module, function_name, None)
         if not callable(function):
@@ -95,13 +96,9 @@ def refused(name: str, task: str) -> Iterator[None]:
         raise ConfigError(f"{name} {error}") from error
     except Exception as error:
         raise ConfigError(
-            f"{name} failed for {task} ({reason(error)}); mend it or choose another architecture."
+            f"{name} failed for {task} ({type(error).__name__}: {reason(error)}); "
+            "mend it or choose another architecture."
         ) from error
-
-
-def reason(error: Exception) -> str:
-    """The kind of an error and the first line of its text, shortened."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:160]}"
 
 
 def checked(network: Any, classes: int, image_size: int) -> nn.Module:

@@ -17,7 +17,7 @@ from torchvision import transforms
 
 from fastcifar.config import AverageConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.engine.resolve import resolve
+from fastcifar.engine.setup import resolve
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -27,8 +27,7 @@ from fastcifar.data.sources import load_dataset
 from fastcifar.diagnostics import doctor
 from fastcifar.diagnostics.plan import SIZES, DataSize, cost, data_size, outline, warnings
 from fastcifar.engine.memory import size
-from fastcifar.engine.resolve import resolve
-from fastcifar.engine.run import build_trainer
+from fastcifar.engine.setup import build_trainer, resolve
 from fastcifar.errors import ConfigError
 from fastcifar.optim.schedules import lr_table
 

@@ -14,7 +14,7 @@ from fastcifar import cli
 from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
 from fastcifar.data.sources import load_dataset
 from fastcifar.diagnostics import profile
-from fastcifar.diagnostics.profile import Course, moved_values, on_data_at_hand
+from fastcifar.diagnostics.profile import moved_values, on_data_at_hand
 from fastcifar.diagnostics.profile_report import (
     PARTS,
     costliest,
@@ -24,8 +24,7 @@ from fastcifar.diagnostics.profile_report import (
     share_busy,
     split_of,
 )
-from fastcifar.engine.run import build_trainer
-from fastcifar.engine.step import SlicedPass
+from fastcifar.engine.setup import build_trainer
 from fastcifar.models.count import count_network
 
 SIZE = 12
@@ -192,9 +191,7 @@ def test_the_trace_holds_what_was_run(images, tmp_path):
     """Calls a step of the operations of a network whose layers are known."""
     trainer = build_trainer(config(images), 0.0)
     trace = tmp_path / "trace.json.gz"
-    before = trainer.step
     figures = profile.measure(trainer, 4, trace)
-    assert trainer.step is before
     events = read_trace(trace)
     marks = [event.name for event in events if event.category == "user_annotation" and event.name.startswith("part: ")]
     assert {name: marks.count(f"part: {name}") for name in PARTS[:-1]} == dict.fromkeys(PARTS[:-1], 4)
@@ -208,10 +205,12 @@ def test_the_trace_holds_what_was_run(images, tmp_path):
 def test_the_course_goes_round(images):
     """Two epochs of ten steps, and the steps that follow them are the first ones again."""
     trainer = build_trainer(config(images), 0.0)
-    course, seen = Course(trainer), []
-    launch = trainer.launch
-    trainer.launch = lambda images, labels: (seen.append((trainer.steps_done, labels.clone())), launch(images, labels))
-    assert course.run(23) > 0
+    seen = []
+    batches = trainer.endless_batches()
+    seen_batches = (
+        (seen.append((trainer.state.steps_done, labels.clone())), (images, labels))[1] for images, labels in batches
+    )
+    assert trainer.run_steps(seen_batches, 23) > 0
     assert [number for number, _ in seen] == [*range(20), 0, 1, 2]
     for (_, first), (_, again) in zip(seen, seen[20:], strict=False):
         assert torch.equal(first, again)
@@ -221,10 +220,9 @@ def test_the_course_goes_round(images):
 def test_every_part_of_a_step_has_its_name(images):
     optim = OptimConfig(sharpness="sam", clip_norm=1.0)
     trainer = build_trainer(config(images, optim=optim), 0.0)
-    names = [part.name for part in profile.Watch(torch.device("cpu")).watched(trainer.step).parts]
+    names = [profile.NAMES.get(type(part).__name__, "other") for part in trainer.launch.step.parts]
     passes = ["forward", "backward"]
     assert names == [*passes, "optimiser", *passes, *["optimiser"] * 3, "averages", "other"]
-    assert profile.NAMES[SlicedPass] == "backward"
 
 
 def test_convolutions_move_their_inputs_and_outputs():
@@ -241,7 +239,7 @@ def test_the_bytes_of_an_update_are_those_of_its_tensors(images):
     rates = profile.rates(trainer)
     parameters = sum(parameter.nbytes for parameter in trainer.model.parameters())
     weights = parameters + sum(buffer.nbytes for buffer in trainer.model.buffers())
-    maps = 20 * 4 * moved_values("resnet", **trainer.network["options"])
+    maps = 20 * 4 * moved_values("resnet", **trainer.options)
     assert rates["bytes_per_step"] == maps + 3 * weights + 2 * parameters + 2 * parameters + 3 * weights
     assert math.isfinite(rates["copy_bytes_per_second"])
 

@@ -4,7 +4,6 @@ for more.
 
 import functools
 import math
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,19 +11,21 @@ import torch
 
 from fastcifar import device as machine
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
-from fastcifar.engine import memory
 from fastcifar.engine.memory import (
     CONTEXT_BYTES,
     DataSize,
+    MemoryPlan,
     divisors,
     fit_to_memory,
+    footprint,
     halved,
     limit_memory,
-    plan_memory,
+    memory_limit,
     values_per_weight,
 )
 from fastcifar.errors import ConfigError
 from fastcifar.models import build_model
+from fastcifar.models.count import NetworkCount, count_network
 from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.optimizers import build_optimizer
 
@@ -55,18 +56,21 @@ def run(arch: str = "resnet_prop", batch_size: int = 128, **parts: object) -> Ru
     return RunConfig(model=ModelConfig(arch), batch_size=batch_size, **parts)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def counted_once():
+@functools.cache
+def counted(arch: str) -> NetworkCount:
     """Building the larger networks takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "footprint", remembered(memory.footprint))
-        yield
+    return count_network(arch, classes=10, image_size=32)
 
 
-def remembered(footprint):
-    """`footprint`, computed once for what it depends on, which a batch size and an engine are not among."""
-    cached = functools.cache(footprint)
-    return lambda config, *others: cached(replace(config, batch_size=128, engine=EngineConfig()), *others)
+def fit(config: RunConfig, device: torch.device, limit: int | None, **options: object) -> tuple[RunConfig, MemoryPlan]:
+    data = options.pop("data", CIFAR)
+    count = counted(config.model.arch) if data is CIFAR and not config.model.options else None
+    return fit_to_memory(config, footprint(config, data, device, **options, count=count), limit)
+
+
+def plan_memory(config: RunConfig, limit: int, **options: object) -> MemoryPlan:
+    """On a card."""
+    return fit(config, CARD, limit, **options)[1]
 
 
 @pytest.mark.parametrize(("arch", "batch_size"), PLANS, ids=str)
@@ -74,7 +78,7 @@ def test_plans_of_the_usual_cards_are_those_of_closed_forms(arch, batch_size):
     parameters, activations, largest = NETWORKS[arch]
     for gigabytes, (micro_batch, evaluation_batch) in PLANS[arch, batch_size].items():
         limit = gigabytes * GB
-        plan = plan_memory(run(arch, batch_size), CIFAR, CARD, limit)
+        plan = plan_memory(run(arch, batch_size), limit)
         assert (plan.micro_batch, plan.evaluation_batch, plan.chunk_size) == (micro_batch, evaluation_batch, 8192)
         parts = plan.parts
         assert parts["data set"] == 60_000 * (3072 + 8)
@@ -94,7 +98,7 @@ def test_plans_of_the_usual_cards_are_those_of_closed_forms(arch, batch_size):
 
 
 def test_batches_are_split_into_equal_parts():
-    plan = plan_memory(run("wrn28_10", 3 * 7 * 31), CIFAR, CARD, 6 * GB)
+    plan = plan_memory(run("wrn28_10", 3 * 7 * 31), 6 * GB)
     assert (plan.micro_batch, plan.passes) == (217, 3)
     assert "in 3 passes of 217, with batch norm statistics of each pass" in str(plan)
     assert divisors(12) == [12, 6, 4, 3, 2, 1]
@@ -103,19 +107,19 @@ def test_batches_are_split_into_equal_parts():
 
 def test_what_is_asked_for_is_kept():
     config = run("resnet_prop", 100, engine=EngineConfig(micro_batch=30), data=DataConfig(chunk_size=500))
-    plan = plan_memory(config, CIFAR, CARD, 6 * GB)
+    plan = plan_memory(config, 6 * GB)
     assert (plan.micro_batch, plan.passes, plan.chunk_size) == (30, 4, 500)
-    assert plan_memory(replace(config, engine=EngineConfig(micro_batch=999)), CIFAR, CARD, 6 * GB).micro_batch == 100
+    assert plan_memory(replace(config, engine=EngineConfig(micro_batch=999)), 6 * GB).micro_batch == 100
 
 
 def test_everything_that_is_kept_counts():
-    plain = plan_memory(run(), CIFAR, CARD, 6 * GB).parts
+    plain = plan_memory(run(), 6 * GB).parts
     config = run(
         optim=OptimConfig("adamw", sharpness="sam"),
         average=AverageConfig((0.9, 0.99), "50%"),
         data=DataConfig(val_split=5000),
     )
-    parts = plan_memory(config, CIFAR, CARD, 6 * GB, value_bytes=4).parts
+    parts = plan_memory(config, 6 * GB, value_bytes=4).parts
     assert parts["averages"] == 3 * plain["weights"]
     assert parts["best weights"] == 4 * plain["weights"]
     assert parts["weights that SAM returns to"] == plain["weights"]
@@ -125,7 +129,7 @@ def test_everything_that_is_kept_counts():
 
 
 def test_larger_images_come_in_smaller_chunks():
-    plan = plan_memory(run(), DataSize(5000, 1000, 10, 96), CARD, 6 * GB)
+    plan = plan_memory(run(), 6 * GB, data=DataSize(5000, 1000, 10, 96))
     assert plan.chunk_size == 512
     assert plan.parts["images under augmentation"] == 512 * 3 * 96 * 96 * 16
     assert 2 * plan.parts["images under augmentation"] > 6 * GB / 16
@@ -136,112 +140,60 @@ def test_what_does_not_fit_is_refused(engine):
     with pytest.raises(
         ConfigError, match=r"wrn28_10 with \d+ images? a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"
     ):
-        plan_memory(run("wrn28_10", engine=engine), CIFAR, CARD, GB)
+        plan_memory(run("wrn28_10", engine=engine), GB)
 
 
-@pytest.fixture
-def free(monkeypatch):
-    """Says how much main memory is free."""
-    monkeypatch.setattr(machine, "own_memory", lambda: GB)
-    return lambda count: monkeypatch.setattr(machine, "free_memory", lambda device: count)
-
-
-def test_a_run_on_a_cpu_is_laid_out_for_what_is_free(free):
-    config = run("wrn28_10", 512)
-    free(23 * GB)
-    whole, plan = fit_to_memory(config, CIFAR, CPU)
-    assert (whole.engine.micro_batch, whole.data.chunk_size, plan.evaluation_batch, plan.limit) == (
-        512,
-        1024,
-        250,
-        24 * GB,
-    )
-    parts, (_, activations, largest) = plan.parts, NETWORKS["wrn28_10"]
+def test_a_run_on_a_cpu_is_laid_out_for_what_is_free():
+    config, (_, activations, largest) = run("wrn28_10", 512), NETWORKS["wrn28_10"]
+    whole, plan = fit(config, CPU, 24 * GB)
+    assert (whole.engine.micro_batch, whole.data.chunk_size, plan.evaluation_batch) == (512, 1024, 250)
+    parts = plan.parts
     assert parts["activations"] == pytest.approx(512 * 1.5 * (activations + 4 * 2 * largest), rel=1e-3)
     assert parts["evaluation"] == pytest.approx(250 * 1.5 * 4 * 2 * largest, rel=1e-3)
     assert parts["copies for a checkpoint"] == 4 * parts["weights"]
     assert parts["Python and its libraries"] == 1050 * MB
     assert "CUDA and its libraries" not in parts
-    free(5 * GB)
-    split, plan = fit_to_memory(config, CIFAR, CPU)
+    split, plan = fit(config, CPU, 6 * GB)
     assert (split.engine.micro_batch, split.data.chunk_size, plan.passes) == (128, 1024, 4)
     assert plan.needed <= 0.9 * 6 * GB < plan.needed + 128 * parts["activations"] / 512
-    limited = replace(config, engine=EngineConfig(memory_limit="6GB"))
-    free(0)
-    assert fit_to_memory(limited, CIFAR, CPU)[1] == plan
-    with pytest.raises(
-        ConfigError, match=r"wrn28_10 with 1 image a pass needs about [\d.,]+ .iB, and there are 1\.00 GiB; choose"
-    ):
-        fit_to_memory(config, CIFAR, CPU)
-    limit_memory(6 * GB, CPU)
+    anywhere, plan = fit(config, CPU, None)
+    assert (anywhere.engine.micro_batch, anywhere.data.chunk_size, plan) == (512, 1024, None)
+
+
+def test_the_limit_is_what_is_given_or_else_free(monkeypatch):
+    monkeypatch.setattr(machine, "own_memory", lambda: GB)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 5 * GB)
+    assert memory_limit(EngineConfig(), CPU) == 6 * GB
+    assert memory_limit(EngineConfig(), CARD) == 5 * GB + CONTEXT_BYTES
+    assert memory_limit(EngineConfig(memory_limit="2GB"), CPU) == 2 * GB
+    monkeypatch.setattr(machine, "free_memory", lambda device: None)
+    assert memory_limit(EngineConfig(), CPU) is None
 
 
 def test_an_evaluation_on_a_cpu_is_whole_where_the_rest_leaves_room():
     """So the free memory, which changes, does not decide the last digits of a loss."""
     config = run("wrn28_10", 8, engine=EngineConfig(compile="off"))
     image = 1.5 * 4 * 2 * NETWORKS["wrn28_10"][2]
-    needed = plan_memory(config, CIFAR, CPU, 24 * GB).needed
+    needed = fit(config, CPU, 24 * GB)[1].needed
     for limit, images in ((math.ceil(needed / 0.9) + MB, 250), (math.ceil(needed / 0.9) - MB, 125)):
-        plan = plan_memory(config, CIFAR, CPU, limit)
+        plan = fit(config, CPU, limit)[1]
         assert (plan.passes, plan.evaluation_batch) == (1, images)
         assert plan.parts["evaluation"] == pytest.approx(images * image, rel=1e-3)
 
 
-def test_no_network_is_too_large_to_be_refused(free):
-    free(23 * GB)
+def test_no_network_is_too_large_to_be_refused():
     config = replace(run(), model=ModelConfig("resnet", channels=(100_000,), blocks=(1,)))
     before = machine.peak_memory_bytes(CPU)
     with pytest.raises(ConfigError, match="resnet with 1 image a pass needs about"):
-        fit_to_memory(config, CIFAR, CPU)
+        fit(config, CPU, 24 * GB)
     assert machine.peak_memory_bytes(CPU) - before < 2**30, "the weights alone are 600 GiB"
 
 
-def test_where_memory_is_not_told_nothing_is_split(free):
-    free(None)
-    config, plan = fit_to_memory(run("wrn28_10", 512), CIFAR, CPU)
-    assert (config.engine.micro_batch, config.data.chunk_size, plan) == (512, 1024, None)
-
-
-def test_free_memory_is_that_of_the_control_group_where_it_is_less(tmp_path):
-    def write(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    assert machine.free_memory(CPU, tmp_path) is None
-    write("proc/meminfo", "MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable:    5000 kB\n")
-    assert machine.free_memory(CPU, tmp_path) == 5000 * 1024
-    write("proc/self/cgroup", "0::/user.slice/shell.scope\n")
-    write("sys/fs/cgroup/user.slice/memory.max", "4000000\n")
-    write("sys/fs/cgroup/user.slice/memory.current", "1500000\n")
-    write("sys/fs/cgroup/user.slice/memory.stat", "active_file 7\ninactive_file 500000\n")
-    write("sys/fs/cgroup/user.slice/shell.scope/memory.max", "max\n")
-    write("sys/fs/cgroup/user.slice/shell.scope/memory.current", "9\n")
-    assert machine.free_memory(CPU, tmp_path) == 3_000_000
-    write("proc/self/cgroup", "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n0::/\n")
-    assert machine.free_memory(CPU, tmp_path) == 5000 * 1024
-    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000000\n")  # the container's own, whose name it does not see
-    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "1999999\n")
-    write("sys/fs/cgroup/memory/memory.stat", "inactive_file 3\ntotal_inactive_file 10\n")
-    assert machine.free_memory(CPU, tmp_path) == 11
-    write("sys/fs/cgroup/memory/memory.usage_in_bytes", "2999999\n")
-    assert machine.free_memory(CPU, tmp_path) == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own figures")
-def test_own_memory_and_its_peak_are_what_linux_says_of_this_process_alone(tmp_path):
-    assert (machine.own_memory(tmp_path), machine.peak_memory_bytes(CPU, tmp_path)) == (0, None)
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/status").write_text(
-        "VmHWM:\t 1100 kB\nVmRSS:\t 900 kB\nRssAnon:\t     700 kB\nRssFile:\t 200 kB\n"
-    )
-    assert (machine.own_memory(tmp_path), machine.peak_memory_bytes(CPU, tmp_path)) == (700 * 1024, 1100 * 1024)
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("momentum", [None, 0.0])
+@pytest.mark.parametrize(
+    ("optimizer", "momentum"), [*((name, None) for name in OPTIMIZERS), ("sgd", 0.0), ("rmsprop", 0.0)]
+)
 def test_what_an_optimiser_keeps_is_what_it_keeps_of_a_network(optimizer, momentum):
-    optim = OptimConfig(optimizer, momentum=momentum if "momentum" in OPTIMIZERS[optimizer].reads else None)
+    optim = OptimConfig(optimizer, momentum=momentum)
     network = build_model("resnet", blocks=(1,), channels=(4,))
     states = build_optimizer(network, optim).state.values()
     kept = sum(tensor.numel() for state in states for tensor in state.values() if tensor.dim())
@@ -249,21 +201,16 @@ def test_what_an_optimiser_keeps_is_what_it_keeps_of_a_network(optimizer, moment
 
 
 def test_a_card_is_made_smaller(monkeypatch):
-    """And without a limit, what is free on it is the limit."""
     calls = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Card", (), {"total_memory": 24 * GB}))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GB - CONTEXT_BYTES, 24 * GB))
     limit_memory(6 * GB, CARD)
     ((fraction, device),) = calls
     assert math.isclose(fraction * 24 * GB, 6 * GB - CONTEXT_BYTES)
     assert device == CARD
-    with pytest.raises(
-        ConfigError, match=r"the memory limit of 32.00 GiB exceeds the card's 24.00 GiB; lower --memory-limit"
-    ):
+    expected = r"the memory limit of 32.00 GiB exceeds the card's 24.00 GiB; lower --memory-limit"
+    with pytest.raises(ConfigError, match=expected):
         limit_memory(32 * GB, CARD)
-    config, plan = fit_to_memory(run("wrn28_10", 512), CIFAR, CARD)
-    assert (plan.limit, config.engine.micro_batch, config.data.chunk_size) == (6 * GB, 256, 8192)
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,38 @@
-"""Whole runs through the command line: the folder, resuming after every kind of end, and the Python interface."""
+"""Whole runs: the folder, going on after every kind of end, more epochs, and what is said on the way."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from matplotlib.figure import Figure
+from small_training import CONFIG, DROPOUT, image_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import fastcifar
 from fastcifar import cli
-from fastcifar.config import RunConfig
+from fastcifar.config import AverageConfig, RunConfig, ScheduleConfig
 from fastcifar.data.sources import find, load_dataset
 from fastcifar.diagnostics.plan import cost, outline
-from fastcifar.engine.resolve import resolve
-from fastcifar.engine.run import build_trainer
+from fastcifar.engine import run as module
+from fastcifar.engine.compile import Obstacle, Why
+from fastcifar.engine.run import NOT_CAPTURED, NOT_COMPILED, lengthened, resume, train
 from fastcifar.engine.trainer import Trainer
-from fastcifar.recipes.registry import derive
-from fastcifar.runs.ensembles import read_report
-from fastcifar.runs.folder import Run
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.optim.schedules import lr_table
+from fastcifar.runs.console import Silence
+from fastcifar.runs.folder import Result, Run
+from fastcifar.runs.interrupt import Interrupted
 from fastcifar.runs.network import load_network
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
-IMAGES = Path(tempfile.gettempdir()) / f"fastcifar-{os.getpid()}.npz"
-SMALL = f"""train --dataset {IMAGES} --arch resnet --blocks 1 --channels 16 --batch-size 50 --epochs 3
-    --device cpu --compile off""".split()
-RESULT_KEYS = set(
-    """test_accuracy validation_accuracy averaged_test_accuracy averaged_test_accuracies chosen_epochs
-    watched_test_accuracy images_per_second seconds seconds_by_phase
-    flop_utilization peak_memory_bytes parameters recipe device versions commit""".split()
-)
 
 
 def weight_files(run: Path) -> dict[str, bytes]:
@@ -46,32 +40,33 @@ def weight_files(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def images() -> Iterator[None]:
-    """A quarter of the drawn images, as a data set of one's own."""
-    arrays = {}
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> list[str]:
+    """The flags of a run on a quarter of the drawn images, as a data set of one's own."""
+    arrays, path = {}, tmp_path_factory.mktemp("data") / "images.npz"
     for split, count in (("train", 2500), ("test", 500)):
         part = load_dataset("synthetic", split).subset(torch.arange(count))
         arrays |= {f"{split}_images": part.images.numpy(), f"{split}_labels": part.labels.numpy()}
-    numpy.savez(IMAGES, **arrays)
-    yield
-    IMAGES.unlink()
+    numpy.savez(path, **arrays)
+    flags = "--arch resnet --blocks 1 --channels 16 --batch-size 50 --epochs 3 --device cpu --compile off"
+    return ["train", "--dataset", str(path), *flags.split()]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run that was left alone."""
+def finished(small, tmp_path_factory) -> Path:
+    """A run that was left alone, in a process of its own."""
     run = tmp_path_factory.mktemp("runs") / "finished"
-    subprocess.run([*FASTCIFAR, *SMALL, "--val-split", "500", "--watch-test", "--out", str(run)], check=True)
+    options = "--val-split 500 --watch-test --dropout 0.2 --snapshots --schedule warm-restarts --restart-period 1ep"
+    subprocess.run([*FASTCIFAR, *small, *options.split(), "--warmup", "0%", "--out", str(run)], check=True)
     return run
 
 
 def test_result(finished):
     result = json.loads((finished / "result.json").read_text())
-    assert set(result) == RESULT_KEYS
+    assert set(result) == {field.name for field in fields(Result)}
     assert set(result["seconds_by_phase"]) == {"data", "compile", "train", "evaluate"}
     assert 0 < sum(result["seconds_by_phase"].values()) <= result["seconds"]
-    assert 0.3 < result["test_accuracy"] <= 1
+    assert 0.25 < result["test_accuracy"] <= 1
     assert 0 < result["averaged_test_accuracy"] <= 1
     assert 0 < result["validation_accuracy"] <= 1
     assert result["images_per_second"] > 0
@@ -91,7 +86,7 @@ def test_config_is_complete_and_loads_back(finished):
     assert config.data.loader == "torch"
     assert config.data.chunk_size is not None
     assert config.engine.precision in ("bf16", "fp32")
-    assert (config.engine.compile, config.engine.device) == ("off", "cpu")
+    assert (config.engine.compile, config.engine.capture, config.engine.device) == ("off", "off", "cpu")
     assert config.engine.threads >= 1
     assert cli.parse(["train", "--config", str(finished / "config.json")]).run == config
 
@@ -105,9 +100,8 @@ def test_metrics_events_and_curves_agree(finished):
     assert scalars["loss/train"] == pytest.approx([record.train_loss for record in records])
     assert scalars["accuracy/validation"] == pytest.approx([record.validation_accuracy for record in records])
     assert len(scalars["lr"]) == len(scalars["img_per_s"]) == 3
-    assert scalars["accuracy/test"][-1] == pytest.approx(
-        json.loads((finished / "result.json").read_text())["test_accuracy"]
-    )
+    result = json.loads((finished / "result.json").read_text())
+    assert scalars["accuracy/test"][-1] == pytest.approx(result["test_accuracy"])
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -119,120 +113,33 @@ def test_eval_gives_the_accuracy_of_the_result(finished, capsys):
     assert f"{100 * result['averaged_test_accuracy']:.2f}%" in averaged
 
 
-def test_a_folder_in_use_is_refused_and_left_alone(finished, capsys):
-    before = sorted(finished.iterdir())
-    assert cli.main([*SMALL, "--out", str(finished)]) == 2
+def test_a_finished_run_is_left_alone(finished, small, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert cli.main([*small, "--out", str(finished)]) == 2
     assert f"{finished} exists already" in capsys.readouterr().err
-    assert sorted(finished.iterdir()) == before
+    assert resume(finished).seconds == json.loads((finished / "result.json").read_text())["seconds"]
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
-def test_resuming_a_finished_run_changes_nothing(finished):
-    before = weight_files(finished)
-    assert fastcifar.resume(finished).seconds == json.loads((finished / "result.json").read_text())["seconds"]
-    assert weight_files(finished) == before
-
-
-def interrupt(run: Path, number: signal.Signals, options: list[str]) -> subprocess.CompletedProcess[str]:
-    """Starts a run and sends `number` in the middle of its second epoch."""
-    process = subprocess.Popen([*FASTCIFAR, *SMALL, *options, "--out", str(run)], stderr=subprocess.PIPE, text=True)
+def test_a_run_that_was_killed_ends_in_the_same_bytes(finished, tmp_path):
+    """The random state of dropout counts, and there are weights of three cycles."""
+    run = tmp_path / "run"
+    command = ["train", "--config", str(finished / "config.json"), "--out", str(run)]
+    process = subprocess.Popen([*FASTCIFAR, *command])
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "latest").exists():
-        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.3)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, stderr=errors)
-
-
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
-    ids=lambda number: number.name,
-)
-def test_interrupted_and_resumed_ends_in_the_same_bytes(tmp_path, finished_with_dropout, number):
-    run = tmp_path / "run"
-    ended = interrupt(run, number, DROPOUT)
+    process.kill()
+    process.wait()
     assert not (run / "result.json").exists()
-    if number == signal.SIGKILL:
-        assert ended.returncode == -number
-    else:
-        assert ended.returncode == 128 + number
-        assert ended.stderr.strip().endswith(f"go on with: fastcifar train --resume {run}")
-        assert "Traceback" not in ended.stderr
-    subprocess.run([*FASTCIFAR, "train", "--resume", str(run)], check=True)
-    assert weight_files(run) == weight_files(finished_with_dropout)
-    assert [record.epoch for record in read_records(run / "metrics.jsonl")] == [1, 2, 3]
-    losses = [
-        [record.train_loss for record in read_records(folder / "metrics.jsonl")]
-        for folder in (run, finished_with_dropout)
-    ]
+    resume(run)
+    assert weight_files(run) == weight_files(finished)
+    assert {f"snapshot-{number}.safetensors" for number in (1, 2, 3)} <= weight_files(run).keys()
+    losses = [[record.train_loss for record in read_records(path / "metrics.jsonl")] for path in (run, finished)]
     assert losses[0] == losses[1]
-
-
-DROPOUT = ["--dropout", "0.2", *"--schedule warm-restarts --restart-period 1ep --warmup 0% --snapshots".split()]
-"""The random state counts, and there are weights of three cycles."""
-
-
-@pytest.fixture(scope="module")
-def finished_with_dropout(tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "dropout"
-    subprocess.run([*FASTCIFAR, *SMALL, *DROPOUT, "--out", str(run)], check=True)
-    return run
-
-
-def test_the_snapshots_of_a_run_vote_and_teach(finished_with_dropout, tmp_path, capsys):
-    assert {name for name in weight_files(finished_with_dropout) if name.startswith("snapshot")} == {
-        f"snapshot-{number}.safetensors" for number in (1, 2, 3)
-    }
-    together = tmp_path / "together"
-    assert cli.main(["ensemble", str(finished_with_dropout), "--out", str(together)]) == 0
-    assert [member.weights for member in read_report(together).members] == ["snapshot-1", "snapshot-2", "snapshot-3"]
-    taught = ["--teacher", str(together), "--epochs", "1", "--batch-size", "500", "--out", str(tmp_path / "student")]
-    assert cli.main([*SMALL, *taught]) == 0
-    teacher = Trainer(Run.open(tmp_path / "student").config(), load_dataset(str(IMAGES), "train")).objective.teacher
-    for (network, _), name in zip(teacher.members, ("snapshot-1", "snapshot-2", "snapshot-3"), strict=True):
-        expected = load_network(finished_with_dropout, torch.device("cpu"), name).model.state_dict()
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())
-
-
-@pytest.mark.parametrize("changes", [{"seed": 1}, {"split_seed": 1}], ids=str)
-def test_the_validation_split_is_drawn_by_its_own_seed(changes):
-    """So that the members of an ensemble have one to choose by."""
-    config = resolve(cli.parse([*SMALL, "--val-split", "500"]).run)[0]
-    first, second = (build_trainer(one, 0.0).validation.images for one in (config, derive(config, **changes)))
-    assert torch.equal(first, second) == ("seed" in changes)
-
-
-@pytest.mark.slow
-def test_a_compiled_run_that_was_killed_ends_in_the_same_bytes(tmp_path):
-    options = ["--compile", "on", "--epochs", "4"]
-    subprocess.run([*FASTCIFAR, *SMALL, *options, "--out", str(tmp_path / "whole")], check=True)
-    interrupt(tmp_path / "killed", signal.SIGKILL, options)
-    subprocess.run([*FASTCIFAR, "train", "--resume", str(tmp_path / "killed")], check=True)
-    assert Run.open(tmp_path / "killed").config().engine.compile == "on"
-    assert weight_files(tmp_path / "killed") == weight_files(tmp_path / "whole")
-
-
-def test_a_diverging_run_says_so_and_keeps_the_folder_readable(tmp_path, capsys):
-    run = tmp_path / "run"
-    assert cli.main([*SMALL, "--lr", "1e25", "--out", str(run)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("fastcifar: the loss became infinite or NaN at step")
-    assert "lower --lr" in error
-    assert not (run / "checkpoints").exists()
-
-
-def test_python_interface(tmp_path):
-    config = cli.parse(SMALL).run
-    result = fastcifar.train(replace(config, epochs=1), tmp_path / "run")
-    assert {field.name for field in fields(result)} == RESULT_KEYS
-    assert result.parameters == sum(
-        p.numel() for p in fastcifar.build_model("resnet", **config.model.options).parameters()
-    )
-    assert isinstance(fastcifar.recipe("quickstart"), RunConfig)
-    assert set(fastcifar.__all__) == set(dir(fastcifar))
 
 
 @pytest.mark.slow
@@ -240,7 +147,163 @@ def test_quickstart_learns(tmp_path):
     """CIFAR-10 where it is at hand, else the drawn images."""
     dataset, expected = ("cifar10", 0.65) if find("cifar10") else ("synthetic", 0.95)
     command = [*FASTCIFAR, "train", "--recipe", "quickstart", "--dataset", dataset, "--out", str(tmp_path / "run")]
-    subprocess.run(
-        command, check=True, env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    subprocess.run(command, check=True, env=environment)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] >= expected
+
+
+IMAGES = {"train_set": image_set(100), "test_set": image_set(40, seed=1)}
+CONSTANT = replace(
+    CONFIG, schedule=ScheduleConfig("constant", warmup="10%"), average=AverageConfig((0.9,), swa_start="50%")
+)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what takes most of the time of runs so short, and is tested elsewhere."""
+    monkeypatch.setattr(module, "plot_run", lambda run: Figure())
+    monkeypatch.setattr(module, "matmul_flops_per_second", lambda device, dtype: 1e12)
+
+
+class Heard(Silence):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str, *, prominent: bool = False) -> None:
+        self.notes.append(text)
+
+
+class Stopping(Silence):
+    """Sends SIGINT to this process in the midst of the second epoch."""
+
+    def tick(self, step: int, *others: object) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_a_run_that_was_interrupted_ends_in_the_same_bytes(tmp_path, compiled):
+    config = replace(DROPOUT, engine=replace(DROPOUT.engine, compile=compiled))
+    train(config, tmp_path / "whole", **IMAGES)
+    with pytest.raises(Interrupted, match=f"go on with: fastcifar train --resume {tmp_path / 'run'}"):
+        train(config, tmp_path / "run", console=Stopping(), **IMAGES)
+    resume(tmp_path / "run", **IMAGES)
+    assert Run.open(tmp_path / "run").config() == Run.open(tmp_path / "whole").config()
+    assert weight_files(tmp_path / "run") == weight_files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_signal_while_compiling_stops_at_once_and_the_run_can_go_on(tmp_path, monkeypatch):
+    def endless(trainer, announce):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal came too late")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "compile", endless)
+        with pytest.raises(Interrupted) as stopped:
+            train(CONFIG, tmp_path / "run", **IMAGES)
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert f"go on with: fastcifar train --resume {tmp_path / 'run'}" in str(stopped.value)
+    assert resume(tmp_path / "run", **IMAGES).test_accuracy > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_finished_run_that_is_made_longer_equals_one_that_was_that_long(tmp_path):
+    """Where the schedule does not depend on the length: the warm-up and the start of SWA stay where they were."""
+    train(CONSTANT, tmp_path / "run", **IMAGES)
+    resume(tmp_path / "run", epochs=4, **IMAGES)
+    straight = replace(CONSTANT, epochs=4, schedule=replace(CONSTANT.schedule, warmup="1st"))
+    train(replace(straight, average=AverageConfig((0.9,), swa_start="5st")), tmp_path / "straight", **IMAGES)
+    ours, theirs = weight_files(tmp_path / "run"), weight_files(tmp_path / "straight")
+    for name in ("weights", "ema-0.9", "swa"):
+        assert ours[f"{name}.safetensors"] == theirs[f"{name}.safetensors"]
+    assert [record.epoch for record in read_records(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+    results = {file.name: json.loads(file.read_text()) for file in (tmp_path / "run").glob("result*.json")}
+    assert results.keys() == {"result.json", "result-2-epochs.json"}
+    assert results["result.json"]["seconds"] > results["result-2-epochs.json"]["seconds"]
+    assert Run.open(tmp_path / "run").config().epochs == 4
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_more_or_fewer_epochs_do_to_a_run_is_said(tmp_path):
+    run = tmp_path / "run"
+    train(CONFIG, run, **IMAGES)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="is a run of 2 epochs; give more with --epochs"):
+        resume(run, epochs=2, **IMAGES)
+    with pytest.raises(FastcifarError, match="give them again in Python, as train_set= and test_set="):
+        resume(run, epochs=3)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert load_network(run, torch.device("cpu")).classes == IMAGES["train_set"].classes
+    console = Heard()
+    resume(run, epochs=4, console=console, **IMAGES)
+    schedule = replace(CONFIG.schedule, warmup="1st")
+    rate, last = lr_table(schedule, 0.1, 5, 4)[10], lr_table(CONFIG.schedule, 0.1, 5, 2)[9]
+    assert (
+        "4 epochs in place of 2: cosine is laid out for all of them, so the learning rate goes on at "
+        f"{rate:.4g}, where it had come to {last:.4g}."
+    ) in console.notes
+    assert read_records(run / "metrics.jsonl")[2].lr == lr_table(schedule, 0.1, 5, 4)[14]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ScheduleConfig("step"),
+        ScheduleConfig("multistep", warmup="3%"),
+        ScheduleConfig("warm-restarts", restart_period="20%"),
+        ScheduleConfig("swa", horizon="75%"),
+        ScheduleConfig("step", per="epoch", step_size="35%", warmup="2ep"),
+    ],
+    ids=lambda schedule: f"{schedule.schedule} {schedule.per or ''}".strip(),
+)
+def test_the_rates_of_steps_that_are_done_stay_what_they_were(schedule):
+    config = RunConfig(schedule=schedule, epochs=40)
+    longer = lengthened(config, 60, 7, Path("run"))
+    assert lr_table(longer.schedule, 0.1, 7, 60)[: 40 * 7] == pytest.approx(lr_table(schedule, 0.1, 7, 40))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_result_is_written_before_the_picture_and_outlives_its_failure(tmp_path, monkeypatch):
+    def failing(run):
+        assert run.result() is not None
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(module, "plot_run", failing)
+    console = Heard()
+    assert train(CONFIG, tmp_path / "run", console=console, **IMAGES).test_accuracy > 0
+    assert "curves.png was not drawn (no such backend)." in console.notes
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_diverging_run_says_so_and_saves_nothing(tmp_path):
+    config = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e25), schedule=ScheduleConfig(warmup="0%"))
+    with pytest.raises(FastcifarError, match=r"NaN at step [1-4] of 10 \(epoch 1, lr .*e\+\d+\); lower --lr"):
+        train(config, tmp_path / "run", **IMAGES)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line", "stored"),
+    [
+        (3.25, "Compiled in 3.2 s.", "on"),
+        (Obstacle(Why.FAILED, "no compiler"), "Not compiled: torch.compile failed (no compiler); training", "off"),
+        (Obstacle(Why.NO_STEP_LEFT), "Not compiled: no step is left to run.", "on"),
+        (
+            Obstacle(Why.DOES_NOT_PAY, training_seconds=9.6, compile_seconds=40.0),
+            "Not compiled: 10 s of training would not win back the 40 s.",
+            "off",
+        ),
+    ],
+)
+def test_what_came_of_compiling_is_said_and_stored(monkeypatch, outcome, line, stored):
+    monkeypatch.setattr(Trainer, "compile", lambda trainer, announce: outcome)
+    trainer, console = Trainer(replace(CONFIG, engine=replace(CONFIG.engine, compile="on")), image_set(40)), Heard()
+    assert module.compile_and_capture(trainer, console).engine.compile == stored
+    assert console.notes[0].startswith(line)
+    assert NOT_COMPILED.keys() | NOT_CAPTURED.keys() == set(Why)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_training import DROPOUT, METHODS, image_set, run
+from small_training import DROPOUT, METHODS, assert_same_weights, image_set, run
 from torch import nn
 
 from fastcifar.config import EngineConfig
-from fastcifar.engine import trainer
+from fastcifar.engine import state
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.trainer import Trainer
 from fastcifar.models import build_model
@@ -16,59 +16,29 @@ from fastcifar.models.layers import SqueezeExcite
 from fastcifar.optim.averaging import Buckets
 
 
-@pytest.fixture
-def on_any_device(monkeypatch):
-    monkeypatch.setattr(trainer, "shadow_dtype", lambda arch, device, dtype: dtype)
-
-
-@pytest.mark.parametrize("micro_batch", [None, 8])
-@pytest.mark.parametrize("method", METHODS)
-def test_training_is_that_of_autocast_to_the_bit(method, micro_batch, request):
+@pytest.mark.parametrize(("method", "micro_batch"), [("plain", None), ("averages", 8), ("asam", None), ("muon", None)])
+def test_training_is_that_of_autocast_to_the_bit(method, micro_batch, monkeypatch):
     """Averages and their measured statistics included."""
     config = replace(DROPOUT, **METHODS[method])
     config = replace(config, engine=replace(config.engine, micro_batch=micro_batch))
     autocast = run(Trainer(config, image_set(100)))
-    request.getfixturevalue("on_any_device")
+    monkeypatch.setattr(state, "shadow_dtype", lambda arch, device, dtype: dtype)
     shadowed = run(Trainer(config, image_set(100)))
-    assert not autocast.shadow.weights
-    assert len(shadowed.shadow.weights) == 8
-    for one in (autocast, shadowed) if method == "averages" else ():
-        one.estimate_statistics()
-    ours, theirs = (
-        [*one.buckets.flat, *(part for flat in one.averages.flat.values() for part in flat)]
-        for one in (shadowed, autocast)
-    )
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.usefixtures("card")
-def test_a_capture_that_fails_leaves_no_gradient(monkeypatch):
-    made = Trainer(replace(DROPOUT, engine=replace(DROPOUT.engine, device="cuda:0")), image_set(100))
-
-    def fail(recorder, step):
-        step()
-        made.objective(*made.blank_batch(20)).loss.backward()
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(trainer.Recorder, "warm_up", fail)
-    assert "out of memory" in made.try_capture()
-    assert all(weight.grad is None for weight in (*made.model.parameters(), *made.shadow.weights.values()))
+    assert not autocast.state.shadow.weights
+    assert len(shadowed.state.shadow.weights) == 8
+    assert_same_weights(autocast, shadowed)
 
 
 @pytest.mark.usefixtures("card", "deterministic")
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.gpu)])
 def test_captured_steps_with_a_shadow_are_those_of_autocast(precision, monkeypatch):
-    engine = EngineConfig(device="cuda:0", precision=precision, compile="off")
-    shadowed = Trainer(replace(DROPOUT, engine=engine), image_set(100))
-    monkeypatch.setattr(trainer, "shadow_dtype", lambda *_: torch.float32)
-    autocast = Trainer(replace(DROPOUT, engine=engine), image_set(100))
-    for one in (shadowed, autocast):
-        assert one.capture().startswith("Captured")
-        run(one)
-    assert shadowed.shadow.weights
-    for a, b in zip(shadowed.buckets.flat, autocast.buckets.flat, strict=True):
-        assert torch.equal(a, b)
+    config = replace(DROPOUT, engine=EngineConfig(device="cuda:0", precision=precision, compile="off"))
+    shadowed = Trainer(config, image_set(100))
+    monkeypatch.setattr(state, "shadow_dtype", lambda *_: torch.float32)
+    autocast = Trainer(config, image_set(100))
+    assert shadowed.capture() == autocast.capture() == 8
+    assert shadowed.state.shadow.weights
+    assert_same_weights(run(shadowed), run(autocast))
 
 
 @pytest.mark.parametrize(
@@ -95,14 +65,8 @@ class Odd(nn.Module):
 def test_only_what_autocast_casts_and_nothing_else_uses_is_kept():
     model = Odd()
     shadow = Shadow(model, Buckets(model).flat[0], torch.bfloat16)
-    assert set(shadow.weights) == {
-        "plain.weight",
-        "plain.bias",
-        "tied.bias",
-        "tie.bias",
-        "frozen.weight",
-        "frozen.bias",
-    }
+    kept = "plain.weight", "plain.bias", "tied.bias", "tie.bias", "frozen.weight", "frozen.bias"
+    assert set(shadow.weights) == set(kept)
     assert not shadow.weights["frozen.weight"].requires_grad
     for name, weight in shadow.weights.items():
         assert torch.equal(weight, model.get_parameter(name).bfloat16())

@@ -1,40 +1,103 @@
-"""The meter of an epoch, read while the epoch is under way: a loss that is not finite is noticed soon, and nothing
-waits.
+"""The parts of a step: a batch in slices has the gradient and the metrics of the whole; a meter is read without
+waiting.
 """
-
-from dataclasses import replace
 
 import pytest
 import torch
-from small_training import CONFIG, image_set
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcifar.config import OptimConfig, ScheduleConfig
-from fastcifar.engine.step import LiveMeter, Meter, Reading, Totals
-from fastcifar.engine.trainer import Trainer
-from fastcifar.errors import FastcifarError
+from fastcifar.config import OptimConfig
+from fastcifar.engine.objective import BatchMetrics
+from fastcifar.engine.shadow import Shadow
+from fastcifar.engine.step import Backward, Forward, LiveMeter, Meter, Reading, SlicedPass, Step, Totals, Workspace
 from fastcifar.kernels.bookkeeping import NEVER
+from fastcifar.optim.optimizers import build_optimizer
+
+NO_SHADOW = Shadow(nn.Module(), torch.empty(0), torch.float32)
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 
 
-def test_a_loss_that_is_not_finite_ends_the_epoch_within_some_steps():
-    config = replace(CONFIG, optim=OptimConfig(lr=1e20), schedule=ScheduleConfig("constant", warmup="0%"))
-    trainer = Trainer(config, image_set(2000))
-    with pytest.raises(FastcifarError, match=r"infinite or NaN at step [1-9] of 200 \(epoch 1, lr 1e\+20\)"):
-        trainer.run_epoch(stop=lambda: False, tick=lambda batch: None)
-    assert trainer.batch == trainer.live_meter.every == 16
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for the value of a tensor."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        assert function.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), function
+        return function(*arguments, **(options or {}))
 
 
-def test_the_running_loss_and_accuracy_are_those_of_this_epoch_so_far():
-    trainer, seen = Trainer(CONFIG, image_set(800)), []
-    for _ in range(2):
-        trainer.run_epoch(stop=lambda: False, tick=lambda batch: seen.append((batch, trainer.running)))
-        totals = trainer.meter.read()
-        assert seen[14][1] is None, "nothing is known of an epoch before its first reading"
-        assert seen[15][1] != seen[31][1]
-        assert seen[31][1] == seen[-1][1]
-        loss, accuracy = seen[-1][1]
-        assert loss * 32 / 40 < totals.loss / 800
-        assert accuracy * 32 / 40 <= totals.correct / 800
-        seen.clear()
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)
+    ).double()
+
+
+def objective_of(model: nn.Module):
+    def objective(images, labels):
+        logits = model(images.double() / 255)
+        hard = labels if labels.dim() == 1 else labels.argmax(1)
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+        return BatchMetrics(loss, (logits.detach().argmax(1) == hard).sum())
+
+    return objective
+
+
+def batch(mixed: bool = False) -> Workspace:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (21, 9, 9, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    labels = torch.arange(21) % 5
+    return Workspace(0, images, (F.one_hot(labels, 5) * 0.7 + 0.06).double() if mixed else labels)
+
+
+@pytest.mark.parametrize(("micro_batch", "mixed"), [(1, False), (7, False), (8, True), (21, False), (64, True)])
+def test_slices_add_up_to_the_batch(micro_batch, mixed):
+    whole, sliced, expected, work = network(), network(), batch(mixed), batch(mixed)
+    Step((Forward(objective_of(whole), NO_SHADOW), Backward(UNSCALED, NO_SHADOW)))(expected)
+    with NoWaiting():
+        SlicedPass(objective_of(sliced), UNSCALED, NO_SHADOW, micro_batch)(work)
+    assert work.metrics.loss.item() == pytest.approx(expected.metrics.loss.item(), rel=1e-14)
+    assert work.metrics.correct.item() == expected.metrics.correct.item()
+    assert not work.loss.requires_grad
+    for ours, theirs in zip(sliced.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_the_first_of_two_passes_is_recorded():
+    """As SAM has it, whose second gradient belongs to other weights."""
+    model, work = network(), batch()
+    part = SlicedPass(objective_of(model), UNSCALED, NO_SHADOW, 8)
+    part(work)
+    first = work.metrics
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    part(work)
+    assert work.metrics is first
+    assert work.loss != first.loss
+
+
+def test_a_scaled_loss_scales_every_slice():
+    plain, scaled = network(), network()
+    SlicedPass(objective_of(plain), UNSCALED, NO_SHADOW, 8)(batch())
+    SlicedPass(objective_of(scaled), torch.amp.GradScaler("cpu", init_scale=1024.0), NO_SHADOW, 8)(batch())
+    for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, 1024 * theirs.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_an_overflowing_first_step_leaves_clean_momenta():
+    """As a scaled loss does on a GPU: the fused kernel is told to skip, and must find no uninitialised memory the
+    next time.
+    """
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0))
+    model(torch.ones(1, 3)).sum().backward()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())
+    optimizer.step()
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+        assert not optimizer.state[parameter]["momentum_buffer"].any()
 
 
 class PretendedDevice:
@@ -70,12 +133,7 @@ def test_on_a_gpu_a_reading_is_of_the_steps_before_its_copy_and_is_never_waited_
     assert live(6, 6) is None
     device.come_to_it()
     assert live(7, 7) == Reading(Totals(60.0, 30.0, 7), steps=6)
-
-
-def test_a_copy_of_the_epoch_before_is_not_taken_for_one_of_this():
-    live = LiveMeter(Meter(torch.device("cpu")), every=1)
-    device = PretendedDevice(live)
-    assert live(1, 1) is None
+    assert live(8, 8) is None
     live.forget()
     device.come_to_it()
-    assert live(1, 1) is None
+    assert live(9, 9) is None, "the copy was of the epoch before"

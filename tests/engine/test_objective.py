@@ -1,0 +1,166 @@
+"""Losses against timm's, torch's and closed forms, and learning from run folders."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from made_run import make_run
+from timm.loss import AsymmetricLossSingleLabel
+from torch import nn
+from torch.nn import functional as F
+
+from fastcifar.config import DataConfig, EngineConfig, LossConfig, ModelConfig, RunConfig
+from fastcifar.data.image_set import ImageSet
+from fastcifar.engine.objective import asymmetric, build_loss, cross_entropy, distillation, load_teacher
+from fastcifar.engine.trainer import Trainer
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
+from fastcifar.runs.network import load_network
+
+CPU = torch.device("cpu")
+
+
+def batch(count: int = 7, classes: int = 5, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    logits = 3 * torch.randn(count, classes, generator=generator, dtype=dtype)
+    return logits.requires_grad_(), torch.arange(count) % classes
+
+
+@pytest.mark.parametrize(("gamma_pos", "gamma_neg", "smoothing"), [(0, 4, 0.1), (0, 0, 0), (1, 2, 0), (2, 4, 0.3)])
+def test_asymmetric_equals_timms_in_value_and_gradient(gamma_pos, gamma_neg, smoothing):
+    logits, labels = batch(dtype=torch.float32)
+    theirs_in = logits.detach().clone().requires_grad_()
+    ours = asymmetric(logits, labels, gamma_pos, gamma_neg, smoothing)
+    theirs = AsymmetricLossSingleLabel(gamma_pos, gamma_neg, eps=smoothing)(theirs_in, labels)
+    torch.testing.assert_close(ours, theirs)
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(logits.grad, theirs_in.grad)
+
+
+def test_asymmetric_takes_shares():
+    """A one-hot share is a label; the focus of a mixed one is mixed."""
+    logits, labels = batch()
+    one_hot = F.one_hot(labels, 5).float()
+    torch.testing.assert_close(asymmetric(logits, one_hot), asymmetric(logits, labels))
+    p = torch.tensor([[0.25, 0.75]])
+    expected = -(0.5 * (0.5 * (1 - p) ** 1 + 0.5 * p**2) * p.log()).sum()
+    torch.testing.assert_close(asymmetric(p.log(), torch.tensor([[0.5, 0.5]]), 1, 2, 0.0), expected)
+
+
+def test_asymmetric_is_finite_at_the_ends():
+    logits = torch.tensor([[1000.0, -1000.0], [-1000.0, 1000.0]], requires_grad=True)
+    loss = asymmetric(logits, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_build_loss_reads_the_configuration():
+    logits, labels = batch(dtype=torch.float32)
+    for config, expected in (
+        (LossConfig(), cross_entropy(logits, labels)),
+        (LossConfig(label_smoothing=0.1), nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels)),
+        (LossConfig("asymmetric"), AsymmetricLossSingleLabel(0, 4, 0.1)(logits, labels)),
+        (LossConfig("asymmetric", label_smoothing=0.0, gamma_neg=2.0), asymmetric(logits, labels, 0, 2, 0)),
+    ):
+        torch.testing.assert_close(build_loss(config)(logits, labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma_neg": 2.0}, "cross-entropy does not read gamma_neg"),
+        ({"temperature": 2.0}, "add --teacher RUN"),
+        ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+    ],
+)
+def test_settings_that_are_not_read_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        LossConfig(**settings)
+
+
+def test_distillation_closed_form():
+    """Two classes: KL of Bernoulli distributions with the softened probabilities, times the temperature squared."""
+    student, teacher, temperature = 1.3, -0.4, 2.5
+    q, p = (1 / (1 + math.exp(-value / temperature)) for value in (student, teacher))
+    expected = (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) * temperature**2
+    found = distillation(torch.tensor([[student, 0.0]]), torch.tensor([[teacher, 0.0]]), temperature)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_pulls_towards_the_teacher():
+    """At a high temperature the gradient is that of half the squared distance of centred logits, over the classes
+    (Hinton et al., 2.1).
+    """
+    student, _ = batch(3, 4)
+    teacher = torch.randn(3, 4, dtype=torch.float64)
+    distillation(student, teacher, 1000.0).backward()
+    centred = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    torch.testing.assert_close(student.grad, (centred / 4 / 3).detach(), rtol=2e-2, atol=2e-3)
+
+
+def image_set(*classes: str) -> ImageSet:
+    images = torch.randint(0, 256, (12, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet(images, torch.arange(12) % len(classes), classes, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def student_of(teacher: Path, *classes: str, **loss: float) -> Trainer:
+    config = RunConfig(
+        model=ModelConfig("resnet", blocks=(1,), channels=(4,)),
+        data=DataConfig(loader="torch", chunk_size=12),
+        loss=LossConfig(teacher=teacher, **loss),
+        engine=EngineConfig(device="cpu", precision="fp32", compile="off"),
+        epochs=1,
+        batch_size=4,
+    )
+    return Trainer(config, image_set(*classes))
+
+
+def seen_by_teacher(images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) as bytes, normalised as the networks of `made_run` are fed."""
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in ((0.5, 0.4, 0.3), (0.2, 0.2, 1.0)))
+    return (images.float() / 255 - mean) / std
+
+
+def test_the_loss_is_shared_between_labels_and_teacher(tmp_path):
+    """The teacher has the run's best weights and its own normalisation, and is not trained."""
+    run = make_run(tmp_path / "teacher")
+    trainer = student_of(run.path, "ant", "bee", temperature=3.0, distill_weight=0.25, label_smoothing=0.1)
+    dataset = trainer.loader.dataset
+    images, labels = dataset.images[:4].permute(0, 3, 1, 2), dataset.labels[:4]
+    teacher = load_network(run.path, CPU)
+    assert teacher.weights == "weights"
+    logits = trainer.model((images.float() / 255 - 0.5) / 0.25)
+    expected = 0.75 * F.cross_entropy(logits, labels, label_smoothing=0.1)
+    expected += 0.25 * distillation(logits, teacher.model(seen_by_teacher(images)), 3.0)
+    torch.testing.assert_close(trainer.objective(images, labels).loss, expected, rtol=1e-4, atol=1e-5)
+    trainer.run_epoch()
+    ((taught_by, _),) = trainer.objective.teacher.members
+    kept = zip(taught_by.state_dict().values(), teacher.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in kept)
+
+
+def test_an_ensemble_teaches_the_mean_probabilities_of_its_chosen_members(tmp_path):
+    names = "ema-0.999", "weights", "weights"
+    runs = [make_run(tmp_path / "ensemble" / f"seed{seed}").path for seed in range(3)]
+    members = tuple(Member(Path(run.name), name, 0.5, 0.5) for run, name in zip(runs, names, strict=True))
+    whole, chosen = (
+        Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2))
+    )
+    write_report(tmp_path / "ensemble", EnsembleReport("colours", 12, "none", members, whole, chosen, None, (whole,)))
+    teacher = load_teacher(tmp_path / "ensemble", CPU, ("ant", "bee"))
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    voting = [load_network(run, CPU, name).model for run, name in ((runs[0], "ema-0.999"), (runs[2], "weights"))]
+    with torch.no_grad():
+        expected = sum(model(seen_by_teacher(images)).softmax(dim=1) for model in voting) / 2
+    torch.testing.assert_close(teacher(images, torch.float32).softmax(dim=1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_teach_is_refused(tmp_path):
+    run = make_run(tmp_path / "teacher")
+    with pytest.raises(ConfigError, match="trained on other classes; give a run on the same data set"):
+        load_teacher(run.path, CPU, ("ant", "cat"))
+    with pytest.raises(FastcifarError, match="is no run"):
+        load_teacher(tmp_path, CPU, ("ant", "bee"))
