@@ -186,8 +186,9 @@ def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_wh
     end_epoch = trainer.Trainer.end_epoch
 
     def failing_next(self, totals):
+        record = end_epoch(self, totals)
         gpu.failures["replay"] = error
-        return end_epoch(self, totals)
+        return record
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "end_epoch", failing_next)
