@@ -82,14 +82,11 @@ def mark_of(config: RunConfig, device: torch.device) -> Path:
 def obstacle_to_compiling(
     requested: str, steps: int, step_seconds: Callable[[], float], device: str, cached: bool
 ) -> Obstacle | None:
-    """Why a run is not to be compiled. With "auto" it is where the time saved exceeds that of compiling.
+    """Why a run with so many `steps` to come is not to be compiled; with "auto" it is where the time saved exceeds that
+    of compiling.
 
-    Args:
-        requested: "auto", "on" or "off".
-        steps: those still to run.
-        step_seconds: measures an eager step, as the run would launch it.
-        device: "cpu" or "cuda".
-        cached: whether the same was compiled before, and its artefacts are kept.
+    `step_seconds` measures an eager step, as the run would launch it; `cached` says whether the same was compiled
+    before, and its artefacts are kept.
     """
     if not steps:
         return Obstacle(Why.NO_STEP_LEFT)
@@ -106,16 +103,10 @@ def obstacle_to_compiling(
 def compile_function(
     function: Callable, device: str, rehearse: Callable[[Callable], None], mark: Path
 ) -> Callable | Obstacle:
-    """`function` compiled for a `device`, "cpu" or "cuda", or why that failed.
+    """`function` compiled for a `device`, "cpu" or "cuda", or why that failed; where it succeeds `mark` is made.
 
-    Args:
-        function: the forward pass with its loss.
-        device: "cpu" or "cuda".
-        rehearse: runs one forward and backward pass through the function it is given, and leaves no trace of it.
-        mark: file that is made where it succeeds.
-
-    Raises:
-        torch.AcceleratorError: CUDA itself failed.
+    `rehearse` runs a forward and backward pass through the function it is given. Raises torch.AcceleratorError where
+    CUDA itself failed.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(function, dynamic=False, options=OPTIONS[device])
@@ -207,13 +198,8 @@ class CapturedSteps:
     """`step`, recorded once for a single batch and once for `count` batches in a row.
 
     Batches are collected until `count` are there; `flush` runs the fewer that remain. What the step reads and writes
-    besides its batch must stay where it is in memory, and the step must count itself.
-
-    Args:
-        step: a whole step.
-        images, labels: a batch to take shapes and types from; images (B, 3, H, W) in channels_last.
-        count: steps in a row.
-        record: a `Recorder`, or what stands for one.
+    besides its batch must stay where it is in memory, and the step must count itself. Shapes and types are taken from
+    a batch: `images` (B, 3, H, W) in channels_last, and `labels`.
     """
 
     def __init__(self, step: Step, images: Tensor, labels: Tensor, count: int, record: Record) -> None:

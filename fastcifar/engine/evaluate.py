@@ -24,11 +24,8 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates a network, whatever weights it holds.
-
-    Args:
-        forward: the network; the data sets are on its device.
-        batch_size: most images at once; what suits the device by default.
+    """Evaluates a network, whatever weights it holds, on at most `batch_size` images at once; by default as many as
+    suit the device.
     """
 
     def __init__(self, forward: ForwardPass, batch_size: int | None = None) -> None:

@@ -125,14 +125,8 @@ def footprint(
 ) -> Footprint:
     """Counts what `config` takes on `device`; nothing is allocated but for networks from elsewhere.
 
-    What a network keeps is PyTorch's own count without a compiler (`models.count`), which compiling should not raise.
-
-    Args:
-        config: of the run.
-        data: of the run.
-        device: of the run.
-        value_bytes: of an activation: 2 in bfloat16 and float16, 4 in float32.
-        count: of the network, where that is known.
+    An activation has `value_bytes` bytes: 2 in bfloat16 and float16, 4 in float32. What a network keeps is PyTorch's
+    own `count` without a compiler (`models.count`), which compiling should not raise.
 
     Raises:
         ConfigError: as `build_model`; or the run would keep no snapshots, or too many.

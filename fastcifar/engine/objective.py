@@ -42,16 +42,10 @@ class ForwardPass:
 
 
 class Objective:
-    """What a step minimises.
-
-    Args:
-        forward: the network.
-        loss: of its logits.
-        classes: names of the classes, which must be the teacher's too.
-        weights: of the network, by name, to be used in place of its own.
+    """What a step minimises: the `loss` of a network's logits, computed with `weights`, by name, in place of its own.
 
     Raises:
-        FastcifarError: the teacher cannot be read, or knows other classes.
+        FastcifarError: the loss names a teacher that cannot be read, or knows other classes than `classes`.
     """
 
     def __init__(

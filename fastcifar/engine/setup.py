@@ -99,11 +99,8 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a resolved configuration, laid out for the memory there is.
 
-    Args:
-        config: as `resolve` returns it.
-        began: `time.perf_counter()` when the run began; now by default.
-        images: the data set; the one that `config` names by default.
-        model: a network of the caller's, in place of the one that `config` names.
+    The run began at `began`, by `time.perf_counter()`, or else begins now; `images` and `model` are used in place of
+    those that `config` names.
     """
     prepare_machine(config.engine)
     images = images or open_images(config)

@@ -192,13 +192,9 @@ def totals(sums: Tensor) -> Totals:
 class DeviceBook:
     """Keeps a step's number, learning rates and decays on a GPU, so that a captured step needs nothing from the host.
 
-    Called at the end of a step, it adds the step to the meter and goes on to the next, all in one launch.
-
-    Args:
-        meter: of the epoch.
-        optimizer: whose groups are given their rates here, as views of one tensor.
-        lr: of each step.
-        decays: of the averages at each step, float32 (S, K), on the device.
+    Called at the end of a step, it adds the step to the meter and goes on to the next, all in one launch. The groups of
+    the optimizer are given their rates here, as views of one tensor. `lr` is of each step, as are the decays of the
+    averages, float32 (S, K), on the device.
     """
 
     def __init__(self, meter: Meter, optimizer: torch.optim.Optimizer, lr: list[float], decays: Tensor) -> None:
@@ -228,24 +224,12 @@ class DeviceBook:
         advance_(*book, loss, correct, self.lr_table, self.ratios, self.decay_table, len(work.labels))
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A meter's sums in the midst of an epoch."""
-
-    totals: Totals
-    steps: int
-    """The steps of the epoch that the totals are over."""
-
-
 class LiveMeter:
     """Reads a meter while steps are still under way, without waiting for the device.
 
     On a GPU a copy to pinned memory is queued behind the steps that were launched, and read by a later call, once it
-    has arrived; so a reading is some steps old. A CPU has nothing to wait for.
-
-    Args:
-        meter: to be read.
-        every: batches from one copy to the next.
+    has arrived; so a reading is some steps old. A CPU has nothing to wait for. From one copy to the next are `every`
+    batches.
     """
 
     def __init__(self, meter: Meter, every: int = 16) -> None:
@@ -256,15 +240,15 @@ class LiveMeter:
         self.awaited: int | None = None
         """Steps that the copy under way is over."""
 
-    def __call__(self, batch: int, steps: int) -> Reading | None:
-        """The newest reading that has arrived, if there is one after `batch` batches of an epoch, `steps` of which
-        have been launched.
+    def __call__(self, batch: int, steps: int) -> tuple[Totals, int] | None:
+        """The newest totals that have arrived and the steps that they are over, if there are any after `batch` batches
+        of an epoch, `steps` of which have been launched.
         """
         if self.arrival is None:
-            return Reading(totals(self.sums), steps) if batch % self.every == 0 else None
+            return (totals(self.sums), steps) if batch % self.every == 0 else None
         reading = None
         if self.awaited is not None and self.arrival.query():
-            reading, self.awaited = Reading(totals(self.host), self.awaited), None
+            reading, self.awaited = (totals(self.host), self.awaited), None
         if self.awaited is None and batch % self.every == 0:
             self.host.copy_(self.sums, non_blocking=True)
             self.arrival.record()

@@ -148,9 +148,10 @@ class Trainer:
         """Takes in how the epoch goes, where that is known without waiting."""
         reading = self.live_meter(self.state.batch, self.state.batch - self.launch.waiting)
         if reading is not None:
-            self.check_finite(reading.totals)
-            images = reading.steps * self.config.batch_size
-            self.running = reading.totals.loss / images, reading.totals.correct / images
+            totals, steps = reading
+            self.check_finite(totals)
+            images = steps * self.config.batch_size
+            self.running = totals.loss / images, totals.correct / images
 
     def read_totals(self) -> Totals:
         """Those of the epoch so far; waits for the device. Raises FastcifarError where a loss was not finite."""

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastcifar.config import OptimConfig
 from fastcifar.engine.objective import BatchMetrics
 from fastcifar.engine.shadow import Shadow
-from fastcifar.engine.step import Backward, Forward, LiveMeter, Meter, Reading, SlicedPass, Step, Totals, Workspace
+from fastcifar.engine.step import Backward, Forward, LiveMeter, Meter, SlicedPass, Step, Totals, Workspace
 from fastcifar.kernels.bookkeeping import NEVER
 from fastcifar.optim.optimizers import build_optimizer
 
@@ -129,10 +129,10 @@ def test_on_a_gpu_a_reading_is_of_the_steps_before_its_copy_and_is_never_waited_
     meter.sums.copy_(torch.tensor([60.0, 30.0, 7.0]))
     assert live(4, 4) is None, "it still is, and no second one is queued over it"
     device.come_to_it()
-    assert live(5, 5) == Reading(Totals(6.0, 3.0, None), steps=2)
+    assert live(5, 5) == (Totals(6.0, 3.0, None), 2)
     assert live(6, 6) is None
     device.come_to_it()
-    assert live(7, 7) == Reading(Totals(60.0, 30.0, 7), steps=6)
+    assert live(7, 7) == (Totals(60.0, 30.0, 7), 6)
     assert live(8, 8) is None
     live.forget()
     device.come_to_it()
