@@ -1,4 +1,4 @@
-"""The pretended GPU punishes what a real one would, and lets through what is right."""
+"""The pretended GPU punishes what a real one would; that it lets the rest through is seen in `test_gpu_runs.py`."""
 
 import pytest
 import torch
@@ -12,25 +12,8 @@ def forgiven(gpu: PretendedGpu) -> None:
 def test_a_tensor_says_where_it_was_put(gpu):
     there, here = torch.zeros(3, device="cuda"), torch.zeros(3)
     assert (there.device, there.is_cuda, here.device.type, here.is_cuda) == (CARD, True, "cpu", False)
-    assert all(
-        made.is_cuda
-        for made in (
-            there + 1,
-            there[1:],
-            torch.zeros_like(there),
-            here.to("cuda"),
-            torch.nn.Linear(3, 2).to(CARD).bias,
-        )
-    )
-    assert not any(made.is_cuda for made in (there.cpu(), here, here + 1))
     with pytest.raises(TypeError, match="cuda:0"):
         there.numpy()
-
-
-def test_gradients_lie_where_the_weights_do(gpu):
-    model = torch.nn.Linear(3, 2).to(CARD)
-    model(torch.zeros(5, 3, device=CARD)).sum().backward()
-    assert model.weight.grad.is_cuda
 
 
 @pytest.mark.parametrize(
@@ -55,19 +38,6 @@ def test_what_a_steady_epoch_must_not_do(gpu, call, rule):
     forgiven(gpu)
 
 
-def test_what_a_steady_epoch_may_do(gpu):
-    card, pinned = torch.ones(3, device=CARD), torch.ones(3).pin_memory()
-    arrived, event = torch.empty(3, pin_memory=True), torch.cuda.Event()
-    with gpu.steady():
-        card.copy_(pinned, non_blocking=True)
-        card = card * 2 + pinned.to(CARD, non_blocking=True)
-        arrived.copy_(card, non_blocking=True)
-        event.record()
-        assert not event.query()
-        assert event.query()
-        assert arrived.tolist() == [3.0, 3.0, 3.0]
-
-
 def test_streams_must_wait_for_each_other(gpu):
     side = torch.cuda.Stream(CARD)
     card = torch.ones(3, device=CARD) + 1
@@ -83,19 +53,13 @@ def test_streams_must_wait_for_each_other(gpu):
     forgiven(gpu)
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-def test_memory_given_back_must_not_be_read_any_more(gpu, recorded):
+def test_memory_given_back_must_not_be_read_any_more(gpu):
     side = torch.cuda.Stream(CARD)
     with torch.cuda.stream(side):
         there = torch.ones(3, device=CARD)
     torch.cuda.current_stream().wait_stream(side)
     there.sum()
-    if recorded:
-        there.record_stream(torch.cuda.current_stream())
     del there
-    if recorded:
-        gpu.purge()
-        return
     with pytest.raises(Broken, match="record_stream"):
         gpu.purge()
     forgiven(gpu)

@@ -196,7 +196,7 @@ def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)  # which a DataLoader asks, in order to pin
     monkeypatch.setattr(profile, "traced", lambda *arguments: [])
-    monkeypatch.setattr(profile, "parts_on_gpu", lambda course, steps: {"data": 1.0})
+    monkeypatch.setattr(profile, "parts_on_gpu", lambda *arguments: {"data": 1.0})
     monkeypatch.setattr(profile, "COPY_SECONDS", 0.0)
     monkeypatch.setattr(synthetic, "SPLITS", {"train": 10, "test": 20})
     small = {"AT_ONCE": 2, "REPEATS": 2, "STEPS": 1, "MOST_CALLS": 1}

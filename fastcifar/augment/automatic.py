@@ -6,6 +6,7 @@ Values are what the operation does, in physical units, whatever the paper's or t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -86,106 +87,101 @@ CIFAR10_SUB_POLICIES: tuple[tuple[tuple[Operation, float, int], tuple[Operation,
 """Operation, probability and level of 10: Cubuk et al. 2019, arXiv:1805.09501, table 7."""
 
 
-def paper_values(operation: Operation, level: int) -> tuple[float, ...]:
-    """What a level of 10 stands for in the AutoAugment authors' code for CIFAR-10."""
-    if operation in (O.SHEAR_X, O.SHEAR_Y):
-        return either(0.3 * level / 10)
-    if operation in (O.TRANSLATE_X, O.TRANSLATE_Y):
-        return either(float(level))
-    if operation == O.ROTATE:
-        return either(float(int(30 * level / 10)))
-    if operation in ENHANCING:
-        return (0.1 + 1.8 * level / 10,)
-    return {O.SOLARIZE: (256.0 - int(256 * level / 10),), O.POSTERIZE: (4.0 - int(4 * level / 10),)}.get(
-        operation, (0.0,)
-    )
-
-
-def torchvision_values(
-    operation: Operation, level: float, *, shear: float, translate: tuple[float, float], rotate: float, enhance: float
-) -> tuple[float, ...]:
-    """What torchvision makes of a `level` from 0 to 1: the shares of the greatest values given, each with a random
-    sign.
-    """
-    if operation in (O.SHEAR_X, O.SHEAR_Y):
-        return either(shear * level)
-    if operation in (O.TRANSLATE_X, O.TRANSLATE_Y):
-        return either(float(int(translate[operation == O.TRANSLATE_Y] * level)))
-    if operation == O.ROTATE:
-        return either(rotate * level)
-    if operation in ENHANCING:
-        return tuple(1 + value for value in either(enhance * level))
-    return (255 * (1 - level),) if operation == O.SOLARIZE else (0.0,)
+WITHOUT_INVERT = tuple(operation for operation in Operation if operation != O.INVERT)
+LEVELS = 30
+"""The greatest level of RandAugment and TrivialAugment."""
 
 
 def either(value: float) -> tuple[float, ...]:
     return (value, -value)
 
 
-def torchvision_reach(size: tuple[int, int]) -> dict[str, float | tuple[float, float]]:
-    """The greatest values of torchvision's AutoAugment and RandAugment for images of `size`, height and width."""
+def paper_values(operation: Operation, level: int) -> tuple[float, ...]:
+    """What a level of 10 stands for in the AutoAugment authors' code for CIFAR-10."""
+    values = {
+        O.SHEAR_X: either(0.3 * level / 10),
+        O.SHEAR_Y: either(0.3 * level / 10),
+        O.TRANSLATE_X: either(float(level)),
+        O.TRANSLATE_Y: either(float(level)),
+        O.ROTATE: either(float(int(30 * level / 10))),
+        O.SOLARIZE: (256.0 - int(256 * level / 10),),
+        O.POSTERIZE: (4.0 - int(4 * level / 10),),
+        **dict.fromkeys(ENHANCING, (0.1 + 1.8 * level / 10,)),
+    }
+    return values.get(operation, (0.0,))
+
+
+@dataclass(frozen=True)
+class TorchvisionReach:
+    """The values that torchvision's policies give to the greatest level."""
+
+    shear: float
+    translate: tuple[float, float]
+    """To the right and down."""
+    rotate: float
+    enhance: float
+    """Either way from a factor of 1."""
+    posterize: int
+    """Bits lost."""
+
+    def values(self, operation: Operation, level: float) -> tuple[float, ...]:
+        """What a `level` from 0 to 1 stands for."""
+        right, down = self.translate
+        values = {
+            O.SHEAR_X: either(self.shear * level),
+            O.SHEAR_Y: either(self.shear * level),
+            O.TRANSLATE_X: either(float(int(right * level))),
+            O.TRANSLATE_Y: either(float(int(down * level))),
+            O.ROTATE: either(self.rotate * level),
+            O.SOLARIZE: (255 * (1 - level),),
+            O.POSTERIZE: (8.0 - round(level * self.posterize),),
+            **dict.fromkeys(ENHANCING, tuple(1 + value for value in either(self.enhance * level))),
+        }
+        return values.get(operation, (0.0,))
+
+
+def common_reach(size: tuple[int, int]) -> TorchvisionReach:
+    """That of torchvision's AutoAugment and RandAugment for images of `size`, height and width."""
     height, width = size
-    return {"shear": 0.3, "translate": (150 / 331 * width, 150 / 331 * height), "rotate": 30.0, "enhance": 0.9}
+    return TorchvisionReach(0.3, (150 / 331 * width, 150 / 331 * height), 30.0, 0.9, 4)
+
+
+def sub_policies(values: Callable[[Operation, int], tuple[float, ...]]) -> tuple[tuple[Choice, ...], ...]:
+    """`CIFAR10_SUB_POLICIES`, whose levels stand for these values."""
+    return tuple(
+        tuple(Choice(operation, probability, values(operation, level)) for operation, probability, level in sub_policy)
+        for sub_policy in CIFAR10_SUB_POLICIES
+    )
 
 
 def autoaugment(size: tuple[int, int]) -> Automatic:
     """The CIFAR-10 policy with the authors' values, and grey (128) beyond the border."""
-    branches = tuple(
-        tuple(
-            Choice(operation, probability, paper_values(operation, level))
-            for operation, probability, level in sub_policy
-        )
-        for sub_policy in CIFAR10_SUB_POLICIES
-    )
-    return Automatic(branches, fill=128)
+    return Automatic(sub_policies(paper_values), fill=128)
 
 
 def autoaugment_tv(size: tuple[int, int]) -> Automatic:
     """The same sub-policies with torchvision's values: ten bins, enhancement of either sign, black beyond the
     border.
     """
-
-    def values(operation: Operation, level: int) -> tuple[float, ...]:
-        if operation == O.POSTERIZE:
-            return (8.0 - round(level / (9 / 4)),)
-        return torchvision_values(operation, level / 9, **torchvision_reach(size))
-
-    branches = tuple(
-        tuple(Choice(operation, probability, values(operation, level)) for operation, probability, level in sub_policy)
-        for sub_policy in CIFAR10_SUB_POLICIES
-    )
-    return Automatic(branches)
-
-
-WITHOUT_INVERT = tuple(operation for operation in Operation if operation != O.INVERT)
-BINS = 31
+    reach = common_reach(size)
+    return Automatic(sub_policies(lambda operation, level: reach.values(operation, level / 9)))
 
 
 def randaugment(size: tuple[int, int], rounds: int = 2, magnitude: int = 9) -> Automatic:
     """`rounds` operations of 14, all at level `magnitude` of 30: Cubuk et al. 2020, arXiv:1909.13719, with
     torchvision's values.
     """
-    level = magnitude / (BINS - 1)
-
-    def values(operation: Operation) -> tuple[float, ...]:
-        if operation == O.POSTERIZE:
-            return (8.0 - round(magnitude / ((BINS - 1) / 4)),)
-        return torchvision_values(operation, level, **torchvision_reach(size))
-
-    return Automatic(tuple((Choice(operation, 1.0, values(operation)),) for operation in WITHOUT_INVERT), rounds)
+    reach, level = common_reach(size), magnitude / LEVELS
+    return Automatic(tuple((Choice(one, 1.0, reach.values(one, level)),) for one in WITHOUT_INVERT), rounds)
 
 
 def trivialaugment(size: tuple[int, int]) -> Automatic:
     """One operation of 14 at a random level of 0 to 30, with wide values: Müller and Hutter 2021, arXiv:2103.10158,
     as in torchvision.
     """
-    reach = {"shear": 0.99, "translate": (32.0, 32.0), "rotate": 135.0, "enhance": 0.99}
+    reach = TorchvisionReach(0.99, (32.0, 32.0), 135.0, 0.99, 6)
 
     def values(operation: Operation) -> tuple[float, ...]:
-        if operation == O.POSTERIZE:
-            return tuple(8.0 - round(level / ((BINS - 1) / 6)) for level in range(BINS))
-        return tuple(
-            value for level in range(BINS) for value in torchvision_values(operation, level / (BINS - 1), **reach)
-        )
+        return tuple(value for level in range(LEVELS + 1) for value in reach.values(operation, level / LEVELS))
 
     return Automatic(tuple((Choice(operation, 1.0, values(operation)),) for operation in WITHOUT_INVERT))

@@ -6,6 +6,8 @@ Nothing makes the host wait for the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,20 @@ from fastcifar.augment.automatic import Operation
 from fastcifar.kernels.transfer import upload
 
 LEVELS = 256
+
+CHANGES: dict[Operation, Callable[[Tensor, Tensor], Tensor]] = {
+    Operation.IDENTITY: lambda images, _: images.clone(),
+    Operation.AUTO_CONTRAST: lambda images, _: auto_contrast(images),
+    Operation.INVERT: lambda images, _: ~images,
+    Operation.EQUALIZE: lambda images, _: equalize(images),
+    Operation.SOLARIZE: lambda images, threshold: solarize(images, threshold),
+    Operation.POSTERIZE: lambda images, bits: posterize(images, bits),
+    Operation.CONTRAST: lambda images, factor: blend(mean_luma(images), images, factor),
+    Operation.COLOR: lambda images, factor: saturate(images, factor),
+    Operation.BRIGHTNESS: lambda images, factor: blend(torch.zeros_like(factor), images, factor),
+    Operation.SHARPNESS: lambda images, factor: sharpen(images, factor),
+}
+"""What each operation but the geometric ones makes of a group of images and their values, float64 (N, 1, 1, 1)."""
 
 
 def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tensor:
@@ -26,29 +42,7 @@ def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tens
     Returns:
         A new uint8 (N, H, W, 3).
     """
-    amount = upload(value, images.device)[:, None, None, None]
-    match operation:
-        case Operation.IDENTITY:
-            return images.clone()
-        case Operation.AUTO_CONTRAST:
-            return auto_contrast(images)
-        case Operation.INVERT:
-            return ~images
-        case Operation.EQUALIZE:
-            return equalize(images)
-        case Operation.SOLARIZE:
-            return solarize(images, amount)
-        case Operation.POSTERIZE:
-            return posterize(images, amount)
-        case Operation.CONTRAST:
-            return blend(mean_luma(images), images, amount)
-        case Operation.COLOR:
-            return saturate(images, amount)
-        case Operation.BRIGHTNESS:
-            return blend(torch.zeros_like(amount), images, amount)
-        case Operation.SHARPNESS:
-            return sharpen(images, amount)
-    raise ValueError(f"{operation!r} moves pixels: carry it out as a warp")
+    return CHANGES[operation](images, upload(value, images.device)[:, None, None, None])
 
 
 def luma(images: Tensor) -> Tensor:

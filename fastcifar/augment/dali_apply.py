@@ -10,7 +10,6 @@ are left to `kernels.augment` and `colour`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +33,8 @@ CPU_THREADS = 2
 COLOURS = WITHOUT_VALUE | WITH_VALUE
 """Automatic operations that move no pixel and that DALI carries out."""
 NOTHING = Params(None, (), None, None, None)
+Source = Callable[..., Node]
+"""`Graph.source`."""
 NORMALIZED = (torch.float32, torch.float16)
 """Dtypes that DALI normalises to."""
 
@@ -55,11 +56,9 @@ class DaliApplier(TritonApplier):
         if chunk_size > self.largest_chunk:
             raise ConfigError(
                 f"the loader dali takes at most {self.largest_chunk} images at once, not {chunk_size} (mixing takes "
-                "two for one); "
-                "lower --batch-size or choose --loader triton."
+                "two for one); lower --batch-size or choose --loader triton."
             )
-        self.device = self.images.device
-        size = (self.images.shape[1], self.images.shape[2])
+        self.device, size = self.images.device, tuple(self.images.shape[1:3])
         colours = Colours(import_dali(), size, kind_of(self.device))
         how = self.resampling
         grey_border = how.fill == "constant" and len(set(how.colour)) == 1
@@ -75,9 +74,8 @@ class DaliApplier(TritonApplier):
         self.first = sample_graph(self.device, chunk_size, dtype, **first)
         self.last = sample_graph(self.device, chunk_size, dtype, **last)
         if policy.automatic:
-            self.moves = sample_graph(
-                self.device, chunk_size, warp=True, border=automatic_table(policy.automatic, size).fill
-            )
+            border = automatic_table(policy.automatic, size).fill
+            self.moves = sample_graph(self.device, chunk_size, warp=True, border=border)
             self.colours = colour_graph(self.device, colours)
         self.under_way: tuple[Tensor, Params] | None = None
         """What the first graph works on, or would if there were any work in it, and the parameters."""
@@ -90,7 +88,6 @@ class DaliApplier(TritonApplier):
         self.under_way = images, params
 
     def collect(self) -> Tensor:
-        assert self.under_way is not None, "collect() without submit()"
         (images, params), self.under_way = self.under_way, None
         if self.first is not None:
             images = self.first.finish()[0].clone()
@@ -119,39 +116,31 @@ class DaliApplier(TritonApplier):
                 images.index_copy_(0, group.place, changed[0])
 
 
-@dataclass(frozen=True)
 class Graph:
-    """A built pipeline."""
+    """A built pipeline whose outputs `define(dali, source)` gives; `source` makes one of its inputs.
 
-    pipeline: Any
-    device: torch.device
-    inputs: dict[str, str]
-    """Names, and where DALI reads each: cpu or gpu."""
-    held: list[Any]
-    """What DALI reads in place until the output is taken."""
+    On a GPU the inputs are copied: with `no_copy=True` DALI would not wait for the kernels that are still writing them.
+    """
 
-    @staticmethod
-    def build(device: torch.device, batch_size: int, define: Callable[[Any, Callable[..., Node]], list[Node]]) -> Graph:
-        """A pipeline whose outputs `define(dali, source)` gives; `source(name, dtype, dimensions, layout, where)` is
-        one of its inputs.
+    def __init__(self, device: torch.device, batch_size: int, define: Callable[[Any, Source], list[Node]]) -> None:
+        self.device, self.kind, self.dali = device, kind_of(device), import_dali()
+        self.inputs: dict[str, str] = {}
+        """Names, and where DALI reads each: cpu or gpu."""
+        self.held: list[Any] = []
+        """What DALI reads in place until the output is taken."""
+        number = device.index if self.kind == "gpu" else None
+        self.pipeline = self.dali.Pipeline(batch_size, CPU_THREADS, number, prefetch_queue_depth=1)
+        with self.pipeline:
+            self.pipeline.set_outputs(*define(self.dali, self.source))
+        self.pipeline.build()
 
-        On a GPU the inputs are copied: with `no_copy=True` DALI would not wait for the kernels that are still writing
-        them.
-        """
-        dali, inputs, kind = import_dali(), {}, kind_of(device)
-        pipeline = dali.Pipeline(
-            batch_size, CPU_THREADS, device.index if kind == "gpu" else None, prefetch_queue_depth=1
-        )
-
-        def source(name: str, dtype: str, dimensions: int, layout: str | None = None, where: str = kind) -> Node:
-            inputs[name] = where
-            options = {"dtype": getattr(dali.types, dtype), "ndim": dimensions, "layout": layout}
-            return dali.fn.external_source(name=name, device=where, batch=True, no_copy=where == "cpu", **options)
-
-        with pipeline:
-            pipeline.set_outputs(*define(dali, source))
-        pipeline.build()
-        return Graph(pipeline, device, inputs, [])
+    def source(
+        self, name: str, dtype: str, dimensions: int, layout: str | None = None, where: str | None = None
+    ) -> Node:
+        """An input with so many dimensions a sample; `where` is cpu or gpu, by default that of the graph."""
+        self.inputs[name] = where = where or self.kind
+        options = {"dtype": getattr(self.dali.types, dtype), "ndim": dimensions, "layout": layout}
+        return self.dali.fn.external_source(name=name, device=where, batch=True, no_copy=where == "cpu", **options)
 
     def start(self, tensors: Mapping[str, Tensor]) -> None:
         """Schedules a batch; of `tensors`, each with a row a sample, those that are inputs of the graph are read."""
@@ -163,7 +152,7 @@ class Graph:
 
     def finish(self) -> list[Tensor]:
         """The outputs of the batch scheduled last, valid on the current stream until another is started."""
-        stream = (torch.cuda.current_stream(self.device),) if self.device.type == "cuda" else ()
+        stream = (torch.cuda.current_stream(self.device),) if self.kind == "gpu" else ()
         outputs = [torch.from_dlpack(output.as_tensor()) for output in self.pipeline.outputs(*stream)]
         self.held.clear()
         return outputs
@@ -186,7 +175,7 @@ def sample_graph(
     None where nothing of this is to be done.
     """
 
-    def define(dali: Any, source: Callable[..., Node]) -> list[Node]:
+    def define(dali: Any, source: Source) -> list[Node]:
         fn, types = dali.fn, dali.types
         images = source("images", "UINT8", 3, "HWC")
         if warp:
@@ -208,7 +197,7 @@ def sample_graph(
         return [images]
 
     useful = warp or any(part is not None for part in (grey, erase, normalization))
-    return Graph.build(device, chunk_size, define) if useful else None
+    return Graph(device, chunk_size, define) if useful else None
 
 
 def sample_inputs(params: Params) -> dict[str, Tensor]:
@@ -229,7 +218,7 @@ def colour_graph(device: torch.device, colours: Colours) -> Graph:
     G, 1, 1, 1).
     """
 
-    def define(dali: Any, source: Callable[..., Node]) -> list[Node]:
+    def define(dali: Any, source: Source) -> list[Node]:
         outputs = []
         for operation, function in COLOURS.items():
             arguments = [source(operation.name, "UINT8", 4)]
@@ -238,7 +227,7 @@ def colour_graph(device: torch.device, colours: Colours) -> Graph:
             outputs.append(function(colours, *arguments))
         return outputs
 
-    return Graph.build(device, 1, define)
+    return Graph(device, 1, define)
 
 
 def colour_inputs(images: Tensor, groups: Mapping[Operation, Group | None]) -> dict[str, Tensor]:
@@ -274,7 +263,6 @@ def why_unusable(device: torch.device) -> str | None:
     try:
         image = torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device)
         graph = sample_graph(image.device, 1, warp=True, border=0)
-        assert graph is not None
         graph.start({"images": image, "matrix": torch.eye(2, 3)[None]})
         graph.finish()
     except Exception as error:
@@ -288,8 +276,6 @@ def import_dali() -> Any:
         import nvidia.dali as dali
         from nvidia.dali import fn, math, types  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"the loader dali needs NVIDIA DALI, which cannot be imported ({error}); install nvidia-dali-cuda130 or "
-            "choose --loader torch."
-        ) from error
+        missing = f"the loader dali needs NVIDIA DALI, which cannot be imported ({error})"
+        raise ConfigError(f"{missing}; install nvidia-dali-cuda130 or choose --loader torch.") from error
     return dali

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from fastcifar.errors import ConfigError, unknown
 
 FILLS = ("black", "mean", "reflect", "clamp")
+Reader = Callable[[str], dict[str, object]]
+"""From the value of a part to the fields that it sets; ValueError or KeyError where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +77,18 @@ class Policy:
     def __post_init__(self) -> None:
         for name, low, high in RANGES:
             if not low <= getattr(self, name) <= high:
-                raise ConfigError(
-                    f"augmentation {name} is {getattr(self, name):g}; give a value from {low:g} to {high:g}."
-                )
-        if self.erase and not (
-            1 <= self.erase.count <= 64 and 1 <= self.erase.size <= 1024 and 0 <= self.erase.probability <= 1
-        ):
+                value = f"{getattr(self, name):g}"
+                raise ConfigError(f"augmentation {name} is {value}; give a value from {low:g} to {high:g}.")
+        erase = self.erase or Erase(1, 1)
+        if not (1 <= erase.count <= 64 and 1 <= erase.size <= 1024 and 0 <= erase.probability <= 1):
             raise ConfigError("augmentation cutout takes 1 to 64 squares of at least one pixel, such as cutout:4x4.")
         if self.mix and not 0.05 <= self.mix.alpha <= 100:
             raise ConfigError(f"augmentation {self.mix.kind} is {self.mix.alpha:g}; give a value from 0.05 to 100.")
         if self.automatic and self.automatic[0] == "randaugment":
             rounds, magnitude = self.automatic[1]
             if not (1 <= rounds <= 8 and 0 <= magnitude <= 30):
-                raise ConfigError(
-                    f"augmentation randaugment is {rounds},{magnitude}; give 1 to 8 operations and a magnitude of 0 "
-                    "to 30."
-                )
+                given = f"augmentation randaugment is {rounds},{magnitude}"
+                raise ConfigError(f"{given}; give 1 to 8 operations and a magnitude of 0 to 30.")
 
     @property
     def warps(self) -> bool:
@@ -100,9 +98,7 @@ class Policy:
     def __str__(self) -> str:
         parts = [f"{name}:{getattr(self, name):g}" for name, *_ in RANGES if getattr(self, name)]
         parts += ["flip:alternating"] * self.alternating + ["turns"] * self.turns
-        parts += [f"fill:{self.fill}"] * (self.fill != "black") + [self.interpolation] * (
-            self.interpolation != "nearest"
-        )
+        parts += [f"fill:{self.fill}"] * (self.fill != "black") + ["bilinear"] * (self.interpolation == "bilinear")
         if self.automatic:
             name, numbers = self.automatic
             parts.append(":".join([name, ",".join(map(str, numbers))]) if numbers else name)
@@ -142,40 +138,30 @@ POLICIES: dict[str, str] = {
 report 2's cutouts; report 5's dropout, which is Albumentations' default."""
 
 
-def parse(text: str) -> Policy:
-    """The policy that `text` describes: names and settings joined by commas, of which later ones override earlier ones.
+def parse(text: str, policy: Policy | None = None) -> Policy:
+    """The policy that `text` makes of `policy`, by default of none: names and settings joined by commas, of which later
+    ones override earlier ones.
 
     Raises:
         ConfigError: a part that is not known, or a value that it cannot have; the sentence names the valid form.
     """
-    policy = Policy()
+    policy = policy or Policy()
     for part in split(text):
         name, _, value = part.partition(":")
+        if name not in POLICIES and name not in PARTS:
+            raise ConfigError(unknown("augmentation", name, (*POLICIES, *PARTS)))
         if name in POLICIES:
             if value:
-                raise ConfigError(
-                    f"augmentation {name} takes no value; override one of its settings, as in {name},rotate:5."
-                )
-            policy = replace(policy, **changes(parse(POLICIES[name])))
-        elif name in PARTS:
+                example = f"override one of its settings, as in {name},rotate:5"
+                raise ConfigError(f"augmentation {name} takes no value; {example}.")
+            policy = parse(POLICIES[name], policy)
+        else:
             form, read = PARTS[name]
             try:
                 policy = replace(policy, **read(value))
             except (ValueError, KeyError):
                 raise ConfigError(f"augmentation {part!r} cannot be read; write it as {form}.") from None
-        else:
-            raise ConfigError(unknown("augmentation", name, (*POLICIES, *PARTS)))
     return policy
-
-
-def changes(policy: Policy) -> dict[str, object]:
-    """What differs from doing nothing; a plain flip replaces an alternating one."""
-    differing = {
-        field.name: getattr(policy, field.name)
-        for field in fields(Policy)
-        if getattr(policy, field.name) != field.default
-    }
-    return {"alternating": False, **differing} if policy.flip else differing
 
 
 def split(text: str) -> list[str]:
@@ -183,31 +169,23 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?!\s*[\d.]+\s*(?:,|$))", text) if part.strip()]
 
 
-def number(name: str, default: float | None = None) -> Callable[[str], dict[str, object]]:
+def number(name: str, default: float | None = None) -> Reader:
     """Reads a plain number into the field `name`; without a default it must be given."""
     kind = int if name == "crop" else float
     return lambda value: {name: kind(value) if value or default is None else default}
 
 
 def read_flip(value: str) -> dict[str, object]:
-    return (
-        {"alternating": True, "flip": 0.0}
-        if value == "alternating"
-        else {"alternating": False, **number("flip", 0.5)(value)}
-    )
+    alternating = value == "alternating"
+    return {"alternating": alternating, "flip": 0.0 if alternating else float(value or 0.5)}
 
 
-def read_name(field: str, valid: tuple[str, ...]) -> Callable[[str], dict[str, object]]:
-    """Reads one of `valid` into `field`."""
-    return lambda value: {field: valid[valid.index(value)]}
+def word(field: str, settings: dict[str, object]) -> Reader:
+    """Reads one of the words in `settings` into `field`."""
+    return lambda value: {field: settings[value]}
 
 
-def read_bare(field: str, setting: object) -> Callable[[str], dict[str, object]]:
-    """A part without a value."""
-    return lambda value: {field: {"": setting}[value]}
-
-
-def read_automatic(name: str, *defaults: int) -> Callable[[str], dict[str, object]]:
+def read_automatic(name: str, *defaults: int) -> Reader:
     """An automatic policy with as many whole numbers as `defaults`."""
 
     def read(value: str) -> dict[str, object]:
@@ -219,7 +197,7 @@ def read_automatic(name: str, *defaults: int) -> Callable[[str], dict[str, objec
     return read
 
 
-def read_squares(inside: bool, default: str) -> Callable[[str], dict[str, object]]:
+def read_squares(inside: bool, default: str) -> Reader:
     """`KxS` or `KxS:probability`."""
 
     def read(value: str) -> dict[str, object]:
@@ -230,20 +208,20 @@ def read_squares(inside: bool, default: str) -> Callable[[str], dict[str, object
     return read
 
 
-def read_mix(kind: str) -> Callable[[str], dict[str, object]]:
+def read_mix(kind: str) -> Reader:
     return lambda value: {"mix": Mix(kind, float(value or 1))}
 
 
-PARTS: dict[str, tuple[str, Callable[[str], dict[str, object]]]] = {
+PARTS: dict[str, tuple[str, Reader]] = {
     "crop": ("crop or crop:4 (pixels)", number("crop", 4)),
     "flip": ("flip, flip:0.5 (probability) or flip:alternating", read_flip),
     "rotate": ("rotate:15 (degrees)", number("rotate")),
-    "turns": ("turns", read_bare("turns", True)),
+    "turns": ("turns", word("turns", {"": True})),
     "translate": ("translate:0.1 (share of the side)", number("translate")),
     "shear": ("shear:10 (degrees)", number("shear")),
-    "fill": (f"fill:{'|'.join(FILLS)}", read_name("fill", FILLS)),
-    "nearest": ("nearest", read_bare("interpolation", "nearest")),
-    "bilinear": ("bilinear", read_bare("interpolation", "bilinear")),
+    "fill": (f"fill:{'|'.join(FILLS)}", word("fill", {fill: fill for fill in FILLS})),
+    "nearest": ("nearest", word("interpolation", {"": "nearest"})),
+    "bilinear": ("bilinear", word("interpolation", {"": "bilinear"})),
     "autoaugment": ("autoaugment", read_automatic("autoaugment")),
     "autoaugment_tv": ("autoaugment_tv", read_automatic("autoaugment_tv")),
     "randaugment": ("randaugment:2,9 (operations, magnitude of 30)", read_automatic("randaugment", 2, 9)),

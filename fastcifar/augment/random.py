@@ -91,21 +91,6 @@ def below(words: Tensor, bound: int) -> Tensor:
     return words * bound >> 32
 
 
-def permutation(key: Key, count: int) -> Tensor:
-    """The order of `count` samples in an epoch: int64 (count,), on the CPU."""
-    return torch.randperm(count, generator=epoch_generator(key))
-
-
-def uniform_row(key: Key, count: int) -> Tensor:
-    """Uniform numbers in [0, 1) for the places of an epoch: float64 (count,), on the CPU."""
-    return torch.rand(count, dtype=torch.float64, generator=epoch_generator(key))
-
-
-def epoch_generator(key: Key) -> torch.Generator:
-    """Torch's own generator, for what is drawn once an epoch."""
-    return torch.Generator().manual_seed(epoch_seed(key, Stream.ORDER))
-
-
 def epoch_seed(key: Key, stream: Stream) -> int:
     """A seed of 63 bits for a generator of torch's own, from 0 up to 2**63 - 1."""
     first, second, *_ = draw(key, stream, torch.zeros(1, dtype=torch.int64))[0].tolist()

@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fastcifar.augment import automatic, geometry
 from fastcifar.augment.automatic import Automatic, Operation
@@ -63,17 +64,6 @@ class Params:
     no height.
     """
     mixing: Mixing | None
-
-    def rows(self, index: Tensor | slice) -> Params:
-        """The parameters of some of the samples; mixing is left out."""
-
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[index]
-
-        slots = tuple(
-            Slot(slot.operation[index], slot.value[index], slot.warp[index], slot.fill) for slot in self.slots
-        )
-        return Params(pick(self.warp), slots, pick(self.grey), pick(self.boxes), None)
 
 
 def sample(policy: Policy, key: Key, index: Tensor, size: tuple[int, int], count: int) -> Params:
@@ -154,10 +144,7 @@ def automatic_table(policy: tuple[str, tuple[int, ...]], size: tuple[int, int]) 
 def sample_slot(table: Automatic, branch: Tensor, choice: int, words: Tensor, size: tuple[int, int]) -> Slot:
     """The choice number `choice` of each sample's branch, int64 (N,), from 32-bit words (N, 4)."""
     choices = [branches[choice] for branches in table.branches]
-    longest = max(len(option.values) for option in choices)
-    values = torch.tensor(
-        [[*option.values, *[0.0] * (longest - len(option.values))] for option in choices], dtype=torch.float64
-    )
+    values = pad_sequence([torch.tensor(option.values, dtype=torch.float64) for option in choices], batch_first=True)
     lengths = torch.tensor([len(option.values) for option in choices])
     probability = torch.tensor([option.probability for option in choices], dtype=torch.float64)
     operations = torch.tensor([int(option.operation) for option in choices])
@@ -185,34 +172,23 @@ def slot_warp(operation: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor
 def sample_boxes(erase: Erase, key: Key, index: Tensor, size: tuple[int, int]) -> Tensor:
     """Squares to paint over: int32 (N, K, 4)."""
     height, width = size
-    happens = chance(draw(key, Stream.ERASE, index)[:, 0], erase.probability)
+    side = torch.where(chance(draw(key, Stream.ERASE, index)[:, 0], erase.probability), erase.size, 0)
     boxes = []
     for square in range(erase.count):
         words = draw(key, Stream.ERASE, index, square + 1)
         if erase.inside:
-            top, left = (
-                below(words[:, 0], max(1, height - erase.size + 1)),
-                below(words[:, 1], max(1, width - erase.size + 1)),
-            )
+            top = below(words[:, 0], max(1, height - erase.size + 1))
+            left = below(words[:, 1], max(1, width - erase.size + 1))
         else:
             top, left = below(words[:, 0], height) - erase.size // 2, below(words[:, 1], width) - erase.size // 2
-        boxes.append(
-            clipped_box(top, left, torch.where(happens, erase.size, 0), torch.where(happens, erase.size, 0), size)
-        )
+        boxes.append(clipped_box(top, left, side, side, size))
     return torch.stack(boxes, dim=1).int()
 
 
 def clipped_box(top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
     """int64 (N,) each -> (N, 4): top, left, bottom, right within the image."""
-    return torch.stack(
-        (
-            top.clamp(0, size[0]),
-            left.clamp(0, size[1]),
-            (top + height).clamp(0, size[0]),
-            (left + width).clamp(0, size[1]),
-        ),
-        dim=1,
-    )
+    corners = torch.stack((top, left, top + height, left + width), dim=1)
+    return torch.minimum(corners.clamp(min=0), torch.tensor((*size, *size)))
 
 
 def sample_mixing(mix: Mix, key: Key, index: Tensor, size: tuple[int, int], count: int) -> Mixing:

@@ -56,7 +56,6 @@ class TorchApplier:
 
     def collect(self) -> Tensor:
         result, self.pending = self.pending, None
-        assert result is not None, "collect() without submit()"
         return result
 
     def apply(self, index: Tensor, params: Params) -> Tensor:
@@ -110,16 +109,15 @@ def grouped(slot: Slot, device: torch.device) -> dict[Operation, Group]:
     """A slot's groups, without the samples that stay as they are. Their sizes are those of CPU tensors, known
     without waiting.
     """
-    operations = torch.where(torch.isin(slot.operation, GEOMETRIC_NUMBERS), int(Operation.ROTATE), slot.operation)
+    operations = torch.where(
+        torch.isin(slot.operation, torch.tensor(sorted(GEOMETRIC))), int(Operation.ROTATE), slot.operation
+    )
     numbers, sizes = operations.unique(return_counts=True)
     order = operations.argsort(stable=True)
     rows = (upload(order, device), upload(slot.value[order], device), slot.warp[order])
     parts = zip(*(tensor.split(sizes.tolist()) for tensor in rows), strict=True)
     groups = (Group(Operation(number), *part) for number, part in zip(numbers.tolist(), parts, strict=True))
     return {group.operation: group for group in groups if group.operation != Operation.IDENTITY}
-
-
-GEOMETRIC_NUMBERS = torch.tensor(sorted(GEOMETRIC))
 
 
 def resampling(policy: Policy, mean: tuple[float, float, float]) -> Resampling:

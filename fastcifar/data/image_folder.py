@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastcifar.data.arrays import SPLITS, read_arrays
+from fastcifar.data import SPLITS
+from fastcifar.data.arrays import read_arrays
+from fastcifar.data.cache import cache_folder
 from fastcifar.data.image_set import ImageSet
-from fastcifar.data.sources import cache_folder
-from fastcifar.errors import DataError, unknown
+from fastcifar.errors import DataError, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -44,7 +44,9 @@ def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
 
     Args:
         folder: holds ``train/CLASS/*`` and ``test/CLASS/*``, PNG, JPEG, WebP or BMP; hidden and other files are passed
-        over. split: "train" or "test". size: side of the images, in pixels.
+            over.
+        split: "train" or "test".
+        size: side of the images, in pixels.
 
     Returns:
         images uint8 (N, size, size, 3), RGB; labels int64 (N,); mean and std of the train split.
@@ -53,14 +55,11 @@ def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
         DataError: a picture cannot be decoded, a class is empty, the splits' classes differ, or the cache cannot be
         written.
     """
-    if split not in SPLITS:
-        raise DataError(unknown("split", split, SPLITS))
     pictures = {part: list_pictures(folder / part) for part in SPLITS}
     for part, other in (SPLITS, SPLITS[::-1]):
         for name in sorted(pictures[part].keys() - pictures[other].keys()):
-            raise DataError(
-                f"{folder / part / name} is a class that {folder / other} lacks; give both splits the same classes."
-            )
+            found = f"{folder / part / name} is a class that {folder / other} lacks"
+            raise DataError(f"{found}; give both splits the same classes.")
     cache = cache_folder() / f"{folder.resolve().name}-{size}-{digest(folder, pictures, size)}.npz"
     with suppress(DataError):  # not there, or damaged: then it is made anew
         return read_arrays(cache, split)
@@ -75,19 +74,16 @@ def list_pictures(folder: Path) -> Pictures:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         pictures = {name: sorted(path for path in (folder / name).iterdir() if is_picture(path)) for name in classes}
     except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}); expected {folder.name}/CLASS/*.png."
-        ) from None
+        found = f"{error.filename} cannot be read ({error.strerror})"
+        raise DataError(f"{found}; expected {folder.name}/CLASS/*.png.") from None
     if not pictures:
         raise DataError(
             f"{folder} holds no classes; expected a folder of pictures for each, {folder.name}/CLASS/*.png."
         )
     for name, files in pictures.items():
         if not files:
-            raise DataError(
-                f"{folder / name} holds no pictures; put some there ({', '.join(SUFFIXES)}), or remove it from both "
-                "splits."
-            )
+            remedy = f"put some there ({', '.join(SUFFIXES)}), or remove it from both splits"
+            raise DataError(f"{folder / name} holds no pictures; {remedy}.")
     return pictures
 
 
@@ -156,26 +152,22 @@ def read_picture(path: Path) -> Picture:
     except UnidentifiedImageError:
         raise DataError(f"{path} is no {', '.join(FORMATS)} picture; replace it or remove it.") from None
     except Exception as error:  # on hostile bytes, Pillow raises nearly anything
-        raise DataError(f"{path} cannot be decoded ({str(error).rstrip('.')}); replace it or remove it.") from None
+        raise DataError(f"{path} cannot be decoded ({reason(error)}); replace it or remove it.") from None
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes a .npz file that appears whole or not at all."""
-    partial = None
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
-        ) as file:
-            partial = Path(file.name)
+        with partial.open("wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder."
-        ) from None
+        remedy = "make room there, or set XDG_CACHE_HOME to another folder"
+        raise DataError(f"{path} cannot be written ({error.strerror}); {remedy}.") from None
     finally:
-        if partial:
-            partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()

@@ -40,7 +40,7 @@ class Chunk:
     labels: Tensor
     mixing: Mixing | None
     begins: int | None
-    """The epoch whose first chunk it is."""
+    """The epoch whose first chunk it is, made ahead of that epoch."""
 
 
 class Loader:
@@ -50,19 +50,22 @@ class Loader:
     chunks, the backend, or on how many processes share the epoch.
 
     Args:
-        dataset: the images: any uint8 NHWC images with labels.
+        dataset: any uint8 NHWC images with labels.
         policy: augmentation, as text (`augment.policy.parse`) or as a `Policy`.
-        backend: "torch", "dali", "triton", or "auto": on a GPU DALI where it works, else Triton; on a CPU torch, the
-        fastest there. batch_size: images a batch. seed: from 0 up to 2**32 - 1. device: where the data set is moved and
-        the batches come out; "auto" is a GPU where there is one, else the CPU. dtype: of the images; torch.uint8 leaves
-        them unnormalised, for a network that normalises them itself. normalize: preset of mean and deviation: "true"
-        (the data set's own), "kuangliu", "half" or "none". shuffle: a new order each epoch, else the data set's.
-        drop_last: leave out the last batch where it is not full. chunk_size: images augmented at once; by default as
-        suits the device and its free memory. mask: bool (N,): the samples to take; all by default. weights: float (N,),
-        none negative: samples are drawn by weight, with replacement, as many an epoch as there are to take. One that
-            is drawn twice in an epoch looks the same twice.
+        backend: "torch", "dali", "triton", or "auto", the fastest (see `resolve_backend`).
+        batch_size: images a batch.
+        seed: from 0 up to 2**32 - 1.
+        device: where the data set is moved and the batches come out; "auto" is a GPU where there is one, else the CPU.
+        dtype: of the images; torch.uint8 leaves them unnormalised, for a network that normalises them itself.
+        normalize: preset of mean and deviation: "true" (the data set's own), "kuangliu", "half" or "none".
+        shuffle: a new order each epoch, else the data set's.
+        drop_last: leave out the last batch where it is not full.
+        chunk_size: images augmented at once; by default as suits the device and its free memory.
+        mask: bool (N,): the samples to take; all by default.
+        weights: float (N,), none negative: samples are drawn by weight, with replacement, as many an epoch as there are
+            to take. One that is drawn twice in an epoch looks the same twice.
         rank, world_size: take every `world_size`-th sample of the common order, from `rank` on; what does not divide
-        evenly is left out.
+            evenly is left out.
 
     Yields:
         images of `dtype`, (B, 3, H, W) in channels_last, and labels: int64 (B,), or with mixup and cutmix float32 (B,
@@ -101,11 +104,8 @@ class Loader:
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.backend = resolve_backend(backend, self.device)
         applier, for_each = load(BACKENDS[self.backend]), 2 if self.policy.mix else 1
-        target = min(
-            chunk_size or default_chunk_size(self.device, self.dataset),
-            len(self.order),
-            applier.largest_chunk // for_each,
-        )
+        most = min(len(self.order), applier.largest_chunk // for_each)
+        target = min(chunk_size or default_chunk_size(self.device, self.dataset), most)
         self.chunk_size = max(1, target // batch_size) * batch_size
         self.normalization = Normalization(*normalization(normalize, (dataset.mean, dataset.std)))
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -116,8 +116,8 @@ class Loader:
         with self.aside():
             self.applier = applier(self.dataset, self.policy, self.normalization, dtype, self.chunk_size * for_each)
         self.epoch = 0
-        self.reader: object | None = None
-        """The iterator that the chunks are for."""
+        self.iteration = 0
+        """How many iterations were begun; the last of them owns the chunk under way."""
         self.chunk: Chunk | None = None
         """Under way."""
 
@@ -137,16 +137,16 @@ class Loader:
         first, *others = self.chunks(epoch, start)
         if self.chunk is None or start or self.chunk.begins != epoch:
             self.discard()
-            self.submit(epoch, first, None)
-        self.reader = reader = object()
+            self.submit(epoch, first)
+        self.iteration = iteration = self.iteration + 1
         for following in (*others, None):
-            if self.reader is not reader:
+            if self.iteration != iteration:
                 raise FastcifarError(
                     "this epoch was left for another of the same Loader; make a second Loader to read two at once."
                 )
             images, labels = self.collect()
             if following is not None:
-                self.submit(epoch, following, None)
+                self.submit(epoch, following)
             elif self.stream is not None:  # a GPU does not wait for the first chunk of the next epoch either
                 self.submit(epoch + 1, self.chunks(epoch + 1, 0)[0], begins=epoch + 1)
             yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
@@ -155,7 +155,7 @@ class Loader:
         """The samples of `epoch` from batch `start` on, int64 (N,) each, on the CPU."""
         return self.order.epoch(epoch)[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
 
-    def submit(self, epoch: int, index: Tensor, begins: int | None) -> None:
+    def submit(self, epoch: int, index: Tensor, begins: int | None = None) -> None:
         """Starts on the samples at `index`, int64 (N,) on the CPU, on a stream of its own where there is one."""
         key, size, taken, mixing = Key(self.seed, epoch), self.dataset.images.shape[1:3], self.order.taken, None
         with self.aside(), self.naming_failures():
@@ -163,7 +163,8 @@ class Loader:
                 mixing = sample_mixing(self.policy.mix, key, index, size, len(taken))
                 index = torch.cat((index, taken[mixing.partner]))
             self.applier.submit(index, sample(replace(self.policy, mix=None), key, index, size, len(taken)))
-            self.chunk = Chunk(self.dataset.labels.index_select(0, upload(index, self.device)), mixing, begins)
+            labels = self.dataset.labels.index_select(0, upload(index, self.device))
+            self.chunk = Chunk(labels, mixing, begins)
 
     def discard(self) -> None:
         """Drops the chunk under way, if there is one."""
@@ -199,9 +200,8 @@ class Loader:
         except RuntimeError as error:
             if self.backend != "dali":
                 raise
-            raise FastcifarError(
-                f"DALI failed ({reason(error)}); choose --loader triton, which does the same."
-            ) from error
+            message = f"DALI failed ({reason(error)}); choose --loader triton, which does the same."
+            raise FastcifarError(message) from error
 
     def aside(self) -> AbstractContextManager:
         """The loader's own stream, where there is one."""
@@ -225,7 +225,7 @@ def check(count: int, batch_size: int, drop_last: bool, chunk_size: int | None, 
 def default_chunk_size(device: torch.device, dataset: ImageSet) -> int:
     """As many images as suit the device: on a GPU at most a share of what memory is free, counted as float32."""
     most = CHUNK_SIZE[device.type]
-    if device.type != "cuda" or not len(dataset):
+    if device.type != "cuda":
         return most
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(most, free // MEMORY_SHARE // (4 * dataset.images[0].numel())))

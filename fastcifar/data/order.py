@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcifar.augment.random import Key, permutation, uniform_row
+from fastcifar.augment.random import Key, Stream, epoch_seed
 from fastcifar.errors import ConfigError
 
 
@@ -49,10 +49,11 @@ class Order:
 
     def epoch(self, epoch: int) -> Tensor:
         """int64 (len(self),), on the CPU: places in the data set."""
-        key, count = Key(self.seed, epoch), len(self.taken)
+        generator = torch.Generator().manual_seed(epoch_seed(Key(self.seed, epoch), Stream.ORDER))
+        count = len(self.taken)
         if self.cumulated is not None:
-            drawn = uniform_row(key, count) * self.cumulated[-1]
+            drawn = torch.rand(count, dtype=torch.float64, generator=generator) * self.cumulated[-1]
             places = torch.searchsorted(self.cumulated, drawn, right=True).clamp(max=count - 1)
         else:
-            places = permutation(key, count) if self.shuffle else torch.arange(count)
+            places = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         return self.taken[places[self.rank : len(self) * self.world_size : self.world_size]]

@@ -4,21 +4,21 @@ for, not before.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastcifar.data import SPLITS
+from fastcifar.data.cache import cache_folder
 from fastcifar.errors import DataError, unknown
 from fastcifar.registry import GIVEN, load
 
 if TYPE_CHECKING:
     from fastcifar.data.cifar import CifarFormat
-    from fastcifar.data.download import Progress
     from fastcifar.data.image_set import ImageSet
 
 CIFAR_FORMATS = {
@@ -27,10 +27,8 @@ CIFAR_FORMATS = {
 }
 """Data sets that are read from files, and where their description stands."""
 
-DRAWN = {"synthetic": "fastcifar.data.synthetic:synthetic"}
-"""Data sets that are made on the spot, and the function from a split to its images."""
-
-DATASETS = (*CIFAR_FORMATS, *DRAWN)
+DATASETS = (*CIFAR_FORMATS, "synthetic")
+"""All names; the synthetic set is drawn on the spot."""
 
 IMAGE_SIZE = 32
 """Pixels a side of the pictures of an image folder, where its path names no size."""
@@ -45,8 +43,6 @@ def load_dataset(
     split: str = "train",
     data_dir: str | Path | None = None,
     download: bool = True,
-    *,
-    deadline_seconds: float | None = None,
 ) -> ImageSet:
     """The data set `name`, whole and in memory.
 
@@ -64,7 +60,6 @@ def load_dataset(
         split: "train" or "test".
         data_dir: the folder to look in first, and to fetch into.
         download: whether to fetch what is not at hand.
-        deadline_seconds: give up a download that would take longer.
 
     Returns:
         images uint8 (N, 32, 32, 3), RGB; labels int64 (N,); class names, and mean and std of the train split.
@@ -73,26 +68,27 @@ def load_dataset(
 
     Raises:
         DataError: an unknown name or split, or files that are missing, damaged or out of reach.
-        TooSlow: a DataError; the download would take longer than `deadline_seconds`.
     """
-    if name in DRAWN:
-        return load(DRAWN[name])(split)
+    if split not in SPLITS:
+        raise DataError(unknown("split", split, SPLITS))
+    if name == "synthetic":
+        from fastcifar.data.synthetic import synthetic
+
+        return synthetic(split)
     if name == GIVEN:
         raise DataError(
-            "the images were given in Python and are on no disk; give them again in Python, as train_set= and "
-            "test_set=."
+            "the images were given in Python and are on no disk; give them again there, as train_set= and test_set=."
         )
     if is_path(name):
-        return _read_path(name, split)
+        return read_path(name, split)
     from fastcifar.data.cifar import read_cifar
 
     form = cifar_form(name)
-    form.files(split)  # a misspelt split must not cost a download
     place = find(name, data_dir)
     if place is None:
         if not download:
-            raise DataError(f"{_absence(form, data_dir)}; put one there, or use --dataset synthetic.")
-        place = _fetch(form, data_dir, deadline_seconds)
+            raise DataError(f"{absence(form, data_dir)}; put one there, or use --dataset synthetic.")
+        place = fetch(form, data_dir)
     return read_cifar(form, place, split)
 
 
@@ -102,15 +98,15 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     Raises:
         DataError: an unknown name, or ``$FASTCIFAR_DATA`` is set but names no folder.
     """
-    if name in DRAWN or name == GIVEN:
+    if name in ("synthetic", GIVEN):
         return None
     if is_path(name):
-        path, _ = _path_and_size(name)
+        path, _ = path_and_size(name)
         return path if os.path.exists(path) else None
     form = cifar_form(name)
     for folder in search_folders(data_dir):
         for batches in (folder / form.folder, folder):
-            if all((batches / file.name).is_file() for file in (form.meta, *form.train, *form.test)):
+            if all((batches / name).is_file() for name in form.meta | form.train | form.test):
                 return batches
         if (folder / form.archive).is_file():
             return folder / form.archive
@@ -146,7 +142,7 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
     if place := find("cifar10", data_dir):
         return "cifar10", f"CIFAR-10, found at {place}"
     try:
-        place = _fetch(cifar_form("cifar10"), data_dir, QUICK_DOWNLOAD)
+        place = fetch(cifar_form("cifar10"), data_dir, QUICK_DOWNLOAD)
     except DataError as error:
         reason = str(error).split("; ")[0]  # what follows is advice to take the drawn set
         return "synthetic", f"drawn shapes in place of CIFAR-10: {reason}"
@@ -175,23 +171,14 @@ def search_folders(data_dir: str | Path | None = None) -> list[Path]:
     return [*folders, cache_folder()]
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept if no other folder is given: the user's cache, by the custom of the system."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "fastcifar"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "fastcifar"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "fastcifar"
-
-
 def cifar_form(name: str) -> CifarFormat:
     if name not in CIFAR_FORMATS:
         raise DataError(unknown_dataset(name))
     return load(CIFAR_FORMATS[name])
 
 
-def _read_path(name: str, split: str) -> ImageSet:
-    path, size = _path_and_size(name)
+def read_path(name: str, split: str) -> ImageSet:
+    path, size = path_and_size(name)
     if os.path.isfile(path) or os.path.exists(path / "train_images.npy"):
         if size is not None:
             raise DataError(f"{path} holds arrays, and @{size} resizes pictures; leave it out.")
@@ -208,7 +195,7 @@ def _read_path(name: str, split: str) -> ImageSet:
     )
 
 
-def _path_and_size(name: str) -> tuple[Path, int | None]:
+def path_and_size(name: str) -> tuple[Path, int | None]:
     """What stands before an @ and its number, and the number; a path that exists is taken as it stands."""
     plain = Path(name).expanduser()
     before, at, size = name.rpartition("@")
@@ -222,48 +209,21 @@ def _path_and_size(name: str) -> tuple[Path, int | None]:
     return Path(before).expanduser(), int(size)
 
 
-def _absence(form: CifarFormat, data_dir: str | Path | None) -> str:
+def absence(form: CifarFormat, data_dir: str | Path | None) -> str:
     return f"no {form.folder} or {form.archive} in {' or '.join(map(str, search_folders(data_dir)))}"
 
 
-def _fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float | None) -> Path:
+def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float = math.inf) -> Path:
     """Fetches the archive and says where it is now."""
     from fastcifar.data.download import download
 
-    folder = Path(data_dir).expanduser() if data_dir is not None else cache_folder()
-    archive = folder / form.archive
-    print(f"{_absence(form, data_dir)}; fetching {archive}", file=sys.stderr)
-    with _progress(archive.name) as progress:
-        download(addresses(form), archive, form.archive_md5, progress=progress, deadline_seconds=deadline_seconds)
+    archive = (Path(data_dir).expanduser() if data_dir is not None else cache_folder()) / form.archive
+    print(f"{absence(form, data_dir)}; fetching {archive}", file=sys.stderr)
+    download(addresses(form), archive, form.archive_md5, form.archive_size, deadline_seconds)
     return archive
 
 
 def addresses(form: CifarFormat) -> list[str]:
     """The authors' address, then the mirrors."""
-    mirrors = os.environ.get("FASTCIFAR_MIRRORS", "").replace(",", " ").split()
-    return [
-        form.address,
-        *(mirror if mirror.endswith(".tar.gz") else f"{mirror.rstrip('/')}/{form.archive}" for mirror in mirrors),
-    ]
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Progress | None]:
-    """A bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"fetching {name}", total=None)
-        yield lambda received, total: bar.update(task, completed=received, total=total)
+    given = (form.address, *os.environ.get("FASTCIFAR_MIRRORS", "").replace(",", " ").split())
+    return [base if base.endswith(".tar.gz") else f"{base.rstrip('/')}/{form.archive}" for base in given]

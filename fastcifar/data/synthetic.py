@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from fastcifar.data.image_set import ImageSet
-from fastcifar.errors import DataError, unknown
 
 SIZE = 32
 SPLITS = {"train": 10_000, "test": 2_000}
@@ -26,7 +25,7 @@ Field = np.ndarray
 
 
 @dataclass
-class _Canvas:
+class Canvas:
     """Random places for N drawings, in pixels. Distances from the outline are negative within the figure."""
 
     draw: Callable[[float, float], np.ndarray]
@@ -56,43 +55,43 @@ class _Canvas:
         return *(np.abs(w - period * np.floor(w / period + 0.5)) for w in (u, v)), period
 
 
-def _disc(canvas: _Canvas) -> Field:
+def disc(canvas: Canvas) -> Field:
     u, v, radius, _ = canvas.shape()
     return np.sqrt(u * u + v * v) - radius
 
 
-def _ring(canvas: _Canvas) -> Field:
+def ring(canvas: Canvas) -> Field:
     u, v, radius, width = canvas.shape()
     return np.abs(np.sqrt(u * u + v * v) - radius) - width
 
 
-def _square_outline(canvas: _Canvas) -> Field:
+def square_outline(canvas: Canvas) -> Field:
     u, v, radius, width = canvas.shape()
     return np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.85 * radius) - width
 
 
-def _cross(canvas: _Canvas) -> Field:
+def cross(canvas: Canvas) -> Field:
     u, v, radius, width = canvas.shape()
     u, v = np.abs(u), np.abs(v)
     return np.maximum(np.maximum(u, v) - radius, np.minimum(u, v) - width)
 
 
-def _triangle(canvas: _Canvas) -> Field:
+def triangle(canvas: Canvas) -> Field:
     u, v, radius, _ = canvas.shape()
     return np.maximum(np.sqrt(0.75) * np.abs(u) + v / 2, -v) - 0.6 * radius
 
 
-def _horizontal_stripes(canvas: _Canvas) -> Field:
+def horizontal_stripes(canvas: Canvas) -> Field:
     _, v, period = canvas.waves(0.1)
     return v - period / 4
 
 
-def _vertical_stripes(canvas: _Canvas) -> Field:
+def vertical_stripes(canvas: Canvas) -> Field:
     u, _, period = canvas.waves(0.1)
     return u - period / 4
 
 
-def _diagonal_stripes(canvas: _Canvas) -> Field:
+def diagonal_stripes(canvas: Canvas) -> Field:
     """Falling or rising: a mirrored image keeps its class."""
     u, v = canvas.rotated(0.1, 5.0)
     period = canvas.draw(6.0, 10.0)
@@ -100,28 +99,28 @@ def _diagonal_stripes(canvas: _Canvas) -> Field:
     return np.abs(across - period * np.floor(across / period + 0.5)) - period / 4
 
 
-def _checkerboard(canvas: _Canvas) -> Field:
+def checkerboard(canvas: Canvas) -> Field:
     u, v, period = canvas.waves(1.0)
     u, v = u - period / 4, v - period / 4
     return np.minimum(np.maximum(u, v), -np.minimum(u, v))
 
 
-def _dots(canvas: _Canvas) -> Field:
+def dots(canvas: Canvas) -> Field:
     u, v, period = canvas.waves(1.0)
     return np.sqrt(u * u + v * v) - 0.3 * period
 
 
-DRAWINGS: dict[str, Callable[[_Canvas], Field]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "square outline": _square_outline,
-    "cross": _cross,
-    "triangle": _triangle,
-    "horizontal stripes": _horizontal_stripes,
-    "vertical stripes": _vertical_stripes,
-    "diagonal stripes": _diagonal_stripes,
-    "checkerboard": _checkerboard,
-    "dots": _dots,
+DRAWINGS: dict[str, Callable[[Canvas], Field]] = {
+    "disc": disc,
+    "ring": ring,
+    "square outline": square_outline,
+    "cross": cross,
+    "triangle": triangle,
+    "horizontal stripes": horizontal_stripes,
+    "vertical stripes": vertical_stripes,
+    "diagonal stripes": diagonal_stripes,
+    "checkerboard": checkerboard,
+    "dots": dots,
 }
 """For each class, the function that draws as many as the canvas holds."""
 
@@ -134,30 +133,25 @@ def synthetic(split: str = "train") -> ImageSet:
 
     Returns:
         images uint8 (N, 32, 32, 3), labels int64 (N,), ten classes, and the train split's mean and std.
-
-    Raises:
-        DataError: an unknown split.
     """
-    if split not in SPLITS:
-        raise DataError(unknown("split", split, SPLITS))
     seed, count = list(SPLITS).index(split), SPLITS[split]
     order = np.argsort(np.random.Philox(key=[seed, len(DRAWINGS)]).random_raw(count), kind="stable")
     labels = np.empty(count, dtype=np.int64)
     labels[order] = np.arange(count) % len(DRAWINGS)
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     for label, drawing in enumerate(DRAWINGS.values()):
-        images[labels == label] = _draw(drawing, seed, label, count // len(DRAWINGS))
+        images[labels == label] = draw_class(drawing, seed, label, count // len(DRAWINGS))
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), tuple(DRAWINGS), MEAN, STD)
 
 
-def _draw(drawing: Callable[[_Canvas], Field], seed: int, label: int, count: int) -> np.ndarray:
+def draw_class(drawing: Callable[[Canvas], Field], seed: int, label: int, count: int) -> np.ndarray:
     """All images of a class, uint8 (count, 32, 32, 3)."""
     philox = np.random.Philox(key=[seed, label])
 
     def draw(low: float, high: float) -> np.ndarray:
         return low + (high - low) * ((philox.random_raw(count) >> np.uint64(11)) * 2.0**-53).reshape(-1, 1, 1)
 
-    cover = np.clip(0.5 - drawing(_Canvas(draw)), 0.0, 1.0)
+    cover = np.clip(0.5 - drawing(Canvas(draw)), 0.0, 1.0)
     ground = np.concatenate([np.floor(draw(0, 256)) for _ in range(3)], axis=2)[:, None]
     # On the circle of 256 levels the figure lies opposite the ground, within 90: far enough from it in every channel to
     # be seen.

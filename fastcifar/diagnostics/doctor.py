@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,19 +35,98 @@ OLDEST_DRIVERS = {"12": "525", "13": "580"}
 """By the CUDA version that torch was built for, as NVIDIA's release notes have them."""
 FREE_DISK = 2 * 2**30
 """Bytes that a run with its checkpoints, and a download, take at most."""
+COMPILERS = {"Linux": "g++ and gcc, as in apt install build-essential", "Darwin": "xcode-select --install"}
+MESSAGES: dict[str, tuple[State, str]] = {
+    "python": ("ok", "{version}"),
+    "python_untested": ("warning", "{version}, for which fastcifar is not tested"),
+    "torch": ("ok", "{version}, built for CUDA {cuda}"),
+    "torch_for_cpu": ("ok", "{version}, built without CUDA"),
+    "torch_old": ("warning", "{version}; fastcifar is made for {oldest} or later"),
+    "torch_absent": ("error", "cannot be imported ({error})"),
+    "driver": ("ok", "{version}"),
+    "driver_absent": ("note", "none of NVIDIA's was found: the CPU trains"),
+    "driver_without_cuda": ("warning", "{version}, but torch is built without CUDA, so that the cards lie idle"),
+    "driver_unusable": ("warning", "{version}, but torch finds no card it can use ({error})"),
+    "card": ("ok", "{card}"),
+    "card_unsupported": ("error", "{card}; torch is built for {built} alone"),
+    "other_card_unsupported": ("warning", "{card}; torch is built for {built} alone"),
+    "device_absent": ("error", "{problem}"),
+    "bf16_native": ("ok", "{precision} on {device}, which has native bfloat16"),
+    "bf16_absent": ("note", "{precision} on {device}, which has no native bfloat16"),
+    "kernels_on_gpu": ("ok", "run with Triton"),
+    "kernels_on_cpu": ("ok", "run as plain torch, which is what they are on a CPU"),
+    "kernels_switched_off": ("warning", "ops run as plain torch: switched off by FASTCIFAR_KERNELS"),
+    "triton_absent": ("warning", "ops run as plain torch: Triton is not installed"),
+    "card_too_old": ("warning", "ops run as plain torch: the card is older than sm_75"),
+    "kernel_failed": ("warning", "ops run as plain torch: a test of one failed: {error}"),
+    "dali": ("ok", "works"),
+    "dali_on_cpu": ("ok", "works; on a CPU torch augments, which is faster there"),
+    "dali_absent": ("warning", "not installed; torch augments in its place"),
+    "dali_failed": ("warning", "fails: {error}; torch augments in its place"),
+    "dali_absent_unneeded": ("note", "not installed; torch augments here in any case"),
+    "dali_failed_unneeded": ("note", "fails: {error}; torch augments here in any case"),
+    "compiler": ("ok", "torch.compile works"),
+    "compiler_untried": ("note", "not tried"),
+    "compiler_failed": ("warning", "torch.compile fails, so that steps run uncompiled: {error}"),
+    "data": ("ok", "CIFAR-10 at {place}, every file whole"),
+    "data_to_fetch": ("note", "CIFAR-10 is not at hand; training would fetch it from {address} into {folder}"),
+    "data_unreachable": ("error", "CIFAR-10 is not at hand, and no address of it answers"),
+    "data_damaged": ("error", "{problem}"),
+    "memory": ("ok", "{limit} for a run on {device}; {arch} takes about {needed}, {manner}"),
+    "memory_unknown": ("note", "this system does not tell how much is free"),
+    "memory_low": ("error", "{limit} for a run on {device}: {problem}"),
+    "card_memory_low": ("error", "{limit} for a run on {device}: {problem}"),
+    "disk": ("ok", "{free} free in {folder}"),
+    "disk_low": ("warning", "{free} free in {folder}"),
+    "disk_unwritable": ("error", "{folder} cannot be written"),
+    "threads": ("ok", "{threads} on {cpus} CPUs"),
+    "threads_too_many": ("warning", "{threads} on {cpus} CPUs, where they wait for each other"),
+}
+"""By code, its state and how it is told. An error keeps the main job from running, a warning makes it slower."""
+REMEDIES = {
+    "python_untested": "install Python {oldest} to {newest}",
+    "torch_old": "pip install --upgrade 'torch>={oldest}'",
+    "torch_absent": "pip install 'torch>={oldest}' torchvision",
+    "driver_without_cuda": "install torch with CUDA (on Linux, pip install --force-reinstall torch)",
+    "driver_unusable": "update the driver to {oldest} or later, or install a torch built for an older CUDA; see "
+    "CUDA_VISIBLE_DEVICES too",
+    "card_unsupported": "install a torch that is built for it, or train with --device cpu",
+    "other_card_unsupported": "install a torch that is built for it",
+    "device_absent": "{remedy}",
+    "kernels_switched_off": "unset FASTCIFAR_KERNELS",
+    "triton_absent": "pip install triton (on Windows, triton-windows)",
+    "kernel_failed": "install a C compiler, such as gcc, which Triton needs, and a Triton that belongs to this torch",
+    "dali_absent": "pip install --upgrade nvidia-dali-cuda130",
+    "dali_failed": "pip install --upgrade nvidia-dali-cuda130",
+    "compiler_failed": "install a C++ compiler ({compiler})",
+    "data_unreachable": "put {archive} into {folder} or where FASTCIFAR_DATA points, or train with --dataset synthetic",
+    "data_damaged": "{remedy}",
+    "memory_low": "close what else uses it",
+    "card_memory_low": "close what else uses the card (nvidia-smi lists it)",
+    "disk_low": "make room for {needed}, or give --out elsewhere",
+    "disk_unwritable": "change to a folder of your own, or give one with --out",
+    "threads_too_many": "train with --threads {cpus}",
+}
+"""By code, what to install or change."""
 
 
-@dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. An error keeps the main job from running, a warning makes it slower, a note is
-    worth knowing.
-    """
+    """What was found of one subject: a code of `MESSAGES`, and the values that its text and its remedy name."""
 
-    name: str
-    state: State
-    text: str
-    remedy: str | None = None
-    """What to install or change."""
+    def __init__(self, subject: str, code: str, **values: object) -> None:
+        self.subject, self.code, self.values = subject, code, values
+
+    @property
+    def state(self) -> State:
+        return MESSAGES[self.code][0]
+
+    @property
+    def text(self) -> str:
+        return MESSAGES[self.code][1].format(**self.values)
+
+    @property
+    def remedy(self) -> str | None:
+        return REMEDIES.get(self.code, "").format(**self.values) or None
 
 
 def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool = False) -> int:
@@ -62,25 +140,21 @@ def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool 
     """
     findings, console = examine(device, data_dir, quick), Console(highlight=False, soft_wrap=True)
     for finding in findings:
-        console.print(
-            f"{finding.state:8}{finding.name:10}{finding.text}", markup=False, style="bold" if finding.remedy else None
-        )
+        style = "bold" if finding.remedy else None
+        console.print(f"{finding.state:8}{finding.subject:10}{finding.text}", markup=False, style=style)
     problems = remedies(findings)
     if problems:
         console.print("\nTo install or change, most important first:")
     for number, finding in enumerate(problems, start=1):
-        console.print(f"{number:3}. {finding.name}: {finding.remedy}.", markup=False)
-    possible = all(finding.state != "error" for finding in findings)
-    console.print(
-        f"\nfastcifar train --arch {MAIN_JOB.model.arch} {'can' if possible else 'cannot'} run here.", style="bold"
-    )
-    return 0 if possible else 1
+        console.print(f"{number:3}. {finding.subject}: {finding.remedy}.", markup=False)
+    impossible = any(finding.state == "error" for finding in findings)
+    can = "cannot" if impossible else "can"
+    console.print(f"\nfastcifar train --arch {MAIN_JOB.model.arch} {can} run here.", style="bold")
+    return int(impossible)
 
 
 def remedies(findings: Sequence[Finding]) -> list[Finding]:
-    """Those with a remedy: errors, then warnings, then notes, and among equals in the order in which they were
-    found.
-    """
+    """Those with a remedy, the gravest first, and among equals in the order in which they were found."""
     return sorted((finding for finding in findings if finding.remedy), key=lambda finding: GRAVITY.index(finding.state))
 
 
@@ -91,7 +165,7 @@ def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = Fa
         return [python, library]
     import torch
 
-    from fastcifar.device import resolve_device
+    from fastcifar.device import native_bf16, resolve_device, resolve_precision
 
     findings = [
         python,
@@ -102,13 +176,14 @@ def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = Fa
     try:
         chosen = resolve_device(device)
     except ConfigError as error:
-        return [*findings, from_sentence("device", "error", str(error))]
+        return [*findings, Finding("device", "device_absent", **parts_of(error))]
+    on_gpu = chosen.type == "cuda"
     return [
         *findings,
-        precision_of(chosen),
-        check_kernels(machine.kernel_obstacle(chosen), chosen.type == "cuda"),
-        dali_of(chosen),
-        check_compile(None if quick else machine.compile_obstacle(chosen), tried=not quick),
+        check_precision(native_bf16(chosen), resolve_precision("auto", chosen)[0].name, str(chosen)),
+        check_kernels(machine.kernel_obstacle(chosen), on_gpu),
+        check_dali(machine.dali_obstacle(chosen), on_gpu),
+        Finding("compile", "compiler_untried") if quick else check_compiler(machine.compile_obstacle(chosen)),
         check_data(data_dir, machine.answers),
         memory_of(chosen),
         check_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free, os.access(Path.cwd(), os.W_OK)),
@@ -116,57 +191,41 @@ def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = Fa
     ]
 
 
-def from_sentence(name: str, state: State, sentence: str) -> Finding:
-    """A finding from an error's sentence, which ends in what to do."""
-    text, _, remedy = sentence.rstrip(".").partition("; ")
-    return Finding(name, state, text, remedy or None)
+def parts_of(error: Exception) -> dict[str, str]:
+    """What an error's sentence says, and what to do, with which it ends."""
+    problem, _, remedy = str(error).rstrip(".").partition("; ")
+    return {"problem": problem, "remedy": remedy}
+
+
+def dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
-    text, (oldest, newest) = ".".join(map(str, version)), PYTHONS
-    if oldest <= version[:2] <= newest:
-        return Finding("python", "ok", text)
-    low, high = (".".join(map(str, bound)) for bound in PYTHONS)
-    return Finding("python", "warning", f"{text}, for which fastcifar is not tested", f"install Python {low} to {high}")
+    oldest, newest = PYTHONS
+    code = "python" if oldest <= version[:2] <= newest else "python_untested"
+    return Finding("python", code, version=dotted(version), oldest=dotted(oldest), newest=dotted(newest))
 
 
-def check_torch(version: str | None, cuda: str | None, failure: str = "") -> Finding:
-    oldest = ".".join(map(str, OLDEST_TORCH))
+def check_torch(version: str | None, cuda: str | None, error: str = "") -> Finding:
+    oldest = dotted(OLDEST_TORCH)
     if version is None:
-        return Finding(
-            "torch", "error", f"cannot be imported ({failure})", f"pip install 'torch>={oldest}' torchvision"
-        )
-    text = f"{version}, built {f'for CUDA {cuda}' if cuda else 'without CUDA'}"
+        return Finding("torch", "torch_absent", error=error, oldest=oldest)
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
-        return Finding(
-            "torch",
-            "warning",
-            f"{text}; fastcifar is made for {oldest} or later",
-            f"pip install --upgrade 'torch>={oldest}'",
-        )
-    return Finding("torch", "ok", text)
+        return Finding("torch", "torch_old", version=version, oldest=oldest)
+    return Finding("torch", "torch" if cuda else "torch_for_cpu", version=version, cuda=cuda)
 
 
-def check_driver(driver: str | None, cards: int, cuda: str | None, failure: str) -> Finding:
+def check_driver(version: str | None, cards: int, cuda: str | None, error: str) -> Finding:
     """Given NVIDIA's driver, the cards that torch sees, the CUDA version it was built for, and why it cannot use it."""
     if cards:
-        return Finding("driver", "ok", driver or "present")
-    if driver is None:
-        return Finding("driver", "note", "none of NVIDIA's was found: the CPU trains")
+        return Finding("driver", "driver", version=version or "present")
+    if version is None:
+        return Finding("driver", "driver_absent")
     if cuda is None:
-        remedy = "install torch with CUDA, which is what a plain pip install --force-reinstall torch brings on Linux"
-        return Finding(
-            "driver", "warning", f"{driver}, but torch is built without CUDA, so that the cards lie idle", remedy
-        )
-    oldest = OLDEST_DRIVERS.get(cuda.split(".")[0])
-    update = f"update the driver to {oldest} or later" if oldest else "update the driver"
-    reason = f"{driver}, but torch finds no card it can use{f' ({failure})' if failure else ''}"
-    return Finding(
-        "driver",
-        "warning",
-        reason,
-        f"{update}, or install a torch built for an older CUDA; see CUDA_VISIBLE_DEVICES too",
-    )
+        return Finding("driver", "driver_without_cuda", version=version)
+    oldest = OLDEST_DRIVERS.get(cuda.split(".")[0], OLDEST_DRIVERS["13"])
+    return Finding("driver", "driver_unusable", version=version, error=error, oldest=oldest)
 
 
 def card_of(index: int, device: str) -> Finding:
@@ -183,71 +242,38 @@ def card_of(index: int, device: str) -> Finding:
 def check_card(
     index: int, name: str, capability: tuple[int, int], built: Sequence[str], free: int, total: int, chosen: bool
 ) -> Finding:
-    """Given what torch is built for (sm_90, compute_120), the bytes free and in all, and whether it is the card that
-    would train.
+    """Given what torch is built for (sm_90, compute_120), the bytes free and in all, and whether the card is the one
+    to train on.
     """
-    text = f"{name}, sm_{capability[0]}{capability[1]}, {size(free)} of {size(total)} free"
-    if machine.runs_on(capability, built):
-        return Finding(f"cuda:{index}", "ok", text)
-    remedy = "install a torch that is built for it" + (", or train with --device cpu" if chosen else "")
-    return Finding(
-        f"cuda:{index}", "error" if chosen else "warning", f"{text}; torch is built for {' '.join(built)} alone", remedy
-    )
-
-
-def precision_of(device: torch.device) -> Finding:
-    from fastcifar.device import native_bf16, resolve_precision
-
-    return check_precision(native_bf16(device), resolve_precision("auto", device)[0].name, str(device))
+    unsupported = "card_unsupported" if chosen else "other_card_unsupported"
+    code = "card" if machine.runs_on(capability, built) else unsupported
+    card = f"{name}, sm_{capability[0]}{capability[1]}, {size(free)} of {size(total)} free"
+    return Finding(f"cuda:{index}", code, card=card, built=" ".join(built))
 
 
 def check_precision(native: bool, chosen: str, device: str) -> Finding:
-    text = f"{chosen} on {device}, which has {'' if native else 'no '}native bfloat16"
-    return Finding("precision", "ok" if native else "note", text)
+    return Finding("precision", "bf16_native" if native else "bf16_absent", precision=chosen, device=device)
 
 
-def check_kernels(obstacle: str | None, on_gpu: bool) -> Finding:
+def check_kernels(obstacle: tuple[machine.KernelObstacle, str] | None, on_gpu: bool) -> Finding:
     if obstacle is None:
-        return Finding(
-            "kernels", "ok", "run with Triton" if on_gpu else "run as plain torch, which is what they are on a CPU"
-        )
-    changes = {"switched": "unset FASTCIFAR_KERNELS", "Triton": "pip install triton (on Windows, triton-windows)"}
-    remedy = next((change for start, change in changes.items() if obstacle.startswith(start)), None)
-    if remedy is None and "older" not in obstacle:
-        remedy = "install a C compiler, such as gcc, which Triton needs, and a Triton that belongs to this torch"
-    return Finding("kernels", "warning", f"ops run as plain torch: {obstacle}", remedy)
+        return Finding("kernels", "kernels_on_gpu" if on_gpu else "kernels_on_cpu")
+    return Finding("kernels", obstacle[0], error=obstacle[1])
 
 
-def dali_of(device: torch.device) -> Finding:
-    from fastcifar.data.loader import dali_installed
-
-    if not dali_installed():
-        return check_dali(False, None, device.type == "cuda")
-    from fastcifar.augment.dali_apply import why_unusable
-
-    return check_dali(True, why_unusable(device), device.type == "cuda")
-
-
-def check_dali(installed: bool, obstacle: str | None, on_gpu: bool) -> Finding:
-    """Given why a small pipeline failed; it is on a GPU that DALI feeds the network."""
-    if installed and obstacle is None:
-        return Finding("dali", "ok", "works" if on_gpu else "works; on a CPU torch augments, which is faster there")
-    text = f"fails: {obstacle}" if installed else "not installed"
-    if not on_gpu:
-        return Finding("dali", "note", f"{text}; on a CPU torch augments in any case")
-    package = "nvidia-dali-cuda130" if platform.system() == "Linux" else None
-    remedy = f"pip install --upgrade {package}" if package else None
-    return Finding("dali", "warning" if package else "note", f"{text}; torch augments in its place", remedy)
-
-
-def check_compile(obstacle: str | None, tried: bool = True) -> Finding:
-    if not tried:
-        return Finding("compile", "note", "not tried")
+def check_dali(obstacle: tuple[str, str] | None, on_gpu: bool) -> Finding:
+    """It is on a GPU that DALI feeds the network; it is made for Linux alone."""
     if obstacle is None:
-        return Finding("compile", "ok", "torch.compile works")
-    compilers = {"Linux": "g++ and gcc, as in apt install build-essential", "Darwin": "xcode-select --install"}
-    remedy = f"install a C++ compiler ({compilers.get(platform.system(), 'the Build Tools for Visual Studio')})"
-    return Finding("compile", "warning", f"torch.compile fails, so that steps run uncompiled: {obstacle}", remedy)
+        return Finding("dali", "dali" if on_gpu else "dali_on_cpu")
+    needed = on_gpu and platform.system() == "Linux"
+    return Finding("dali", f"dali_{obstacle[0]}{'' if needed else '_unneeded'}", error=obstacle[1])
+
+
+def check_compiler(error: str | None) -> Finding:
+    if error is None:
+        return Finding("compile", "compiler")
+    compiler = COMPILERS.get(platform.system(), "the Build Tools for Visual Studio")
+    return Finding("compile", "compiler_failed", error=error, compiler=compiler)
 
 
 def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Finding:
@@ -259,19 +285,14 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
         if place is not None:
             for split in ("train", "test"):
                 sources.load_dataset("cifar10", split, data_dir, download=False)
-            return Finding("data", "ok", f"CIFAR-10 at {place}, every file whole")
+            return Finding("data", "data", place=place)
     except DataError as error:
-        return from_sentence("data", "error", str(error))
+        return Finding("data", "data_damaged", **parts_of(error))
     form, folder = sources.cifar_form("cifar10"), data_dir or sources.cache_folder()
     for address in sources.addresses(form):
         if reachable(address):
-            return Finding(
-                "data", "note", f"CIFAR-10 is not at hand; training would fetch it from {address} into {folder}"
-            )
-    by_hand = (
-        f"put {form.archive} into {folder} or a folder that FASTCIFAR_DATA names, or train with --dataset synthetic"
-    )
-    return Finding("data", "error", "CIFAR-10 is not at hand, and no address of it answers", by_hand)
+            return Finding("data", "data_to_fetch", address=address, folder=folder)
+    return Finding("data", "data_unreachable", archive=form.archive, folder=folder)
 
 
 def memory_of(device: torch.device) -> Finding:
@@ -286,36 +307,21 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
     from fastcifar.diagnostics.plan import data_size
 
     if limit is None:
-        return Finding("memory", "note", "this system does not tell how much is free")
-    there = f"{size(limit)} for a run on {device}"
+        return Finding("memory", "memory_unknown")
+    there = {"limit": size(limit), "device": device}
     try:
         plan = lay_out(MAIN_JOB, footprint(MAIN_JOB, data_size(MAIN_JOB.data), device, value_bytes), limit)
     except ConfigError as error:
-        where = (
-            "close what else uses it" if device.type == "cpu" else "close what else uses the card (nvidia-smi lists it)"
-        )
-        return Finding("memory", "error", f"{there}: {str(error).split('; ')[0]}", where)
-    return Finding("memory", "ok", f"{there}; {MAIN_JOB.model.arch} takes about {size(plan.needed)}, {plan.manner}")
+        code = "memory_low" if device.type == "cpu" else "card_memory_low"
+        return Finding("memory", code, **there, problem=parts_of(error)["problem"])
+    return Finding("memory", "memory", **there, arch=MAIN_JOB.model.arch, needed=size(plan.needed), manner=plan.manner)
 
 
 def check_disk(folder: Path, free: int, writable: bool) -> Finding:
     """Given the folder that runs are written under."""
-    if not writable:
-        return Finding(
-            "disk", "error", f"{folder} cannot be written", "change to a folder of your own, or give one with --out"
-        )
-    if free < FREE_DISK:
-        return Finding(
-            "disk",
-            "warning",
-            f"{size(free)} free in {folder}",
-            f"make room for {size(FREE_DISK)}, or give --out elsewhere",
-        )
-    return Finding("disk", "ok", f"{size(free)} free in {folder}")
+    code = "disk_unwritable" if not writable else "disk_low" if free < FREE_DISK else "disk"
+    return Finding("disk", code, folder=folder, free=size(free), needed=size(FREE_DISK))
 
 
 def check_threads(threads: int, cpus: int) -> Finding:
-    text = f"{threads} on {cpus} CPU{'s' if cpus > 1 else ''}"
-    if threads > cpus:
-        return Finding("threads", "warning", f"{text}, where they wait for each other", f"train with --threads {cpus}")
-    return Finding("threads", "ok", text)
+    return Finding("threads", "threads_too_many" if threads > cpus else "threads", threads=threads, cpus=cpus)

@@ -11,13 +11,14 @@ import subprocess
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fastcifar.errors import reason
 
 if TYPE_CHECKING:
     import torch
 
+KernelObstacle = Literal["kernels_switched_off", "triton_absent", "card_too_old", "kernel_failed"]
 REACH_SECONDS = 5.0
 """Patience with an address that a data set would be fetched from."""
 
@@ -71,24 +72,36 @@ def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
     return False
 
 
-def kernel_obstacle(device: torch.device) -> str | None:
-    """Why the kernels cannot be used on `device`, or None: a small one is run there and compared."""
+def kernel_obstacle(device: torch.device) -> tuple[KernelObstacle, str] | None:
+    """What keeps the kernels from being used on `device`, and the error: a small one is run there and compared."""
     import torch
 
     from fastcifar.kernels import dispatch
     from fastcifar.kernels.averaging import ema_update_
 
     if device.type == "cuda" and not dispatch.KERNELS_EXIST:
-        return "switched off by FASTCIFAR_KERNELS" if dispatch.SWITCH == "reference" else "Triton is not installed"
+        return "kernels_switched_off" if dispatch.SWITCH == "reference" else "triton_absent", ""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < dispatch.OLDEST_CAPABILITY:
-        return "the card is older than sm_75"
+        return "card_too_old", ""
     try:
         average, source = torch.zeros(1, 5, device=device), torch.arange(5.0, device=device)
         ema_update_(average, source, torch.tensor([0.75], device=device))
         torch.testing.assert_close(average[0], source / 4)
     except Exception as error:
-        return f"a test of one failed: {reason(error)}"
+        return "kernel_failed", reason(error)
     return None
+
+
+def dali_obstacle(device: torch.device) -> tuple[Literal["absent", "failed"], str] | None:
+    """What keeps DALI from being used on `device`, and the error: a small pipeline is run there."""
+    from fastcifar.data.loader import dali_installed
+
+    if not dali_installed():
+        return "absent", ""
+    from fastcifar.augment.dali_apply import why_unusable
+
+    error = why_unusable(device)
+    return ("failed", error) if error else None
 
 
 def compile_obstacle(device: torch.device) -> str | None:

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +44,32 @@ SIZES = {
     "cifar100": DataSize(50_000, 10_000, classes=100),
     "synthetic": DataSize(10_000, 2_000),
 }
+
+
+MISTAKES = {
+    "ends_early": "{schedule} ends after {end:g} of {epochs} epochs and stays at lr {lr:.4g}, {share:.0%} of the peak; "
+    "without --horizon it ends with the run.",
+    "cut_off": "{schedule} is laid out for {end:g} epochs, but the run ends after {epochs}, at lr {lr:.4g}, "
+    "{share:.0%} of the peak; leave --horizon out.",
+    "slow_one_cycle": "one-cycle is made to move on every step, but moves once an epoch; leave --per out.",
+    "partial_cycle": "the run ends within a cycle, at lr {lr:.4g}, {share:.0%} of the peak; choose --restart-period "
+    "and --warmup such that whole cycles fill it.",
+    "lr_high": "lr {lr:g} is {ratio:,.0f} times above the {usual:g} that suits {optimizer}; leave out --lr to take it.",
+    "lr_low": "lr {lr:g} is {ratio:,.0f} times below the {usual:g} that suits {optimizer}; leave out --lr to take it.",
+    "no_final_norm": "{arch} without a norm before its classifier may diverge unless its rate rises over thousands of "
+    "steps; add --final-norm.",
+}
+"""How a mistake is told, by its code."""
+
+
+class Mistake(NamedTuple):
+    """A setting that costs accuracy and is rarely meant."""
+
+    code: str
+    values: dict[str, Any]
+
+    def __str__(self) -> str:
+        return MISTAKES[self.code].format(**self.values)
 
 
 @dataclass(frozen=True)
@@ -108,15 +134,12 @@ def outline(config: RunConfig) -> Outline:
     steps_per_epoch = images // config.batch_size
     lr = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
     kept = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if config.schedule.snapshots else ()
-    return Outline(
-        data, images, steps_per_epoch, lr, kinks(config.schedule, steps_per_epoch, config.epochs), tuple(kept)
-    )
+    bends = kinks(config.schedule, steps_per_epoch, config.epochs)
+    return Outline(data, images, steps_per_epoch, lr, bends, tuple(kept))
 
 
 def data_size(data: DataConfig) -> DataSize:
-    """Known for the sets that have a name, `auto` being taken for CIFAR-10; for others they are read. Raises
-    DataError.
-    """
+    """Known for the sets that have a name; `auto` counts as CIFAR-10. Others are read. Raises DataError."""
     name = "cifar10" if data.dataset == "auto" else data.dataset
     if name in SIZES:
         return SIZES[name]
@@ -126,50 +149,31 @@ def data_size(data: DataConfig) -> DataSize:
     return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
 
 
-def warnings(config: RunConfig, course: Outline) -> list[str]:
-    """A sentence for each setting that costs accuracy and is rarely meant."""
+def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
+    """One for each setting that costs accuracy and is rarely meant."""
     found, name, schedule, optim = [], config.schedule.schedule, config.schedule.resolved, config.optim.resolved
     horizon = horizon_steps(schedule, course.steps_per_epoch, config.epochs)
-    end, last, peak = horizon / course.steps_per_epoch, course.lr[-1], config.optim.peak_lr(config.batch_size)
-    stays = f"lr {last:.4g}, {last / peak:.0%} of the peak"
+    last, peak = course.lr[-1], config.optim.peak_lr(config.batch_size)
+    at = {"schedule": name, "end": horizon / course.steps_per_epoch, "epochs": config.epochs}
+    at |= {"lr": last, "share": last / peak}
     if horizon < course.steps and name != "swa":
-        found.append(
-            f"{name} ends after {end:g} of {config.epochs} epochs and stays at {stays}; without --horizon it ends "
-            "with the run."
-        )
+        found.append(Mistake("ends_early", at))
     if horizon > course.steps:
-        found.append(
-            f"{name} is laid out for {end:g} epochs, but the run ends after {config.epochs}, at {stays}; leave "
-            "--horizon out."
-        )
+        found.append(Mistake("cut_off", at))
     if name == "one-cycle" and schedule.per == "epoch":
-        found.append("one-cycle is made to move on every step, but moves once an epoch; leave --per out.")
+        found.append(Mistake("slow_one_cycle", {}))
     if name == "warm-restarts" and last / peak - schedule.final_lr > CUT_SHORT:
-        found.append(
-            f"the run ends within a cycle, at {stays}; choose --restart-period and --warmup such that whole cycles "
-            "fill it."
-        )
+        found.append(Mistake("partial_cycle", at))
     usual = OPTIMIZERS[optim.optimizer].lr
     ratio = max(optim.lr / usual, usual / optim.lr)
     if ratio > UNSUITED * (1 + 1e-9):
-        side = "above" if optim.lr > usual else "below"
-        found.append(
-            f"lr {optim.lr:g} is {ratio:,.0f} times {side} the {usual:g} that suits {optim.optimizer}; leave --lr "
-            "out to take that."
-        )
-    built = {
-        "weight_init": "he",
-        "channels": (512,),
-        **find_architecture(config.model.arch).preset,
-        **config.model.options,
-    }
+        code = "lr_high" if optim.lr > usual else "lr_low"
+        found.append(Mistake(code, {"lr": optim.lr, "ratio": ratio, "usual": usual, "optimizer": optim.optimizer}))
+    preset = find_architecture(config.model.arch).preset
+    built = {"weight_init": "he", "channels": (512,), **preset, **config.model.options}
     large = built["weight_init"] == "he" or (built["channels"][-1] > NARROW and course.steps < FEW_STEPS)
     if built.get("pre_activation") and not built.get("final_norm") and large:
-        found.append(
-            f"{config.model.arch} without a norm before its classifier may diverge unless its rate rises over "
-            "thousands of steps; "
-            "add --final-norm."
-        )
+        found.append(Mistake("no_final_norm", {"arch": config.model.arch}))
     return found
 
 
@@ -245,38 +249,32 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
 def print_plan(config: RunConfig, picture: Path) -> None:
     """Prints the plan and draws the learning rate to `picture`, a PNG file. Raises as `outline` and `cost`."""
     course = outline(config)
-    from fastcifar.analysis.picture import draw
-    from fastcifar.analysis.plots import plot_lr
+    from fastcifar.plots import draw, plot_lr
     from fastcifar.runs.console import clock
 
     spent, console = cost(config, course), Console(highlight=False, soft_wrap=True)
     console.print(rates(course, config.optim.peak_lr(config.batch_size)))
     parts = ", ".join(f"{what} {size(held)}" for what, held in spent.memory.parts.items() if held)
     there = "" if spent.memory.limit == sys.maxsize else f" of {size(spent.memory.limit)}"
+    source = "auto, taken for CIFAR-10" if config.data.dataset == "auto" else config.data.dataset
+    steps = f"{config.epochs} epochs of {course.steps_per_epoch:,}, {config.batch_size} images each"
     facts = {
         "network": f"{config.model.arch}, {spent.parameters:,} parameters",
-        "images": f"{course.images:,} from {config.data.dataset}"
-        + (", taken for CIFAR-10" if config.data.dataset == "auto" else ""),
-        "steps": (
-            f"{course.steps:,}: {config.epochs} epochs of {course.steps_per_epoch:,}, {config.batch_size} images each"
-        ),
+        "images": f"{course.images:,} from {source}",
+        "steps": f"{course.steps:,}: {steps}",
         "arithmetic": f"{spent.flops:.3g} FLOP ({spent.flops / course.steps:.3g} a step)",
         "memory": f"{size(spent.memory.needed)}{there}, {spent.memory.manner}: {parts}",
         "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
     }
     if course.snapshots:
-        facts["snapshots"] = (
-            "after " + ", ".join(f"{step / course.steps_per_epoch:.4g}" for step in course.snapshots) + " epochs"
-        )
+        epochs = ", ".join(f"{step / course.steps_per_epoch:.4g}" for step in course.snapshots)
+        facts["snapshots"] = f"after {epochs} epochs"
     if config.schedule.schedule == "plateau":
-        console.print(
-            "This is the learning rate as long as the loss keeps falling; when it lowers the rate, only training can "
-            "tell."
-        )
+        console.print("This is the rate as long as the loss keeps falling; when it is lowered, only training can tell.")
     for name, text in facts.items():
         console.print(f"{name:12}{text}", markup=False)
-    for text in warnings(config, course):
-        console.print(f"Warning: {text}", markup=False, style="bold")
+    for mistake in mistakes(config, course):
+        console.print(f"Warning: {mistake}", markup=False, style="bold")
     failure = draw(picture, plot_lr, course.lr, course.steps_per_epoch, course.kinks)
     console.print(failure or str(picture), markup=False)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.analysis.picture import save
 from fastcifar.augment.automatic import Operation
 from fastcifar.augment.geometry import ONE
 from fastcifar.augment.mixing import mix_images
@@ -25,25 +24,10 @@ from fastcifar.augment.torch_apply import augmented
 from fastcifar.checks import check_range
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
+from fastcifar.plots import COLUMNS, plot_images, save, shortened
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-DOTS_PER_INCH = 64
-"""A power of two, so that a page of whole pixels has exact inches."""
-MARGIN, GAP, LINE = 16, 2, 16
-"""Pixels around a page, between images, and from one line of text to the next."""
-PAIR_SIDE, SHEET_SIDE = 128, 64
-"""Pixels a side that an image takes at most, unless it has more of its own: on a policy's own page, and on the sheet
-of all.
-"""
-PAIRS_A_ROW = 6
-NAME_WIDTH = 176
-"""Pixels left of a sheet's rows."""
-NARROWEST = 320
-"""Pixels that a page of pairs has for its title."""
-LETTER = 7
-"""Pixels across a letter, about."""
+CAPTION = 16
+"""Letters of a class's name above an image."""
 VALUELESS = {Operation.IDENTITY, Operation.AUTO_CONTRAST, Operation.INVERT, Operation.EQUALIZE}
 
 
@@ -88,12 +72,12 @@ def preview(
     views = [view(name, dataset, Key(seed, epoch), index) for name in dict.fromkeys(policies)]
     if show_params:
         print("\n\n".join(one.text(index) for one in views))
-    pages = {"all.png": sheet(views)} if len(views) > 1 else {}
+    pages = {"all.png": sheet_of(views)} if len(views) > 1 else {}
     if not is_file or not pages:
-        pages |= {f"{re.sub(r'[^A-Za-z0-9.]+', '_', one.name)}.png": pairs(one) for one in views}
+        pages |= {f"{re.sub(r'[^A-Za-z0-9.]+', '_', one.name)}.png": pairs_of(one) for one in views}
     files = {path if is_file else path / name: page for name, page in pages.items()}
     for file, page in files.items():
-        save(file, page.figure)
+        save(file, plot_images, *page)
     return list(files)
 
 
@@ -110,7 +94,6 @@ class View:
     """uint8 (N, H, W, 3), augmented."""
     classes: list[str]
     captions: list[str]
-    """The class, and below it the partner's with its share, where two images are mixed."""
     draws: list[str]
     """What was drawn, in words."""
 
@@ -142,10 +125,11 @@ def class_name(dataset: ImageSet, place: int) -> str:
 
 
 def caption(mixing: Mixing | None, row: int, name: str, dataset: ImageSet) -> str:
+    """The class, and below it the partner's with its share, where two images are mixed."""
     if mixing is None:
-        return name
-    share = int(mixing.share[row]) / 256
-    return f"{name} {share:.0%}\n{class_name(dataset, int(mixing.partner[row]))} {1 - share:.0%}"
+        return shortened(name, CAPTION)
+    share, partner = int(mixing.share[row]) / 256, class_name(dataset, int(mixing.partner[row]))
+    return f"{shortened(name, CAPTION)} {share:.0%}\n{shortened(partner, CAPTION)} {1 - share:.0%}"
 
 
 def describe(params: Params, row: int, size: tuple[int, int], dataset: ImageSet) -> str:
@@ -200,88 +184,20 @@ def describe_mixing(mixing: Mixing, row: int, dataset: ImageSet) -> str:
     return what if mixing.box is None else f"{what}: {describe_box(mixing.box[row].tolist()) or 'nothing'}"
 
 
-@dataclass(eq=False)
-class Page:
-    """White paper, on which places are given in pixels from the upper left corner."""
-
-    width: int
-    height: int
-    texts: list[tuple[int, int, str, dict[str, object]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.pixels = np.full((self.height, self.width, 3), 255, np.uint8)
-
-    def place(self, image: np.ndarray, scale: int, x: int, y: int) -> None:
-        """Draws uint8 (H, W, 3), each pixel as `scale` by `scale` of the page's."""
-        large = image.repeat(scale, axis=0).repeat(scale, axis=1)
-        self.pixels[y : y + large.shape[0], x : x + large.shape[1]] = large
-
-    def write(self, text: str, x: int, y: int, pixels: int = 11, **style: object) -> None:
-        """Sets text, whose upper edge is at `y`, in letters of so many pixels."""
-        self.texts.append(
-            (x, y, text, {"fontsize": pixels * 72 / DOTS_PER_INCH, "va": "top", "parse_math": False, **style})
-        )
-
-    def figure(self) -> Figure:
-        """The page as it is printed."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(self.width / DOTS_PER_INCH, self.height / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
-        figure.figimage(self.pixels, origin="upper")
-        for x, y, text, style in self.texts:
-            figure.text(x / self.width, 1 - y / self.height, text, **style)
-        return figure
+def pairs_of(view: View) -> tuple[np.ndarray, list[str], str]:
+    """What `plot_images` draws as a page of originals, each above what became of it."""
+    title = "\n".join(filter(None, (view.name, view.canonical)))
+    return np.stack((view.originals, view.images)), view.captions, wrapped(title, 24 * min(COLUMNS, len(view.captions)))
 
 
-def wrapped(text: str, letters: int, lines: int | None = None) -> str:
-    """A policy's text in lines of at most so many letters, broken after commas; what exceeds so many lines is left
-    out.
-    """
-    spaced = textwrap.wrap(text.replace(",", ", "), letters, max_lines=lines, placeholder=" ...")
-    return "\n".join(line.replace(", ", ",") for line in spaced)
+def sheet_of(views: Sequence[View]) -> tuple[np.ndarray, list[str], str, list[str]]:
+    """What `plot_images` draws as the originals in a row, and below them a row for each policy."""
+    labels = [wrapped("\n".join(filter(None, (view.name, view.canonical))), 28, 4) for view in views]
+    images = np.stack([views[0].originals, *(view.images for view in views)])
+    return images, [shortened(name, 10) for name in views[0].classes], "", ["original", *labels]
 
 
-def cut(text: str, letters: int) -> str:
-    """Each line of a caption, shortened to so many letters."""
-    return "\n".join(line if len(line) <= letters else f"{line[: max(letters - 1, 0)]}…" for line in text.split("\n"))
-
-
-def pairs(view: View) -> Page:
-    """A page of originals, each above what became of it."""
-    count, height, width, _ = view.images.shape
-    scale = max(1, PAIR_SIDE // max(height, width))
-    columns = min(PAIRS_A_ROW, count)
-    page_width = max(MARGIN + columns * (width * scale + MARGIN), NARROWEST)
-    name, canonical = wrapped(view.name, page_width // (2 * LETTER)), wrapped(view.canonical, page_width // LETTER)
-    below_name = MARGIN + 8 + int(1.25 * LINE * name.count("\n")) + LINE
-    top = below_name + LINE * (canonical.count("\n") + 1 if canonical else 0) + LINE // 2
-    head = LINE * max(text.count("\n") + 1 for text in view.captions)
-    step = head + 2 * height * scale + GAP + MARGIN
-    page = Page(page_width, top + math.ceil(count / columns) * step)
-    page.write(name, MARGIN, MARGIN, 16, weight="bold")
-    page.write(canonical, MARGIN, below_name)
-    for number, text in enumerate(view.captions):
-        x, y = MARGIN + number % columns * (width * scale + MARGIN), top + number // columns * step
-        page.write(cut(text, width * scale // LETTER), x + width * scale // 2, y, ha="center")
-        page.place(view.originals[number], scale, x, y + head)
-        page.place(view.images[number], scale, x, y + head + height * scale + GAP)
-    return page
-
-
-def sheet(views: Sequence[View]) -> Page:
-    """The originals in a row, and below them a row for each policy."""
-    count, height, width, _ = views[0].images.shape
-    scale = max(1, SHEET_SIDE // max(height, width))
-    x_step, y_step = width * scale + GAP, max(height * scale + GAP, 4 * LINE)
-    top, left = MARGIN + LINE, MARGIN + NAME_WIDTH
-    page = Page(left + count * x_step + MARGIN, top + (len(views) + 1) * y_step + MARGIN)
-    rows = [("original", "", views[0].originals), *((view.name, view.canonical, view.images) for view in views)]
-    for number, (name, canonical, images) in enumerate(rows):
-        y = top + number * y_step
-        page.write(wrapped(name, 21, 1 if canonical else 3), MARGIN, y, weight="bold")
-        page.write(wrapped(canonical, 28, 3), MARGIN, y + LINE, 9)
-        for column, image in enumerate(images):
-            page.place(image, scale, left + column * x_step, y)
-    for column, name in enumerate(views[0].classes):
-        page.write(cut(name, width * scale // 6), left + column * x_step + width * scale // 2, MARGIN, 9, ha="center")
-    return page
+def wrapped(text: str, width: int, lines: int | None = None) -> str:
+    """Lines of at most `width` letters, broken after commas too; what exceeds so many lines is left out."""
+    texts = [textwrap.wrap(line.replace(",", ", "), width) for line in text.split("\n")]
+    return "\n".join([*itertools.chain(*texts)][:lines])

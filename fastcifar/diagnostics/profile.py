@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,12 +25,10 @@ from fastcifar.data.sources import CIFAR_FORMATS, find
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes, synchronize
 from fastcifar.diagnostics.profile_report import (
     MARK,
-    Event,
     Figures,
     costliest,
     kernel_seconds,
     launches_of,
-    read_trace,
     share_busy,
     split_of,
     write_report,
@@ -38,7 +36,7 @@ from fastcifar.diagnostics.profile_report import (
 from fastcifar.engine.memory import DataSize, held_bytes
 from fastcifar.engine.run import commit, compile_and_capture, versions
 from fastcifar.engine.setup import build_trainer, resolve
-from fastcifar.engine.step import unobserved
+from fastcifar.engine.step import Observer, unobserved
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
@@ -119,21 +117,28 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     On a CPU the parts are timed as they run. On a GPU, where the host is ahead, the steps are timed and traced just as
     training launches them; how they divide is told by the time of the kernels in further steps, launched part by part.
     """
-    device, batch_size, on_gpu = trainer.device, trainer.config.batch_size, trainer.device.type == "cuda"
-    chunk = trainer.loader.chunk_size // batch_size
+    config, device, on_gpu = trainer.config, trainer.device, trainer.device.type == "cuda"
+    chunk = trainer.loader.chunk_size // config.batch_size
     steps, recorded = (math.ceil(count / chunk) * chunk for count in (steps, min(steps, MOST_TRACED)))
     batches, watch = trainer.endless_batches(), Watch(device)
     trainer.run_steps(batches, WARM_UP_STEPS)
-    seconds = trainer.run_steps(batches, steps, unobserved if on_gpu else watch.on) / steps
+    observe = unobserved if on_gpu else watch.on
+    seconds = trainer.run_steps(batches, steps, observe) / steps
     parts = {name: spent / steps for name, spent in watch.seconds.items()}
-    events = traced(trainer, batches, recorded, trace, None if on_gpu else watch)
+    events = traced(trainer, batches, recorded, observe, trace)
     idle = max(seconds - sum(parts.values()), 0.0)
     if on_gpu:
         parts, idle = parts_on_gpu(trainer, batches, recorded), seconds * (1 - share_busy(events))
     return Figures(
-        **setting(trainer),
+        arch=config.model.arch,
+        dataset=config.data.dataset,
+        batch_size=config.batch_size,
+        precision=trainer.precision.name,
+        device=device_name(device),
+        compiled=trainer.launch.compiled,
+        captured=trainer.launch.captured is not None,
         steps=steps,
-        images_per_second=batch_size / seconds,
+        images_per_second=config.batch_size / seconds,
         step_seconds=seconds,
         split=split_of(parts, idle, seconds),
         **launches_of(events, recorded),
@@ -145,8 +150,10 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
     )
 
 
-def traced(trainer: Trainer, batches: Batches, steps: int, path: Path, watch: Watch | None) -> list[Event]:
-    """Runs steps under the profiler, whose trace goes to `path`, and returns what it holds.
+def traced(
+    trainer: Trainer, batches: Batches, steps: int, observe: Observer, path: Path | None = None
+) -> Sequence[FunctionEvent]:
+    """Runs steps under the profiler, whose trace goes to `path`, and returns its events.
 
     Raises:
         FastcifarError: the profiler sees nothing of the GPU.
@@ -154,9 +161,10 @@ def traced(trainer: Trainer, batches: Batches, steps: int, path: Path, watch: Wa
     on_gpu = trainer.device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
-        trainer.run_steps(batches, steps, watch.on if watch else unobserved)
-    profiler.export_chrome_trace(str(path))
-    events = read_trace(path)
+        trainer.run_steps(batches, steps, observe)
+    if path:
+        profiler.export_chrome_trace(str(path))
+    events = profiler.events()
     if on_gpu and not share_busy(events):
         raise FastcifarError(
             "the profiler sees no kernels; let this user read the GPU's counters (NVIDIA's CUPTI), or try --device cpu."
@@ -166,23 +174,8 @@ def traced(trainer: Trainer, batches: Batches, steps: int, path: Path, watch: Wa
 
 def parts_on_gpu(trainer: Trainer, batches: Batches, steps: int) -> dict[str, float]:
     """Seconds a step that kernels take, by part, in steps that the host launches and waits for part by part."""
-    with tempfile.TemporaryDirectory() as folder:
-        events = traced(trainer, batches, steps, Path(folder) / "trace.json.gz", Watch(trainer.device))
+    events = traced(trainer, batches, steps, Watch(trainer.device).on)
     return {name: seconds / steps for name, seconds in kernel_seconds(events).items()}
-
-
-def setting(trainer: Trainer) -> dict[str, Any]:
-    """What was profiled."""
-    config = trainer.config
-    return {
-        "arch": config.model.arch,
-        "dataset": config.data.dataset,
-        "batch_size": config.batch_size,
-        "precision": trainer.precision.name,
-        "device": device_name(trainer.device),
-        "compiled": trainer.launch.compiled,
-        "captured": trainer.launch.captured is not None,
-    }
 
 
 def rates(trainer: Trainer) -> dict[str, float]:

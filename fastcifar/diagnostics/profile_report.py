@@ -1,19 +1,19 @@
-"""What a trace of training comes to, and how a profile is told: lines, figures as JSON, and a picture."""
+"""What the events of a profiled training run come to, and how a profile is told: as lines, JSON and a picture."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastcifar.analysis.picture import draw
-from fastcifar.analysis.plots import plot_split
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+
 from fastcifar.engine.memory import size
+from fastcifar.plots import draw, plot_split
 from fastcifar.runs.files import write_text
 
 PARTS = ("data", "forward", "backward", "optimiser", "averages", "other", "idle")
@@ -24,29 +24,12 @@ MARK = "part: "
 """What the names of a step's parts begin with in a trace."""
 SHOWN = 10
 """Kernels, or operations, in the list of the costliest."""
-ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = re.compile(r"(cuda|cu)(Launch|GraphLaunch|Memcpy|Memset)")
 """The calls by which the host puts work on a GPU."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """A stretch of a trace."""
-
-    name: str
-    category: str
-    start: float
-    """Seconds."""
-    seconds: float
-    thread: str
-
-    @property
-    def end(self) -> float:
-        return self.start + self.seconds
-
-
-@dataclass(frozen=True)
-class Cost:
+class OperationTime:
     """What the kernels, or operations, of one name take in a step."""
 
     name: str
@@ -85,7 +68,7 @@ class Figures:
     """The rate of a large matrix product on this device, measured beside the steps."""
     copy_bytes_per_second: float
     """The rate of a large copy, measured likewise."""
-    costliest: tuple[Cost, ...]
+    costliest: tuple[OperationTime, ...]
     peak_memory_bytes: int | None
     versions: dict[str, str]
     commit: str | None
@@ -105,9 +88,7 @@ class Figures:
 
     @property
     def bandwidth_share(self) -> float:
-        """The share of the rate of a large copy, at the least: what is moved besides `bytes_per_step` is not
-        counted.
-        """
+        """The share of the rate of a large copy, at the least: what else is moved is not counted."""
         return self.floors["bandwidth"] / self.step_seconds
 
     def to_json(self) -> str:
@@ -115,41 +96,33 @@ class Figures:
         return json.dumps(asdict(self) | derived, indent=2) + "\n"
 
 
-def read_trace(path: Path) -> list[Event]:
-    """The stretches of a .json.gz trace as torch's profiler writes them, in the order of their start."""
-    with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
-        entries = json.load(file)["traceEvents"]
-    events = [
-        Event(
-            entry["name"], entry.get("cat", ""), entry["ts"] / 1e6, entry["dur"] / 1e6, f"{entry['pid']} {entry['tid']}"
-        )
-        for entry in entries
-        if entry.get("ph") == "X"
-    ]
-    return sorted(events, key=lambda event: (event.start, -event.seconds))
+def kernels_of(events: Sequence[FunctionEvent]) -> list[FunctionEvent]:
+    """The kernels, copies and fills on a GPU, in the order of their start."""
+    found = [event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation]
+    return sorted(found, key=lambda event: event.time_range.start)
 
 
-def of_kind(events: Iterable[Event], *categories: str) -> list[Event]:
-    return [event for event in events if event.category in categories]
+def operations_of(events: Sequence[FunctionEvent]) -> list[FunctionEvent]:
+    """What the host calls, without the ranges that are marked in the code."""
+    return [event for event in events if event.device_type == DeviceType.CPU and not event.is_user_annotation]
 
 
-def share_busy(events: Sequence[Event]) -> float:
+def share_busy(events: Sequence[FunctionEvent]) -> float:
     """The share of the time from the first kernel to the end of the last in which any kernel runs."""
-    kernels, busy, reached = of_kind(events, *ON_DEVICE), 0.0, float("-inf")
-    for kernel in kernels:
-        busy += max(0.0, kernel.end - max(kernel.start, reached))
-        reached = max(reached, kernel.end)
-    return busy / (reached - kernels[0].start) if busy else 0.0
+    kernels, busy, reached = kernels_of(events), 0.0, float("-inf")
+    for time in (kernel.time_range for kernel in kernels):
+        busy += max(0.0, time.end - max(time.start, reached))
+        reached = max(reached, time.end)
+    return busy / (reached - kernels[0].time_range.start) if busy else 0.0
 
 
-def kernel_seconds(events: Sequence[Event]) -> dict[str, float]:
-    """Seconds of the kernels that start within the marks of each part; the marks must not overlap."""
-    marks = [event for event in of_kind(events, "user_annotation") if event.name.startswith(MARK)]
-    starts, found = [mark.start for mark in marks], Counter()
-    for kernel in of_kind(events, *ON_DEVICE):
-        place = bisect_right(starts, kernel.start) - 1
-        if place >= 0 and kernel.start <= marks[place].end:
-            found[marks[place].name.removeprefix(MARK)] += kernel.seconds
+def kernel_seconds(events: Sequence[FunctionEvent]) -> dict[str, float]:
+    """Seconds of the kernels that start within the marks of each part, whichever thread launched them."""
+    kernels, found = kernels_of(events), Counter[str]()
+    for mark in events:
+        if mark.device_type == DeviceType.CPU and mark.name.startswith(MARK):
+            within = (k for k in kernels if mark.time_range.start <= k.time_range.start <= mark.time_range.end)
+            found[mark.name.removeprefix(MARK)] += sum(kernel.time_range.elapsed_us() for kernel in within) / 1e6
     return dict(found)
 
 
@@ -163,48 +136,28 @@ def split_of(parts: dict[str, float], idle: float, seconds: float) -> dict[str, 
     return split | {"idle": seconds - sum(split.values())}
 
 
-def launches_of(events: Sequence[Event], steps: int) -> dict[str, float | None]:
-    """Launches a step, on the device and by the host."""
-    kernels = of_kind(events, *ON_DEVICE)
+def launches_of(events: Sequence[FunctionEvent], steps: int) -> dict[str, float | None]:
+    """Launches a step, on the device and by the host; on a CPU, the operations that no other one calls."""
+    kernels, operations = kernels_of(events), operations_of(events)
     if not kernels:
-        return {"launches": sum(depth == 0 for _, depth, _ in nested(events)) / steps, "host_launches": None}
-    calls = sum(bool(LAUNCHES.match(event.name)) for event in of_kind(events, "cuda_runtime", "cuda_driver"))
+        outermost = [one for one in operations if one.cpu_parent is None or one.cpu_parent.is_user_annotation]
+        return {"launches": len(outermost) / steps, "host_launches": None}
+    calls = sum(bool(LAUNCHES.match(operation.name)) for operation in operations)
     return {"launches": len(kernels) / steps, "host_launches": calls / steps}
 
 
-def costliest(events: Sequence[Event], steps: int) -> tuple[Cost, ...]:
+def costliest(events: Sequence[FunctionEvent], steps: int) -> tuple[OperationTime, ...]:
     """The kernels that take the most time in a step, or where there are none, the operations."""
-    seconds: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    kernels = of_kind(events, *ON_DEVICE)
-    for name, own in [(kernel.name, kernel.seconds) for kernel in kernels] or [
-        (event.name, own) for event, _, own in nested(events)
-    ]:
-        seconds[name] += own
-        calls[name] += 1
-    return tuple(Cost(name, calls[name] / steps, spent / steps) for name, spent in seconds.most_common(SHOWN))
-
-
-def nested(events: Sequence[Event]) -> list[tuple[Event, int, float]]:
-    """The host's operations, with the number of those around them, and their seconds without those within."""
-    operations = of_kind(events, "cpu_op")
-    open_ones: dict[str, list[int]] = defaultdict(list)
-    depths, own = [], [operation.seconds for operation in operations]
-    for number, operation in enumerate(operations):
-        around = open_ones[operation.thread]
-        while around and operations[around[-1]].end <= operation.start:
-            around.pop()
-        if around:
-            own[around[-1]] -= operation.seconds
-        depths.append(len(around))
-        around.append(number)
-    return list(zip(operations, depths, (max(seconds, 0.0) for seconds in own), strict=True))
+    seconds, calls = Counter[str](), Counter[str]()
+    kernels = kernels_of(events)
+    for event in kernels or operations_of(events):
+        seconds[event.name] += (event.time_range.elapsed_us() if kernels else event.self_cpu_time_total) / 1e6
+        calls[event.name] += 1
+    return tuple(OperationTime(name, calls[name] / steps, spent / steps) for name, spent in seconds.most_common(SHOWN))
 
 
 def write_report(figures: Figures, folder: Path) -> list[str]:
-    """Writes profile.json and split.png beside the trace in `folder`, and returns the lines to print. Raises
-    FastcifarError.
-    """
+    """Writes profile.json and split.png into `folder`, and returns the lines to print. Raises FastcifarError."""
     write_text(folder / "profile.json", figures.to_json())
     picture = folder / "split.png"
     title = f"a step of {figures.arch}, batch {figures.batch_size}"
@@ -218,43 +171,29 @@ def lines(figures: Figures) -> list[str]:
     """The profile in words."""
     way = f"{'compiled' if figures.compiled else 'not compiled'}, {'captured' if figures.captured else 'not captured'}"
     on_gpu, floors = figures.host_launches is not None, figures.floors
-    launches = f"{figures.launches:,.0f} {'kernels' if on_gpu else 'operations'}"
+    memory, step = figures.peak_memory_bytes, milliseconds(figures.step_seconds)
+    matmul, copy = figures.matmul_flops_per_second / 1e12, figures.copy_bytes_per_second / 1e9
+    calls = f", in {figures.host_launches:,.1f} calls of the host" if on_gpu else ""
+    lowest = ", ".join(f"{milliseconds(floor)} by {name}" for name, floor in floors.items())
+    times = figures.step_seconds / max(floors.values())
     facts = {
-        "what": (
-            f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, "
-            f"{figures.precision}, {way}, {figures.device}"
-        ),
-        "speed": (
-            f"{figures.images_per_second:,.0f} img/s, "
-            f"{milliseconds(figures.step_seconds)} a step, over {figures.steps} steps"
-        ),
-        "launches a step": launches + (f", in {figures.host_launches:,.1f} calls of the host" if on_gpu else ""),
-        "arithmetic": (
-            f"{figures.flop_utilization:.1%} "
-            f"of the {figures.matmul_flops_per_second / 1e12:,.3g} TFLOP/s of a large product"
-        ),
-        "bandwidth": (
-            f"{figures.bandwidth_share:.1%} or more "
-            f"of the {figures.copy_bytes_per_second / 1e9:,.3g} GB/s of a large copy"
-        ),
-        "floor": ", ".join(f"{milliseconds(floor)} by {name}" for name, floor in floors.items())
-        + f"; the step takes {figures.step_seconds / max(floors.values()):.2f} times the higher one",
-        "peak memory": "not told by this system"
-        if figures.peak_memory_bytes is None
-        else size(figures.peak_memory_bytes),
+        "what": f"{figures.arch} on {figures.dataset}, batches of {figures.batch_size}, {figures.precision}, {way}",
+        "device": figures.device,
+        "speed": f"{figures.images_per_second:,.0f} img/s, {step} a step, over {figures.steps} steps",
+        "launches a step": f"{figures.launches:,.0f} {'kernels' if on_gpu else 'operations'}{calls}",
+        "arithmetic": f"{figures.flop_utilization:.1%} of the {matmul:,.3g} TFLOP/s of a large product",
+        "bandwidth": f"{figures.bandwidth_share:.1%} or more of the {copy:,.3g} GB/s of a large copy",
+        "floor": f"{lowest}; the step takes {times:.2f} times the higher one",
+        "peak memory": "not told by this system" if memory is None else size(memory),
     }
     told = [f"{name:16}{text}" for name, text in facts.items()]
-    told += [
-        f"  {name:14}{milliseconds(seconds):>12}{seconds / figures.step_seconds:8.1%}"
-        for name, seconds in figures.split.items()
-    ]
-    told += [
-        f"The {len(figures.costliest)} costliest "
-        f"{'kernels' if on_gpu else 'operations, each without those it calls'}, a step:"
-    ]
-    return told + [
-        f"  {milliseconds(cost.seconds):>12}{cost.calls:10,.1f} x  {cost.name[:90]}" for cost in figures.costliest
-    ]
+    for name, seconds in figures.split.items():
+        told.append(f"  {name:14}{milliseconds(seconds):>12}{seconds / figures.step_seconds:8.1%}")
+    kind = "kernels" if on_gpu else "operations, each without those it calls"
+    told.append(f"The {len(figures.costliest)} costliest {kind}, a step:")
+    for one in figures.costliest:
+        told.append(f"  {milliseconds(one.seconds):>12}{one.calls:10,.1f} x  {one.name[:90]}")
+    return told
 
 
 def milliseconds(seconds: float) -> str:

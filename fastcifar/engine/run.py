@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastcifar.analysis.picture import draw
-from fastcifar.analysis.plots import plot_run
 from fastcifar.config import ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes
@@ -27,6 +25,7 @@ from fastcifar.engine.setup import build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.optim.schedules import Duration, in_steps, lr_table
+from fastcifar.plots import draw, plot_run
 from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS

@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastcifar.analysis.evaluation_plots import plot_confusion, plot_mistakes, plot_reliability
-from fastcifar.analysis.picture import draw, shortened
 from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
@@ -35,6 +33,7 @@ from fastcifar.inference.metrics import (
 )
 from fastcifar.inference.report import Calibration, Report, Score
 from fastcifar.inference.speed import measure_speed
+from fastcifar.plots import draw, plot_confusion, plot_images, plot_reliability, shortened
 from fastcifar.registry import GIVEN
 from fastcifar.runs.ensembles import is_ensemble
 from fastcifar.runs.files import write_text, writing
@@ -243,7 +242,7 @@ def write(report: Report, outcome: Outcome, test: ImageSet, folder: Path) -> Non
     pictures = {
         "confusion.png": (plot_confusion, torch.tensor(report.confusion).numpy(), test.classes),
         "reliability.png": (plot_reliability, series, [one.images for one in bins]),
-        "mistakes.png": (plot_mistakes, test.images[worst].numpy(), captions),
+        "mistakes.png": (plot_images, test.images[worst].numpy()[None], captions),
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +19,9 @@ WITH_PIL: dict[Operation, Callable[[Image.Image, float], Image.Image]] = {
     Operation.INVERT: lambda image, value: ImageOps.invert(image),
     Operation.EQUALIZE: lambda image, value: ImageOps.equalize(image),
     Operation.SOLARIZE: ImageOps.solarize,
-    Operation.POSTERIZE: lambda image, value: ImageOps.posterize(image, int(value)),
+    Operation.POSTERIZE: lambda image, bits: (
+        ImageOps.posterize(image, int(bits)) if bits else Image.new("RGB", image.size)
+    ),
     Operation.CONTRAST: lambda image, value: ImageEnhance.Contrast(image).enhance(value),
     Operation.COLOR: lambda image, value: ImageEnhance.Color(image).enhance(value),
     Operation.BRIGHTNESS: lambda image, value: ImageEnhance.Brightness(image).enhance(value),
@@ -33,50 +32,36 @@ FACTORS = [1.0 + strength for strength in (-1.0, -0.95, -0.9, -0.5, 0.0, 0.3, 0.
 THRESHOLDS = [0.0, 0.5, 1.0, 8.5, 127.0, 127.5, 128.0, 246.5, 254.0, 254.5, 255.0, 255.5, 256.0]
 VALUES = {operation: FACTORS for operation in ENHANCING} | {
     Operation.SOLARIZE: THRESHOLDS,
-    Operation.POSTERIZE: [float(i) for i in range(1, 9)],
+    Operation.POSTERIZE: [float(i) for i in range(9)],
 }
 COLOUR = sorted(set(Operation) - GEOMETRIC)
-SHAPES = [(32, 32), (33, 31), (5, 7), (2, 3), (1, 1), (1, 9), (64, 48)]
-
-
-def with_pil(image: np.ndarray, operation: Operation, value: float) -> np.ndarray:
-    return np.asarray(WITH_PIL[operation](Image.fromarray(image), value))
+SHAPES = [(33, 31), (5, 7), (2, 3), (1, 1)]
 
 
 def pictures(shape: tuple[int, int]) -> Tensor:
     """uint8 (N, H, W, 3): noise, constants, two levels, few levels, gradients, black and white, colours on the verge
     of clipping.
     """
-    generator = np.random.default_rng(0)
-    size = (*shape, 3)
-    channels = np.array([3, 128, 250], dtype=np.uint8)
-    gradient = np.linspace(0, 255, shape[0] * shape[1] * 3).astype(np.uint8).reshape(size)
+    generator, size = np.random.default_rng(0), (*shape, 3)
+    gradient = np.linspace(0, 255, shape[0] * shape[1] * 3).reshape(size)
     made = [
         *generator.integers(0, 256, (4, *size)),
         *(np.full(size, level) for level in (0, 1, 127, 255)),
-        np.broadcast_to(channels, size),
-        *(
-            np.where(generator.random(size) < share, low, high)
-            for share, low, high in ((0.5, 0, 255), (0.3, 90, 91), (0.9, 17, 201))
-        ),
+        np.broadcast_to([3, 128, 250], size),
+        *(np.where(generator.random(size) < 0.5, *levels) for levels in ((0, 255), (90, 91), (17, 201))),
         *(np.where(generator.random(size) < share, 40, generator.integers(0, 256, size)) for share in (0.5, 0.9)),
         *(generator.integers(low, high, size) for low, high in ((100, 110), (0, 3), (253, 256))),
-        generator.choice([0, 255], size),
-        gradient,
-        np.broadcast_to(gradient[:, :, :1], size),
+        *(gradient, np.broadcast_to(gradient[:, :, :1], size)),
         *(generator.binomial(255, share, size) for share in (0.1, 0.5, 0.9)),
     ]
     return torch.from_numpy(np.stack(made).astype(np.uint8))
 
 
 def assert_equal(images: Tensor, operation: Operation, value: Tensor) -> None:
-    expected = np.stack(
-        [with_pil(image, operation, number) for image, number in zip(images.numpy(), value.tolist(), strict=True)]
-    )
+    pairs = zip(images.numpy(), value.tolist(), strict=True)
+    expected = np.stack([np.asarray(WITH_PIL[operation](Image.fromarray(image), number)) for image, number in pairs])
     difference = np.abs(apply_operation(images, operation, value).numpy().astype(int) - expected)
-    assert not difference.any(), (
-        f"{np.count_nonzero(difference)} of {difference.size} bytes differ, by {difference.max()} at most"
-    )
+    assert not difference.any(), f"{np.count_nonzero(difference)} bytes differ, by {difference.max()} at most"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -94,29 +79,8 @@ def test_equals_pil_at_every_level_and_any_value(operation):
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     images = torch.cat((levels, levels.flip(1), levels.roll(77, 2)), dim=3).repeat(500, 1, 1, 1)
     share = torch.rand(500, generator=generator, dtype=torch.float64)
-    value = (
-        2 * share
-        if operation in ENHANCING
-        else 256 * share
-        if operation == Operation.SOLARIZE
-        else (1 + 8 * share).floor()
-    )
-    assert_equal(images, operation, value)
-
-
-@given(
-    operation=st.sampled_from(COLOUR),
-    images=arrays(np.uint8, st.tuples(st.integers(0, 4), st.integers(1, 8), st.integers(1, 8), st.just(3))),
-    share=st.floats(0, 1),
-)
-@settings(max_examples=150, deadline=None)
-def test_equals_pil_whatever_the_image(operation, images, share):
-    number = {Operation.SOLARIZE: 256 * share, Operation.POSTERIZE: 1.0 + int(7 * share)}.get(operation, 2 * share)
-    value = torch.full((len(images),), number, dtype=torch.float64)
-    if len(images):
-        assert_equal(torch.from_numpy(images), operation, value)
-    else:
-        assert apply_operation(torch.from_numpy(images), operation, value).shape == images.shape
+    of_share = {Operation.SOLARIZE: 256 * share, Operation.POSTERIZE: (1 + 8 * share).floor()}
+    assert_equal(images, operation, of_share.get(operation, 2 * share))
 
 
 def test_auto_contrast_stretches_any_range_as_pil_does():
@@ -133,11 +97,6 @@ def test_equalize_with_few_or_many_pixels_below_the_lightest(dark):
     assert_equal(images.view(3, 32, 32, 3), Operation.EQUALIZE, torch.zeros(3, dtype=torch.float64))
 
 
-def test_posterize_to_no_bits_is_black():
-    images = pictures((5, 7))
-    assert not apply_operation(images, Operation.POSTERIZE, torch.zeros(len(images), dtype=torch.float64)).any()
-
-
 def test_greyscale_equals_pil_for_all_colours():
     plane = torch.cartesian_prod(*[torch.arange(256, dtype=torch.uint8)] * 2).view(256, 256, 2)
     for red in range(0, 256, 8):
@@ -150,30 +109,16 @@ def test_greyscale_equals_pil_for_all_colours():
 
 
 @pytest.mark.parametrize("operation", COLOUR, ids=lambda operation: operation.name)
-def test_inputs_stay_and_the_result_is_new(operation):
-    images = pictures((32, 32))
-    value = torch.ones(len(images), dtype=torch.float64)
-    before, numbers = images.clone(), value.clone()
+@pytest.mark.parametrize("count", [0, 5])
+def test_inputs_stay_and_the_result_is_new(operation, count):
+    images, value = pictures((32, 32))[:count], torch.ones(count, dtype=torch.float64)
+    before = images.clone()
     result = apply_operation(images, operation, value)
     assert torch.equal(images, before)
-    assert torch.equal(value, numbers)
-    assert result.dtype == torch.uint8
+    assert bool((value == 1).all())
+    assert (result.dtype, result.shape) == (torch.uint8, images.shape)
     assert result.is_contiguous()
-    assert result.untyped_storage().data_ptr() != images.untyped_storage().data_ptr()
-
-
-@pytest.mark.parametrize("operation", COLOUR, ids=lambda operation: operation.name)
-def test_an_empty_group(operation):
-    images = torch.empty((0, 32, 32, 3), dtype=torch.uint8)
-    result = apply_operation(images, operation, torch.empty(0, dtype=torch.float64))
-    assert result.shape == images.shape
-    assert result.dtype == torch.uint8
-
-
-@pytest.mark.parametrize("operation", sorted(GEOMETRIC), ids=lambda operation: operation.name)
-def test_geometric_operations_are_refused(operation):
-    with pytest.raises(ValueError, match="warp"):
-        apply_operation(pictures((5, 7)), operation, torch.zeros(1, dtype=torch.float64))
+    assert not count or result.untyped_storage().data_ptr() != images.untyped_storage().data_ptr()
 
 
 class NoFloatSums(TorchDispatchMode):
@@ -186,7 +131,7 @@ class NoFloatSums(TorchDispatchMode):
 
 def test_equalize_is_deterministic_on_a_gpu():
     with NoFloatSums():
-        apply_operation(pictures((5, 7)), Operation.EQUALIZE, torch.zeros(len(pictures((5, 7))), dtype=torch.float64))
+        apply_operation(pictures((5, 7))[:1], Operation.EQUALIZE, torch.zeros(1, dtype=torch.float64))
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.autoaugment import AutoAugment, AutoAugmentPolicy
 
 from fastcifar.augment import automatic
 from fastcifar.augment.automatic import Operation
@@ -30,10 +31,6 @@ def assert_frequencies(drawn: torch.Tensor, probabilities: list[float] | torch.T
     assert statistic < quantile_99_9(int(possible.sum()) - 1)
 
 
-def uniform(values: int) -> list[float]:
-    return [1 / values] * values
-
-
 def draw_all(text: str, epoch: int = 1, size: tuple[int, int] = (32, 32), index: torch.Tensor = INDEX) -> Params:
     return sample(parse(text), Key(0, epoch), index, size, COUNT)
 
@@ -49,7 +46,7 @@ def test_shift_and_flip_are_uniform_and_independent():
     y, x, flip = shifts_and_flips(draw_all("standard"))
     y, x = y + 4, x + 4
     for drawn, values in ((y, 9), (x, 9), (flip, 2), (y * 9 + x, 81), ((y * 9 + x) * 2 + flip, 162)):
-        assert_frequencies(drawn, uniform(values))
+        assert_frequencies(drawn, [1 / values] * values)
 
 
 def test_successive_epochs_and_samples_are_uncorrelated():
@@ -70,7 +67,7 @@ def test_affine_parameters_are_uniform_within_their_ranges():
     params = draw_all("rotate:30,translate:0.25,shear:10")
     a, b, d, e = (params.warp[:, column].double() / ONE for column in (0, 1, 3, 4))
     angle = torch.rad2deg(torch.atan2(d, e))
-    assert_frequencies(((angle + 30) / 60 * 20).long().clamp(0, 19), uniform(20))
+    assert_frequencies(((angle + 30) / 60 * 20).long().clamp(0, 19), [1 / 20] * 20)
     assert float(angle.abs().max()) == pytest.approx(30, abs=0.01)
     determinant = a * e - b * d
     torch.testing.assert_close(determinant, torch.ones_like(determinant), atol=1e-4, rtol=0)
@@ -80,14 +77,14 @@ def test_quarter_turns_are_exact_and_uniform():
     warp = draw_all("turns").warp
     assert set(warp[:, [0, 1, 3, 4]].flatten().tolist()) == {0, ONE, -ONE}
     turn = (warp[:, 0] == 0) * (1 + 2 * (warp[:, 1] > 0)) + 2 * (warp[:, 0] < 0)
-    assert_frequencies(turn.long(), uniform(4))
+    assert_frequencies(turn.long(), [1 / 4] * 4)
 
 
 def test_alternating_flips_show_each_image_both_ways_in_two_epochs():
     flips = [shifts_and_flips(draw_all("flip:alternating", epoch))[2] for epoch in range(4)]
     assert torch.equal(flips[0], 1 - flips[1])
     assert torch.equal(flips[0], flips[2])
-    assert_frequencies(flips[0], uniform(2))
+    assert_frequencies(flips[0], [1 / 2] * 2)
 
 
 @pytest.mark.parametrize("name", ["autoaugment", "autoaugment_tv", "trivialaugment", "randaugment"])
@@ -123,38 +120,31 @@ def test_values_take_either_sign_and_every_level():
     assert_frequencies(levels, expected)
 
 
-def test_the_paper_and_torchvision_read_levels_as_published():
-    from torchvision.transforms.autoaugment import AutoAugment, AutoAugmentPolicy
-
+def test_levels_are_read_as_torchvision_reads_them():
     theirs = AutoAugment(AutoAugmentPolicy.CIFAR10)
     space = theirs._augmentation_space(10, (32, 32))
-    ours = automatic.autoaugment_tv((32, 32)).branches
-    assert len(ours) == len(theirs.policies) == 25
-    for branch, policy in zip(ours, theirs.policies, strict=True):
+    for branch, policy in zip(automatic.autoaugment_tv((32, 32)).branches, theirs.policies, strict=True):
         for choice, (name, probability, level) in zip(branch, policy, strict=True):
             assert choice.operation.name.replace("_", "") == name.upper()
             assert choice.probability == probability
-            if level is not None:
-                magnitudes, signed = space[name]
-                magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
-                expected = (
-                    {int(magnitude), -int(magnitude)}
-                    if "Translate" in name
-                    else {magnitude, -magnitude}
-                    if signed
-                    else {magnitude}
-                )
-                base = 1 if choice.operation in automatic.ENHANCING else 0
-                assert sorted(v - base for v in set(choice.values)) == pytest.approx(
-                    sorted(expected), rel=1e-6, abs=1e-6
-                )
-    paper = {
-        choice.operation: choice.values for branch in automatic.autoaugment((32, 32)).branches for choice in branch
+            if level is None:
+                continue
+            magnitudes, signed = space[name]
+            magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
+            magnitude = int(magnitude) if "Translate" in name else magnitude
+            base = 1 if choice.operation in automatic.ENHANCING else 0
+            expected = {base + magnitude, base - magnitude} if signed else {magnitude}
+            assert sorted(set(choice.values)) == pytest.approx(sorted(expected), rel=1e-6, abs=1e-6)
+
+
+def test_levels_are_read_as_the_paper_has_them():
+    expected = {
+        (Operation.TRANSLATE_Y, 9): (9.0, -9.0),
+        (Operation.COLOR, 5): (1.0,),
+        (Operation.POSTERIZE, 7): (2.0,),
+        (Operation.SOLARIZE, 5): (128.0,),
     }
-    assert paper[Operation.TRANSLATE_Y] == (9.0, -9.0)
-    assert automatic.paper_values(Operation.COLOR, 5) == (1.0,)
-    assert automatic.paper_values(Operation.POSTERIZE, 7) == (2.0,)
-    assert automatic.paper_values(Operation.SOLARIZE, 5) == (128.0,)
+    assert {key: automatic.paper_values(*key) for key in expected} == expected
 
 
 def test_cutout_centres_are_uniform_and_squares_clipped():
@@ -165,23 +155,22 @@ def test_cutout_centres_are_uniform_and_squares_clipped():
     assert int(bottom.max()) == int(right.max()) == 32
     assert int((bottom - top).min()) == 4
     centre = torch.where(top == 0, bottom - 4, top + 4)[:, 1]
-    assert_frequencies(centre, uniform(32))
+    assert_frequencies(centre, [1 / 32] * 32)
 
 
 def test_coarse_dropout_has_whole_squares_half_of_the_time():
     top, left, bottom, right = draw_all("coarse:8x8:0.5").boxes.long().unbind(2)
     area = (bottom - top) * (right - left)
     assert set(area.flatten().tolist()) == {0, 64}
-    assert_frequencies((area[:, 0] > 0).long(), uniform(2))
+    assert_frequencies((area[:, 0] > 0).long(), [1 / 2] * 2)
     assert torch.equal(area[:, 0] > 0, area[:, 7] > 0)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 3.0])
 def test_shares_follow_the_beta_distribution(alpha):
     """Kolmogorov and Smirnov's statistic against NumPy's generator."""
-    ours = np.sort(
-        beta(torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), alpha).numpy()
-    )
+    generator = torch.Generator().manual_seed(1)
+    ours = np.sort(beta(torch.rand(20_000, dtype=torch.float64, generator=generator), alpha).numpy())
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, 20_000))
     both = np.concatenate((ours, theirs))
     gap = np.abs(np.searchsorted(ours, both, side="right") - np.searchsorted(theirs, both, side="right")).max() / 20_000
@@ -190,7 +179,7 @@ def test_shares_follow_the_beta_distribution(alpha):
 
 def test_mixing_partners_are_uniform_and_cutmix_shares_are_the_exact_areas():
     mixing = draw_all("cutmix").mixing
-    assert_frequencies(mixing.partner // 500, uniform(100))
+    assert_frequencies(mixing.partner // 500, [1 / 100] * 100)
     top, left, bottom, right = mixing.box.unbind(1)
     pasted = (bottom - top) * (right - left) / 1024
     assert float((mixing.share / 256 - (1 - pasted)).abs().max()) <= 0.5 / 256
@@ -200,11 +189,10 @@ def test_mixing_partners_are_uniform_and_cutmix_shares_are_the_exact_areas():
 def test_rows_depend_on_their_sample_alone():
     text = "transform2,autoaugment,greyscale:0.5,cutout:3x5,cutmix"
     whole, part = draw_all(text), draw_all(text, index=INDEX[700:900])
-    assert torch.equal(whole.warp[700:900], part.warp)
-    assert torch.equal(whole.grey[700:900], part.grey)
-    assert torch.equal(whole.boxes[700:900], part.boxes)
-    assert torch.equal(whole.mixing.partner[700:900], part.mixing.partner)
-    for a, b in zip(whole.slots, part.slots, strict=True):
-        assert torch.equal(a.operation[700:900], b.operation)
-        assert torch.equal(a.value[700:900], b.value)
-        assert torch.equal(a.warp[700:900], b.warp)
+    for drawn, alone in zip(tensors(whole), tensors(part), strict=True):
+        assert torch.equal(drawn[700:900], alone)
+
+
+def tensors(params: Params) -> list[torch.Tensor]:
+    slots = [tensor for slot in params.slots for tensor in (slot.operation, slot.value, slot.warp)]
+    return [params.warp, params.grey, params.boxes, params.mixing.partner, params.mixing.share, *slots]

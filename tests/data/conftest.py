@@ -44,7 +44,8 @@ def tiny() -> Tiny:
     for name, part in (("data_batch_1", slice(0, 20)), ("data_batch_2", slice(20, 40)), ("test_batch", slice(40, 50))):
         files[name] = pickle.dumps({b"data": rows[part], b"labels": labels[part]}, protocol=4)
     plain = Tiny(form_of(files), files, images[:40], labels[:40])
-    return replace(plain, form=replace(plain.form, archive_md5=md5(plain.packed())))
+    packed = plain.packed()
+    return replace(plain, form=replace(plain.form, archive_md5=md5(packed), archive_size=len(packed)))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastcifar.data.cifar import CIFAR10, BatchFile, CifarFormat
+from fastcifar.data.cifar import CIFAR10, CifarFormat
 
 UNREACHABLE = "http://127.0.0.1:9/"
 
@@ -65,18 +65,17 @@ def md5(content: bytes) -> str:
 
 def form_of(files: dict[str, bytes]) -> CifarFormat:
     """CIFAR-10's form with the md5s of these files: batches.meta, data_batch_1, data_batch_2, test_batch."""
-    batch = {name: BatchFile(name, md5(content)) for name, content in files.items()}
-    train = (batch["data_batch_1"], batch["data_batch_2"])
-    return replace(CIFAR10, train=train, test=(batch["test_batch"],), meta=batch["batches.meta"], address=UNREACHABLE)
+    train, test, meta = (
+        {name: md5(content) for name, content in files.items() if name.startswith(start)}
+        for start in ("data_batch", "test_batch", "batches.meta")
+    )
+    return replace(CIFAR10, train=train, test=test, meta=meta, address=UNREACHABLE)
 
 
 def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, as fractions of 255, from exact counts of the 256 levels."""
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    shares = [
-        torch.bincount(images[..., channel].flatten(), minlength=256).double() / images[..., channel].numel()
-        for channel in range(3)
-    ]
-    means = [(share * levels).sum() for share in shares]
-    deviations = [(share * (levels - mean) ** 2).sum().sqrt() for share, mean in zip(shares, means, strict=True)]
-    return [mean.item() for mean in means], [deviation.item() for deviation in deviations]
+    levels = np.arange(256) / 255
+    counts = [torch.bincount(channel.flatten(), minlength=256).numpy() for channel in images.unbind(3)]
+    means = [float(np.average(levels, weights=count)) for count in counts]
+    variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
+    return means, [float(variance**0.5) for variance in variances]

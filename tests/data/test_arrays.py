@@ -10,8 +10,7 @@ import pytest
 import torch
 from fake_cifar import statistics
 
-from fastcifar.data import synthetic
-from fastcifar.data.arrays import read_arrays, stated_statistics
+from fastcifar.data.arrays import read_arrays
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.errors import DataError
@@ -73,26 +72,17 @@ def test_any_integers_are_labels(tmp_path: Path, kind: str) -> None:
     assert read_arrays(path, "train").labels.tolist() == arrays["train_labels"].tolist()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [np.asfortranarray, lambda images: images[::-1], np.savez_compressed],
-    ids=["fortran", "strided", "compressed"],
-)
-def test_any_layout_of_memory(tmp_path: Path, change: object) -> None:
+@pytest.mark.parametrize("layout", ["fortran", "strided", "compressed"])
+def test_any_layout_of_memory(tmp_path: Path, layout: str) -> None:
     arrays = drawn(5, 9)
-    if change is np.savez_compressed:
-        np.savez_compressed(path := tmp_path / "own.npz", **arrays)
-    else:
-        arrays["train_images"] = change(arrays["train_images"])
-        path = save(tmp_path, arrays)
-    images = read_arrays(path, "train").images
-    assert images.is_contiguous()
-    assert np.array_equal(images.numpy(), arrays["train_images"])
-
-
-def test_statistics_are_those_of_the_train_split() -> None:
-    train = synthetic.synthetic("train")
-    assert stated_statistics(train.images, Path("here")) == (synthetic.MEAN, synthetic.STD)
+    images = arrays["train_images"]
+    images = {"fortran": np.asfortranarray(images), "strided": images[::-1], "compressed": images}[layout]
+    (np.savez_compressed if layout == "compressed" else np.savez)(
+        tmp_path / "own.npz", **arrays | {"train_images": images}
+    )
+    read = read_arrays(tmp_path / "own.npz", "train").images
+    assert read.is_contiguous()
+    assert np.array_equal(read.numpy(), images)
 
 
 IMAGES, LABELS = drawn()["train_images"], drawn()["train_labels"]
@@ -101,41 +91,30 @@ REFUSED = {
         {"train_images": IMAGES[..., 0]},
         r"numpy\.repeat\(train_images\.reshape\(-1, 8, 8, 1\), 3, axis=3\) in their place",
     ),
-    "one channel": (
-        {"test_images": IMAGES[:10, ..., :1]},
-        r"numpy\.repeat\(test_images\.reshape\(-1, 8, 8, 1\), 3, axis=3\)",
-    ),
+    "one channel": ({"test_images": IMAGES[:10, ..., :1]}, r"test_images\.reshape\(-1, 8, 8, 1\)"),
     "floats": (
         {"train_images": IMAGES / 255},
         r"float64 \(20, 8, 8, 3\); expected uint8 \(N, H, W, 3\), RGB: save bytes from 0 to 255",
     ),
     "channels first": ({"train_images": IMAGES.transpose(0, 3, 1, 2)}, r"save train_images\.transpose\(0, 2, 3, 1\)"),
-    "flat": (
-        {"train_images": IMAGES.reshape(20, -1)},
-        r"train_images of .* are uint8 \(20, 192\); expected uint8 \(N, H, W, 3\)",
-    ),
     "four channels": ({"train_images": np.zeros((20, 8, 8, 4), np.uint8)}, r"uint8 \(20, 8, 8, 4\); expected"),
     "no pixels": ({"train_images": np.zeros((20, 0, 8, 3), np.uint8)}, "holds no pixels"),
     "no images": ({"train_images": IMAGES[:0], "train_labels": LABELS[:0]}, r"train_labels of .* are int64 \(0,\)"),
     "one colour": ({"train_images": IMAGES * np.array([1, 1, 0], np.uint8)}, "do not vary in every channel"),
     "other test size": ({"test_images": np.zeros((10, 9, 8, 3), np.uint8)}, "different sizes"),
     "too few labels": ({"train_labels": LABELS[:-1]}, "20 train_images and 19 train_labels"),
-    "too few test labels": ({"test_labels": LABELS[:9]}, "10 test_images and 9 test_labels"),
     "float labels": (
         {"train_labels": LABELS.astype(float)},
         r"train_labels of .* are float64 \(20,\); expected integers \(N,\)",
     ),
-    "boolean labels": ({"train_labels": LABELS > 0}, "are bool"),
     "one-hot labels": (
         {"train_labels": np.eye(3, dtype=int)[LABELS]},
         r"are int64 \(20, 3\); expected integers \(N,\)",
     ),
     "labels from 1": ({"train_labels": LABELS + 1}, "run from 1 to 3; number the 3 classes 0 to 2"),
-    "a gap in the labels": ({"train_labels": LABELS * 2}, "run from 0 to 4; number the 3 classes 0 to 2"),
     "negative labels": ({"train_labels": LABELS - 1}, "run from -1 to 1"),
     "unknown test label": ({"test_labels": LABELS[:10] + 1}, "test_labels of .* run from 1 to 3"),
     "too few names": ({"classes": np.array(["ant", "bee"])}, "run from 0 to 2; number the 2 classes 0 to 1"),
-    "numbered names": ({"classes": np.arange(3)}, r"classes of .* are int64 \(3,\); expected a name for each class"),
     "one name": ({"classes": np.array("ant")}, r"classes of .* are <U3 \(\)"),
 }
 
@@ -168,13 +147,11 @@ class Hostile:
 
 
 @pytest.mark.parametrize("form", ["npz", "folder"])
-@pytest.mark.parametrize("name", ["train_images", "test_labels", "classes"])
+@pytest.mark.parametrize("name", ["train_images", "classes"])
 def test_nothing_is_unpickled(tmp_path: Path, form: str, name: str) -> None:
     path = save(tmp_path, drawn() | {name: np.array([Hostile()], dtype=object)}, form)
-    with pytest.raises(
-        DataError, match=f"{name} of .* cannot be read .*; save it anew, as a plain array without objects"
-    ):
-        read_both(path)
+    with pytest.raises(DataError, match=f"{name} of .* cannot be read .*; save it anew, as a plain array without obj"):
+        read_arrays(path, "train")
 
 
 def test_a_bare_pickle_is_not_unpickled(tmp_path: Path) -> None:
@@ -187,28 +164,23 @@ def test_a_bare_pickle_is_not_unpickled(tmp_path: Path) -> None:
         read_arrays(tmp_path, "train")
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+@pytest.mark.parametrize("keep", [0, 1, 100, 3000])
 @pytest.mark.parametrize("form", ["npz", "folder"])
-def test_truncated(tmp_path: Path, form: str, keep: float) -> None:
+def test_truncated(tmp_path: Path, form: str, keep: int) -> None:
     path = save(tmp_path, drawn(), form)
     file = path if form == "npz" else path / "train_images.npy"
-    content = file.read_bytes()
-    file.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"damaged|cannot be read"):
         read_arrays(path, "train")
 
 
-@pytest.mark.parametrize("place", range(0, 6_000, 37))
-def test_any_damage_is_answered(tmp_path: Path, place: int) -> None:
+def test_any_damage_is_answered(tmp_path: Path) -> None:
     """Most damage is found by the archive's checksums; some, as to a time, changes nothing."""
     path = save(tmp_path, drawn())
-    content = bytearray(path.read_bytes())
-    content[place : place + 4] = bytes(255 - byte for byte in content[place : place + 4])
-    path.write_bytes(content)
-    with suppress(DataError):
-        assert np.array_equal(read_arrays(path, "train").images.numpy(), drawn()["train_images"])
-
-
-def test_unknown_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="unknown split 'tset'; did you mean test"):
-        read_arrays(save(tmp_path, drawn()), "tset")
+    content, images = path.read_bytes(), drawn()["train_images"]
+    for place in range(0, len(content), 37):
+        damaged = bytearray(content)
+        damaged[place : place + 4] = bytes(255 - byte for byte in damaged[place : place + 4])
+        path.write_bytes(damaged)
+        with suppress(DataError):
+            assert np.array_equal(read_arrays(path, "train").images.numpy(), images)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -61,14 +62,12 @@ def test_pictures_in_order(folder: Path) -> None:
         assert np.array_equal(train.images[row], np.asarray(picture(seed)))
 
 
-@pytest.mark.parametrize("size", [8, 32, 33])
-@pytest.mark.parametrize(("height", "width"), [(20, 50), (50, 20), (64, 64), (5, 7), (1, 1)])
-def test_any_size_becomes_the_asked_one(tmp_path: Path, size: int, height: int, width: int) -> None:
-    pictures = {
-        name: picture(seed, height, width)
-        for seed, name in enumerate(["train/ant/a.png", "train/ant/b.png", "test/ant/c.png"])
-    }
-    assert load_dataset(f"{write(tmp_path / 'own', pictures)}@{size}").images.shape == (2, size, size, 3)
+@pytest.mark.parametrize("size", [8, 33])
+def test_any_size_becomes_the_asked_one(tmp_path: Path, size: int) -> None:
+    sizes = [(20, 50), (50, 20), (64, 64), (5, 7), (1, 1)]
+    pictures = {f"train/ant/{height}.png": picture(0, height, width) for height, width in sizes}
+    folder = write(tmp_path / "own", pictures | {"test/ant/c.png": picture(1)})
+    assert load_dataset(f"{folder}@{size}").images.shape == (5, size, size, 3)
 
 
 def test_the_middle_is_kept_and_smoothed(tmp_path: Path) -> None:
@@ -99,18 +98,21 @@ def test_other_colours_become_rgb(tmp_path: Path, mode: str) -> None:
         assert np.array_equal(image_folder.decode(path, 32), np.asarray(image.convert("RGB")))
 
 
-def test_the_cache_is_read_in_place_of_the_pictures(
+def test_the_cache_is_read_in_place_of_the_pictures_unless_it_is_damaged(
     folder: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     first = load_dataset(str(folder))
     [cache] = cached(isolated)
     assert capsys.readouterr().err == f"decoding {folder} at 32x32 pixels into {cache}\n"
     assert cache.suffix == ".npz"
-    monkeypatch.setattr(image_folder, "decode", lambda path, size: pytest.fail(f"decoded {path}"))
-    assert first.images.equal(load_dataset(str(folder)).images)
-    assert len(load_dataset(f"{folder}@32", "test")) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "decode", lambda path, size: pytest.fail(f"decoded {path}"))
+        assert first.images.equal(load_dataset(str(folder)).images)
+        assert len(load_dataset(f"{folder}@32", "test")) == 2
     assert capsys.readouterr().err == ""
     assert np.array_equal(load_dataset(str(cache)).images, first.images)
+    cache.write_bytes(cache.read_bytes()[:-100])
+    assert first.images.equal(load_dataset(str(folder)).images)
 
 
 CHANGES = {
@@ -132,34 +134,13 @@ def test_a_change_makes_another_cache(folder: Path, isolated: Path, change: str)
     assert len(cached(isolated)) == 2
 
 
-def test_the_folder_may_move(folder: Path, isolated: Path) -> None:
+def test_other_files_and_the_place_of_the_folder_change_nothing(folder: Path, isolated: Path) -> None:
     load_dataset(str(folder))
+    others = ["readme.txt", "train/notes.txt", "train/ant/Thumbs.db", "train/ant/._a.png", "train/.old/a.png"]
+    write(folder, dict.fromkeys(others, b"a"))
     (folder.parent / "elsewhere").mkdir()
-    load_dataset(str(folder.rename(folder.parent / "elsewhere" / "own")))
+    assert len(load_dataset(str(folder.rename(folder.parent / "elsewhere" / "own")))) == 5
     assert len(cached(isolated)) == 1
-
-
-def test_other_files_are_passed_over(folder: Path, isolated: Path) -> None:
-    load_dataset(str(folder))
-    write(
-        folder,
-        {
-            "readme.txt": b"a",
-            "train/notes.txt": b"b",
-            "train/ant/Thumbs.db": b"c",
-            "train/ant/._a.png": b"d",
-            "train/.old/a.png": b"e",
-        },
-    )
-    assert len(load_dataset(str(folder))) == 5
-    assert len(cached(isolated)) == 1
-
-
-def test_a_damaged_cache_is_made_anew(folder: Path, isolated: Path) -> None:
-    first = load_dataset(str(folder))
-    [cache] = cached(isolated)
-    cache.write_bytes(cache.read_bytes()[:-100])
-    assert first.images.equal(load_dataset(str(folder)).images)
 
 
 @pytest.mark.parametrize(
@@ -173,20 +154,11 @@ def test_the_cache_appears_whole_or_not_at_all(
         raise failure
 
     monkeypatch.setattr(np, "savez", fail_half_way)
-    with pytest.raises(DataError if isinstance(failure, OSError) else KeyboardInterrupt) as caught:
+    message = r"cannot be written \(No space left on device\); make room there, or set XDG_CACHE_HOME"
+    is_full = isinstance(failure, OSError)
+    with pytest.raises(DataError if is_full else KeyboardInterrupt, match=message if is_full else None):
         load_dataset(str(folder))
     assert cached(isolated) == []
-    if isinstance(failure, OSError):
-        assert "cannot be written (No space left on device); make room there, or set XDG_CACHE_HOME" in str(
-            caught.value
-        )
-
-
-def test_a_cache_that_is_no_folder(folder: Path, isolated: Path) -> None:
-    isolated.parent.mkdir()
-    isolated.write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
-        load_dataset(str(folder))
 
 
 def huge_png() -> bytes:
@@ -205,14 +177,12 @@ def encoded(place: Path, image: Image.Image, suffix: str) -> bytes:
 
 
 DAMAGE = {
-    "empty": (lambda place: b"", "is no PNG, JPEG, WEBP, BMP picture"),
     "text": (lambda place: b"hello", "is no PNG, JPEG, WEBP, BMP picture"),
     "postscript": (
         lambda place: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n",
         "is no PNG, JPEG, WEBP, BMP picture",
     ),
     "another format": (lambda place: encoded(place, picture(0), ".gif"), "is no PNG, JPEG, WEBP, BMP picture"),
-    "truncated png": (lambda place: encoded(place, picture(0), ".png")[:1500], r"cannot be decoded \("),
     "truncated jpeg": (lambda place: encoded(place, picture(0), ".jpg")[:700], r"cannot be decoded \(.*truncated"),
     "bomb": (lambda place: huge_png(), r"cannot be decoded \(.*decompression bomb"),
     "16 bits": (
@@ -240,40 +210,25 @@ def test_a_bomb_below_pillows_second_limit_is_refused_too(folder: Path, monkeypa
         load_dataset(str(folder))
 
 
-def test_classes_that_differ(folder: Path) -> None:
-    picture(0).save(write(folder, {"test/cow/x.txt": b""}) / "test/cow/z.png")
-    with pytest.raises(
-        DataError, match=r"test/cow is a class that .*train lacks; give both splits the same classes\.$"
-    ):
-        load_dataset(str(folder))
-    picture(0).save(write(folder, {"train/cow/x.txt": b"", "train/bat/x.txt": b""}) / "train/cow/z.png")
-    picture(0).save(folder / "train/bat/z.png")
-    with pytest.raises(DataError, match=r"train/bat is a class that .*test lacks"):
+@pytest.mark.parametrize(("part", "other"), [("test", "train"), ("train", "test")])
+def test_classes_that_differ(folder: Path, part: str, other: str) -> None:
+    write(folder, {f"{part}/cow/z.png": picture(0)})
+    with pytest.raises(DataError, match=rf"{part}/cow is a class that .*{other} lacks; give both splits the same cl"):
         load_dataset(str(folder))
 
 
 def test_an_empty_class(folder: Path) -> None:
     write(folder, {"train/cow/a.tiff": b"", "test/cow/b.tiff": b""})
     with pytest.raises(
-        DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, \.bmp\)"
+        DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, "
     ):
         load_dataset(str(folder))
 
 
 def test_a_split_without_classes_or_none_at_all(folder: Path) -> None:
-    for path in sorted((folder / "test").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(
-        DataError, match=r"test holds no classes; expected a folder of pictures for each, test/CLASS/\*\.png"
-    ):
+    shutil.rmtree(folder / "test")
+    with pytest.raises(DataError, match=r"test cannot be read \(No such file or directory\); expected test/CLASS/\*\."):
         load_dataset(str(folder))
-    (folder / "test").rmdir()
-    with pytest.raises(
-        DataError, match=r"test cannot be read \(No such file or directory\); expected test/CLASS/\*\.png"
-    ):
+    (folder / "test").mkdir()
+    with pytest.raises(DataError, match=r"test holds no classes; expected a folder of pictures for each, test/CLASS/"):
         load_dataset(str(folder))
-
-
-def test_unknown_split(folder: Path) -> None:
-    with pytest.raises(DataError, match="unknown split 'valid'"):
-        load_dataset(str(folder), "valid")

@@ -57,49 +57,33 @@ def python2_array(
 HOSTILE = {
     "os.system": pickle.dumps(Reduced(os.system, "true"), protocol=2),
     "builtins.eval": pickle.dumps(Reduced(eval, "1"), protocol=4),
-    "getattr": pickle.dumps(Reduced(getattr, "a", "b"), protocol=4),
     "numpy function": pickle.dumps(Reduced(np.zeros, (10**12,)), protocol=4),
-    "numpy frombuffer of protocol 5": pickle.dumps(np.zeros(3), protocol=5),
-    "numpy load": b"\x80\x02cnumpy\nload\nU\x04/etc\x85R.",
     "instance of a class": pickle.dumps(Reduced(Reduced), protocol=2),
-    "codecs": pickle.dumps(b"a", protocol=2),
-    "set": pickle.dumps({1, 2}, protocol=4),
     "object dtype": pickle.dumps(np.array([object], dtype=object), protocol=4),
     "structured dtype": pickle.dumps(np.zeros(2, dtype=[("a", "u1")]), protocol=4),
     "date dtype": pickle.dumps(np.zeros(2, dtype="M8[s]"), protocol=4),
-    "text dtype": pickle.dumps(np.array(["ab"]), protocol=4),
-    "numpy name with a dot": b"\x80\x04\x8c\x05numpy\x8c\x12dtype.__subclasses__\x93.",
+    "pointers for objects": python2_array((1,), code=b"O8", content=bytes(8)),
+    "numpy name with a dot": b"\x80\x04\x8c\x05numpy\x8c\x14dtype.__subclasses__\x93.",
     "module and attribute of the wrong type": b"\x80\x04K\x01K\x02\x93.",
-    "bare ndarray": b"\x80\x02cnumpy\nndarray\n.",
     "ndarray called": b"\x80\x02cnumpy\nndarray\nK\x05\x85\x85R.",
-    "dtype called twice": b"\x80\x02cnumpy\ndtype\nU\x02u1\x85RU\x02u1\x85R.",
-    "dtype without state": b"\x80\x02cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R.",
-    "array of an ndarray's subclass": python2_array((6,)).replace(b"cnumpy\nndarray\n", b"cnumpy\ndtype\n"),
-    "array without state": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R.",
-    "state set twice": python2_array((6,))[:-1] + b"Nb.",
-    "array taken from the memo before its state": python2_array((6,))[:-1] + b"h\x01\x86.",
+    "array of 2**40 bytes": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+    b"\x8a\x06\0\0\0\0\0\1\x85U\x01b\x87R.",
     "state of a list": b"\x80\x02]}b.",
     "state of a function": b"\x80\x02cnumpy\ndtype\n}U\x08__code__Nsb.",
     "shape larger than the contents": python2_array((7,)),
-    "shape smaller than the contents": python2_array((5,)),
     "negative shape": python2_array((-2, -3)),
-    "empty shape": python2_array(()),
     "huge shape": python2_array((2**31 - 1,) * 8),
     "too many dimensions": python2_array((1,) * 40 + (6,)),
-    "unknown dtype": python2_array((6,), code=b"O8"),
     "unknown byte order": python2_array((6,), order=b"!"),
     "huge memo index": b"\x80\x02Nr\xff\xff\xff\xff0.",
+    "huge memo index as text": b"Np4294967295\n.",
     "memo index never put": b"\x80\x02h\x05.",
-    "memo of an empty stack": b"\x80\x02q\x00.",
     "nested tuple as a key": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
-    "number as a key": b"\x80\x02}K\x01K\x02s.",
     "list as a key": b"\x80\x02}]Ns.",
     "unequal keys and values": b"\x80\x02}(U\x01aNU\x01bu.",
-    "append to a tuple": b"\x80\x02)Na.",
     "append to nothing": b"\x80\x02Na.",
     "no mark": b"\x80\x02K\x01t.",
-    "mark left open": b"\x80\x02(K\x01.",
-    "two values": b"\x80\x02NN.",
+    "no dict": b"\x80\x02].",
     "no value": b"\x80\x02.",
     "no stop": b"\x80\x02N",
     "nothing": b"",
@@ -107,24 +91,22 @@ HOSTILE = {
     "extension registry": b"\x80\x02\x82\x01.",
     "new object": b"\x80\x02cnumpy\nndarray\n)\x81.",
     "old instance": b"(inumpy\nndarray\n.",
-    "out-of-band buffer": b"\x80\x05\x97.",
-    "unknown opcode": b"\x80\x02\xff.",
+    "huge bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"abc.",
     "huge string": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.",
-    "string of negative length": b"\x80\x02T" + struct.pack("<i", -1) + b".",
+    "huge frame": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"}.",
     "text that is no utf-8": b"\x80\x02X\x01\x00\x00\x00\xff.",
-    "name that is no ascii": b"\x80\x02c\xff\n\xff\n.",
     "not a pickle": b"<!DOCTYPE html><html>",
 }
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_refuses(data: bytes) -> None:
-    with pytest.raises(DataError, match=r"^somewhere is not a sound CIFAR batch: .*fetch the data set again.$"):
+def test_refuses_in_one_sentence(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"ran {command}"))
+    with pytest.raises(DataError, match=r"^somewhere is not a sound CIFAR batch: [^\n]*; fetch the data set again\.$"):
         unpickle(data, "somewhere")
 
 
-def test_refused_pickles_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"ran {command}"))
+def test_says_what_a_pickle_would_run() -> None:
     with pytest.raises(DataError, match=r"asks for '(posix|nt) system'"):
         unpickle(HOSTILE["os.system"], "somewhere")
 
@@ -132,57 +114,49 @@ def test_refused_pickles_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def same(left: object, right: object) -> bool:
     if isinstance(left, np.ndarray):
         return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     return type(left) is type(right) and left == right
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
 def test_reads_what_pickle_writes(protocol: int) -> None:
-    assert same(unpickle(pickle.dumps(BATCH, protocol), "batch"), BATCH)
+    read = unpickle(pickle.dumps(BATCH, protocol), "batch")
+    assert read.keys() == BATCH.keys()
+    assert all(same(read[key], BATCH[key]) for key in BATCH)
 
 
 @pytest.mark.parametrize("code", ["u1", "<u2", ">i4", "<i8", "<f4", "<f8"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_reads_arrays_of_plain_numbers(code: str, order: str) -> None:
     array = np.asarray(np.arange(6).reshape(2, 3), dtype=code, order=order)
-    assert same(unpickle(pickle.dumps(array, protocol=4), "batch"), array)
+    assert same(unpickle(pickle.dumps({"a": array, "b": array[:1]}, protocol=4), "batch")["a"], array)
 
 
-def test_reads_an_array_written_by_python_2() -> None:
-    array = unpickle(python2_array((2, 3)), "batch")
-    assert same(array, np.frombuffer(b"abcdef", dtype=np.uint8).reshape(2, 3))
+def test_reads_what_python_2_wrote() -> None:
+    batch = unpickle(b"\x80\x02}U\x04data" + python2_array((2, 3))[2:-1] + b"s.", "batch")
+    assert same(batch[b"data"], np.frombuffer(b"abcdef", dtype=np.uint8).reshape(2, 3))
 
 
-def test_reads_many_arrays_of_one_dtype() -> None:
-    arrays = [np.zeros(3, np.uint8), np.ones((2, 2), np.uint8)]
-    assert all(map(same, unpickle(pickle.dumps(arrays, protocol=4), "batch"), arrays))
+def test_neither_depth_nor_sharing_is_trouble() -> None:
+    deep = b"]" * 50_000 + b"a" * 49_999
+    doubled = b"]q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) if i else b"h\x00\x86q\x01" for i in range(60))
+    for value in (deep, doubled):
+        assert list(unpickle(b"\x80\x02}U\x01a" + value + b"s.", "batch")) == [b"a"]
 
 
-def test_depth_is_no_trouble() -> None:
-    nested = unpickle(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".", "batch")
-    assert len(nested) == 1
+def answers(data: bytes) -> None:
+    """Reads `data` or refuses it, and calls nothing but the stand-ins; any other exception is a failure."""
+    with suppress(DataError):
+        unpickle(data, "batch")
 
 
-def test_shared_values_are_walked_once() -> None:
-    doubled = b"\x80\x02]q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) if i else b"h\x00\x86q\x01" for i in range(60))
-    assert unpickle(doubled + b".", "batch") is not None
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, len(PICKLE) - 1))
 def test_truncated_anywhere(length: int) -> None:
     with pytest.raises(DataError):
         unpickle(PICKLE[:length], "batch")
 
 
-def answers(data: bytes) -> None:
-    """Reads `data` or refuses it; any other exception is a failure."""
-    with suppress(DataError):
-        unpickle(data, "batch")
-
-
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from([PICKLE, python2_array((2, 3))]),
     st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 255)), min_size=1, max_size=4),
@@ -194,10 +168,15 @@ def test_any_damage_is_answered(pickled: bytes, changes: list[tuple[int, int]]) 
     answers(bytes(damaged))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(
-        st.sampled_from([bytes([byte]) for byte in b"}]()(tuaes\x85\x86\x87\x93\x94R0b2Nq\x01h\x01K\x03NJU\x88"]),
+        st.sampled_from(
+            [
+                *(bytes([byte]) for byte in b"}]()(tuaes\x85\x86\x87\x93\x94R0b2N\x88"),
+                *(b"q\x01", b"h\x01", b"K\x03", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n"),
+            ]
+        ),
         max_size=30,
     )
 )

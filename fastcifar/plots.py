@@ -1,0 +1,364 @@
+"""Pictures of runs, evaluations, augmentations and profiles, as PNG files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.text import Text
+
+from fastcifar.errors import FastcifarError, reason
+from fastcifar.optim.schedules import lr_table
+from fastcifar.runs.console import percent
+from fastcifar.runs.files import write_bytes, writing
+from fastcifar.runs.folder import Result, Run
+from fastcifar.runs.records import EpochRecord, read_records, values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Points = list[tuple[int, float]]
+"""Epochs, each with its value."""
+
+FEW = 20
+"""Epochs, steps or classes up to which each has a marker or a number."""
+END_SHARE = 0.2
+"""Share of the epochs of a longer run that are shown enlarged."""
+WIDE_RANGE = 10.0
+"""Ratio of the highest loss to the lowest from which their scale is logarithmic."""
+LARGEST, SMALLEST_FONT = 20.0, 5.0
+"""Inches a side of a confusion matrix, and points of the names of its classes, which are left out where they would be
+smaller.
+"""
+COLUMNS, SIDE, SMALL_SIDE = 6, 2.4, 0.8
+"""Images in a row, and inches across one, alone or beside labels."""
+MOST_PIXELS = 65_000
+"""A side of a PNG that matplotlib draws has fewer than 65,536."""
+LINE = 0.15
+"""Inches from one line of a caption to the next."""
+
+
+def draw(path: Path, plot: Callable[..., Figure], *given: Any) -> str | None:
+    """As `save`, but a failure costs only the picture: it is returned as a line for the user."""
+    try:
+        save(path, plot, *given)
+    except FastcifarError as error:
+        return f"{path.name} was not drawn ({reason(error.__cause__ or error)})."
+    return None
+
+
+def save(path: Path, plot: Callable[..., Figure], *given: Any) -> None:
+    """Writes the figure that `plot(*given)` makes as a PNG file, for which it makes the folder.
+
+    Raises:
+        FastcifarError: it cannot be drawn or written; a file that was there is as it was.
+    """
+    content = io.BytesIO()
+    try:
+        import_matplotlib()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box
+            plot(*given).savefig(content, format="png")
+    except Exception as error:
+        raise FastcifarError(
+            f"{path} cannot be drawn ({reason(error)}); see whether matplotlib is installed as it should be."
+        ) from error
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content.getvalue())
+
+
+def import_matplotlib() -> None:
+    """Imports matplotlib even where MPLBACKEND names a backend that is not installed, as in notebooks.
+
+    Only pyplot needs a backend; one that is imported later has the one of the variable, where it exists.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", "")
+    import matplotlib
+
+    if backend:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
+def shortened(name: str, cells: int) -> str:
+    """A name on one line, cut to a width of so many Latin letters."""
+    text = Text(" ".join(name.split()))
+    text.truncate(cells, overflow="ellipsis")
+    return text.plain
+
+
+def plot_run(run: Run) -> Figure:
+    """The curves of a run with at least one epoch. Raises FastcifarError where its folder is damaged."""
+    config, records = run.config(), read_records(run.metrics)
+    steps_per_epoch = records[-1].step // records[-1].epoch
+    table = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
+    title = f"{run.path.resolve().name}: {config.model.arch}"
+    return plot_curves(records, applied_lr(records, table), title, run.result())
+
+
+def applied_lr(records: Sequence[EpochRecord], table: Sequence[float]) -> list[float]:
+    """The learning rate of each recorded step: the table's, scaled to what was recorded of each epoch's last step.
+
+    The two differ where a plateau lowered the rate, or where the run has been made longer since.
+    """
+    applied: list[float] = []
+    for record in records:
+        last = table[record.step - 1]
+        factor = record.lr / last if last else 1.0
+        applied += [factor * lr for lr in table[len(applied) : record.step]]
+    return applied
+
+
+def plot_curves(records: Sequence[EpochRecord], lr: Sequence[float], title: str, result: Result | None) -> Figure:
+    """Loss and accuracies of each epoch, the learning rate of each step, and the test accuracies of a run that ended.
+
+    Args:
+        records: at least one.
+        lr: of each step in these epochs.
+        title: of the picture.
+        result: of a run that has ended.
+    """
+    from matplotlib.figure import Figure
+
+    losses, accuracies = series(records, "loss/"), series(records, "accuracy/", 100)
+    names, last = list(accuracies), records[-1].epoch
+    finals = {} if result is None else final_accuracies(result, last)
+    late = round((1 - END_SHARE) * last)
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure.suptitle(shortened(title, 80), parse_math=False)
+    lower = "end" if last > FEW and len(names) > 1 else "accuracy"
+    panels = figure.subplot_mosaic([["loss", "accuracy"], ["lr", lower]], width_ratios=(2, 3))
+    for axes in panels.values():
+        axes.set(xlabel="epoch", xlim=(0, 1.02 * records[-1].epochs))
+        axes.grid(alpha=0.3)
+    plot_lines(panels["loss"], losses, names)
+    every = [value for points in losses.values() for _, value in points]
+    panels["loss"].set(title="loss", yscale="log" if max(every) > WIDE_RANGE * min(every) > 0 else "linear")
+    plot_lines(panels["accuracy"], accuracies, names)
+    plot_finals(panels["accuracy"], finals)
+    panels["accuracy"].set(title="accuracy (%)")
+    if "end" in panels:
+        shown = {name: [point for point in points if point[0] >= late] for name, points in accuracies.items()}
+        del shown["train"]
+        plot_lines(panels["end"], shown, names)
+        plot_finals(panels["end"], {label: point for label, point in finals.items() if point[0] >= late})
+        panels["end"].set(title="the end, without training accuracy (%)", xlim=(late, last + 0.02 * (last - late)))
+    plot_rates(panels["lr"], [last * step / len(lr) for step in range(len(lr))], lr)
+    entries = panels["accuracy"].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def series(records: Sequence[EpochRecord], prefix: str, scale: float = 1) -> dict[str, Points]:
+    """The values whose names (`runs.records.TAGS`) begin with `prefix`, by the rest of the name, times `scale`."""
+    found: dict[str, Points] = {}
+    for record in records:
+        for name, value in values(record).items():
+            if name.startswith(prefix):
+                found.setdefault(name.removeprefix(prefix), []).append((record.epoch, scale * value))
+    return found
+
+
+def final_accuracies(result: Result, last: int) -> dict[str, tuple[int, float]]:
+    """For each label of the legend, the epoch that the weights are from, and what they reach on the test set in %."""
+    from fastcifar.runs.checkpoint import WEIGHTS  # which imports torch
+
+    accuracies = {WEIGHTS: result.test_accuracy, **result.averaged_test_accuracies}
+    epochs = {name: result.chosen_epochs.get(name, last) for name in accuracies}
+    chosen = "best" if result.chosen_epochs else "last"
+    return {
+        f"final test, {name}: {percent(accuracy)} ({chosen} epoch {epochs[name]})": (epochs[name], 100 * accuracy)
+        for name, accuracy in accuracies.items()
+    }
+
+
+def plot_lines(axes: Axes, lines: Mapping[str, Points], names: Sequence[str]) -> None:
+    """Lines in the colours of `names`; those of the weights are wide and pale, so that their averages stay visible."""
+    for name, points in lines.items():
+        number = names.index(name)
+        if "/" in name:
+            style = {"linewidth": 1.2, "linestyle": ("-", "--", ":", "-.")[number % 4], "zorder": 3}
+            style |= {"marker": "x+v^"[number % 4]}
+        else:
+            style = {"linewidth": 3.5, "alpha": 0.45, "marker": "o", "markersize": 8}
+        if len(points) > FEW:
+            style["marker"] = None
+        axes.plot(*zip(*points, strict=True), color=f"C{number}", label=name.replace("/", ", "), **style)
+
+
+def plot_finals(axes: Axes, finals: Mapping[str, tuple[int, float]]) -> None:
+    """A mark for each, hollow and smaller than those before it, so that none hides another."""
+    style = {"markerfacecolor": "none", "color": "black", "zorder": 4, "linestyle": "none"}
+    for number, (label, point) in enumerate(finals.items()):
+        axes.plot(*point, marker="*os^Dvp"[number % 7], markersize=15 / (1 + number / 2), label=label, **style)
+
+
+def plot_rates(axes: Axes, epochs: Sequence[float], lr: Sequence[float]) -> None:
+    axes.plot(epochs, lr, marker="." if len(lr) <= FEW else None)
+    axes.set(title="learning rate", xlabel="epoch", ylim=(0, 1.05 * max(lr)))
+    axes.grid(alpha=0.3)
+
+
+def plot_lr(lr: Sequence[float], steps_per_epoch: int, kinks: Sequence[int]) -> Figure:
+    """The learning rate of each step over the epochs, its kinks marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    plot_rates(axes, [step / steps_per_epoch for step in range(len(lr))], lr)
+    axes.plot([step / steps_per_epoch for step in kinks], [lr[step] for step in kinks], "o", markersize=4)
+    return figure
+
+
+def plot_split(split: Mapping[str, float], floors: Mapping[str, float], title: str) -> Figure:
+    """The seconds of a step by part as one stacked bar, its floors as lines across."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    axes, left = figure.subplots(), 0.0
+    for number, (name, seconds) in enumerate(split.items()):
+        colour = "lightgrey" if name == "idle" else f"C{number}"
+        axes.barh(0, 1e3 * seconds, left=1e3 * left, color=colour, label=f"{name} {1e3 * seconds:.3g} ms")
+        left += seconds
+    for (name, seconds), style in zip(floors.items(), ("--", ":"), strict=False):
+        axes.axvline(1e3 * seconds, color="black", linestyle=style, label=f"floor by {name} {1e3 * seconds:.3g} ms")
+    axes.set(xlabel="ms", yticks=[])
+    axes.set_title(shortened(title, 80), parse_math=False)
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    return figure
+
+
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Counts int (K, K), a row for each label and a column for each prediction, beside the most frequent mistakes.
+
+    The diagonal is grey, so that the shades, which are shares of the label's images, tell the mistakes apart.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    count, few = len(classes), len(classes) <= FEW
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    wrong = np.ma.masked_array(share, np.eye(count, dtype=bool))
+    side = min(max(0.5 * count, 2.0) if few else 0.13 * count, LARGEST)
+    figure = Figure(figsize=(side + 6.5, side + 2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("lightgrey")
+    shades = axes.imshow(wrong, cmap="Reds", norm=PowerNorm(0.5, 0, max(wrong.max(), 0.01)))
+    axes.set(xlabel="prediction", ylabel="label")
+    font = min(0.75 * 72 * side / count, 9)
+    if font >= SMALLEST_FONT:
+        names = [shortened(name, 14) for name in classes]
+        axes.set_xticks(range(count), names, rotation=90, fontsize=font, parse_math=False)
+        axes.set_yticks(range(count), names, fontsize=font, parse_math=False)
+    if few:
+        for row, column in np.argwhere(confusion):
+            dark = row != column and shades.norm(share[row, column]) > 0.6
+            style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
+            axes.text(column, row, str(confusion[row, column]), **style)
+    else:
+        scale = {"format": PercentFormatter(1), "label": "share of the label's images"}
+        figure.colorbar(shades, location="bottom", shrink=0.5, pad=0.01, **scale)
+    worst = "\n".join(worst_pairs(confusion, classes, 5 if few else 12))
+    axes.text(1.02, 1, worst, transform=axes.transAxes, va="top", linespacing=1.5, parse_math=False)
+    return figure
+
+
+def worst_pairs(confusion: np.ndarray, classes: Sequence[str], count: int) -> list[str]:
+    """A line for each of the pairs of label and prediction that the most images fall on, below a heading."""
+    wrong = confusion * (1 - np.eye(len(classes), dtype=confusion.dtype))
+    worst = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:count], wrong.shape)
+    lines = [
+        f"{shortened(classes[label], 16)} → {shortened(classes[given], 16)}: {wrong[label, given]:,}"
+        for label, given in zip(*worst, strict=True)
+        if wrong[label, given]
+    ]
+    return ["label → prediction: images", *lines] if lines else []
+
+
+def plot_reliability(series: dict[str, Sequence[tuple[float, float, float]]], counts: Sequence[int]) -> Figure:
+    """Accuracy over confidence, beside the diagonal of a calibrated network.
+
+    Args:
+        series: for each label of the legend, points of confidence, accuracy and share of the images.
+        counts: images in each bin of the first series, of equal width over 0 to 1.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color="grey", linestyle="--", label="calibrated")
+    for label, points in series.items():
+        confidence, accuracy, share = zip(*points, strict=True)
+        (line,) = upper.plot(confidence, accuracy, label=label)
+        upper.scatter(confidence, accuracy, s=[10 + 200 * value for value in share], color=line.get_color(), alpha=0.6)
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
+    upper.legend()
+    lower.bar([(i + 0.5) / len(counts) for i in range(len(counts))], counts, width=0.9 / len(counts))
+    lower.set(xlabel="confidence", ylabel="images", yscale="log")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_images(images: np.ndarray, captions: Sequence[str], title: str = "", labels: Sequence[str] = ()) -> Figure:
+    """Images with captions above them, as one mosaic.
+
+    Args:
+        images: uint8 (R, N, H, W, 3): R versions of each of N images, which stand one below the other.
+        captions: N texts of a few lines.
+        title: of the picture.
+        labels: of the versions, beside them; all images then stand in one row, smaller.
+    """
+    from matplotlib.figure import Figure
+
+    versions, count, height, width, _ = images.shape
+    columns, side = (count, SMALL_SIDE) if labels else (min(COLUMNS, count), SIDE)
+    gap = max(width // 32, 1)
+    inch = (width + gap) / side
+    head = math.ceil((max(caption.count("\n") for caption in captions) + 1.5) * LINE * inch)
+    mosaic = tiled(images, columns, head, gap)
+    heading = 2 * LINE * (title.count("\n") + 1) if title else 0
+    size = (columns * side + bool(labels) * 3, mosaic.shape[0] / inch + heading)
+    figure = Figure(figsize=size, dpi=min(100, MOST_PIXELS / max(size)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_frame_on(False)
+    axes.imshow(mosaic, interpolation="nearest")
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    centres = [head + (row + 0.5) * (height + gap) for row in range(len(labels))]
+    axes.set_yticks(centres, labels, fontsize=8, parse_math=False)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for number, caption in enumerate(captions):
+        row, column = divmod(number, columns)
+        place = column * (width + gap) - 0.5, row * (head + versions * (height + gap)) + head - 0.5
+        style = {"fontsize": 8, "parse_math": False, "in_layout": False}
+        axes.annotate(caption, place, (0, 2), textcoords="offset points", **style)
+    return figure
+
+
+def tiled(images: np.ndarray, columns: int, head: int, gap: int) -> np.ndarray:
+    """One picture of R versions of N images, uint8 (R, N, H, W, 3), each below the one before, so many images in a row.
+
+    `head` pixels above each image, and `gap` pixels below and right of each version, are white.
+    """
+    versions, count, height, width, _ = images.shape
+    rows, tall, wide = -(-count // columns), head + versions * (height + gap), width + gap
+    tiles = np.full((rows * columns, tall, wide, 3), 255, np.uint8)
+    stacks = tiles[:count, head:].reshape(count, versions, height + gap, wide, 3)
+    stacks[:, :, :height, :width] = images.swapaxes(0, 1)
+    tiles[:count, head:] = stacks.reshape(count, tall - head, wide, 3)
+    return tiles.reshape(rows, columns, tall, wide, 3).swapaxes(1, 2).reshape(rows * tall, columns * wide, 3)
