@@ -22,7 +22,8 @@ from fastcifar.recipes.registry import derive, without_replaced
 from fastcifar.runs.console import Console
 from fastcifar.runs.folder import Result
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)(?:[ =](?=[0-9])([0-9.e-]*[0-9]))?")
 """A flag in a sentence for the command line, and the number that may follow it."""
 
@@ -61,12 +62,10 @@ def train(
         config: the name of a recipe, or a whole configuration; the defaults where there is none.
         out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
         model: a network of one's own in place of `arch`: images (N, 3, H, W), normalised -> logits (N, classes). It is
-        trained itself,
-            not a copy, and holds the last weights at the end.
+            trained itself, not a copy, and holds the last weights at the end.
         train_set, test_set: images of one's own in place of `dataset`; both or none.
         console: where to show progress; a notebook shows a bar by default, and nothing else shows anything.
-        **settings: changes to `config`, by the names of the flags: `epochs=2`, `lr=0.05`,
-        `augment="standard,cutout:1x16"`.
+        **settings: changes to `config`, by the names of the flags, such as `epochs=2` or `augment="flip:0.5"`.
 
     Raises:
         FastcifarError: something asked for is not known, not there, or cannot be done; nothing is left half-written.

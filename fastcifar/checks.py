@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from fastcifar.errors import ConfigError, unknown
+
+Section = TypeVar("Section")
 
 
 def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
@@ -16,10 +20,29 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
 def check_range(
     name: str, value: float | None, low: float, high: float = float("inf"), *, exclusive: bool = False
 ) -> None:
-    """Raises ConfigError where `value` is given and below `low`, above `high`, or, if `exclusive`, equal to `low`."""
-    if value is None or (low <= value <= high and not (exclusive and value == low)):
+    """Raises ConfigError where `value` is given and no number, below `low`, above `high`, or, if `exclusive`, equal
+    to `low`.
+    """
+    if value is None:
+        return
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{name} is {value!r}; expected a number.")
+    if low <= value <= high and not (exclusive and value == low):
         return
     expected = f"above {low}" if exclusive else f"{low} or more"
     if high != float("inf"):
         expected = f"above {low}, at most {high}" if exclusive else f"{low} to {high}"
     raise ConfigError(f"{name} is {value}; expected {expected}.")
+
+
+def check_reads(kind: str, name: str, given: Mapping[str, Any], reads: Collection[str]) -> None:
+    """Raises ConfigError where a setting was `given` (is not None) that the `kind` called `name` does not read."""
+    for setting, value in given.items():
+        if value is not None and setting not in reads:
+            known = f"it reads {', '.join(reads)}" if reads else "leave it out"
+            raise ConfigError(f"the {kind} {name} does not read {setting}; {known}.")
+
+
+def filled(section: Section, defaults: Mapping[str, Any]) -> Section:
+    """A part of the configuration with those `defaults` in place of None."""
+    return replace(section, **{name: own for name, own in defaults.items() if getattr(section, name) is None})

@@ -1,43 +1,72 @@
-"""The command line: one short function a command. What needs torch is imported inside them, so that help and
-refusals are immediate.
-"""
+"""The command line as typed: refused in one sentence, explained, or carried out; free of torch until then."""
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
+from difflib import get_close_matches
+from itertools import takewhile
+from typing import Any, NoReturn, get_type_hints
 
-from fastcifar.arguments import parse
-from fastcifar.checks import check_range
-from fastcifar.commands import (
-    Completion,
-    Count,
-    Doctor,
-    Ensemble,
-    Eval,
-    Export,
-    Plan,
-    Predict,
-    Preview,
-    Profile,
-    Recipes,
-    Reproduce,
-    Resume,
-    Train,
-)
-from fastcifar.config import EngineConfig
-from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.recipes import Recipe, select
+import fastcifar
+from fastcifar.commands import COMMANDS, Ensemble, Reproduce, Resume
+from fastcifar.config import RunConfig
+from fastcifar.data.sources import check_data_dir
+from fastcifar.errors import ConfigError, FastcifarError, unknown
+from fastcifar.recipes import recipe
+from fastcifar.recipes.registry import derive, settings, without_replaced
 from fastcifar.runs.interrupt import Interrupted
+from fastcifar.settings import Setting, settings_of
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNALLED = 128
 """Plus the signal's number, as shells have it."""
 SIGPIPE = 13
 """Which Windows does not name."""
+HELP = {"-h", "--help"}
+
+MEANT = {
+    "arch": "architecture model net network",
+    "augment": "augmentation transform",
+    "batch-size": "batch batchsize bs",
+    "clip-norm": "clip-grad grad-clip max-grad-norm",
+    "data-dir": "data-path data-root root",
+    "dataset": "data",
+    "device": "gpu",
+    "device cpu": "cpu",
+    "device cuda": "cuda",
+    "dropout": "drop-rate",
+    "ema-decay": "ema",
+    "epochs": "max-epochs n-epochs num-epochs",
+    "label-smoothing": "label-smooth smoothing",
+    "lr": "learning-rate",
+    "normalize": "normalise",
+    "optimizer": "opt optim optimiser",
+    "out": "output output-dir save-dir",
+    "precision": "amp dtype mixed-precision",
+    "precision bf16": "bf16",
+    "precision fp16": "fp16",
+    "resume": "checkpoint",
+    "schedule": "lr-schedule lr-scheduler scheduler",
+    "seed": "random-seed",
+    "sharpness sam": "sam",
+    "stochastic-depth": "drop-path",
+    "swa-start": "swa",
+    "threads": "num-workers workers",
+    "tta mirror": "mirror",
+    "val-split": "validation-split",
+    "warmup": "lr-warmup warmup-epochs",
+    "weight-decay": "wd",
+    "weight-init": "init",
+}
+SYNONYMS = {name: flag for flag, names in MEANT.items() for name in names.split()}
+"""What other programs call a flag, and what to write here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,14 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             command = parse(sys.argv[1:] if arguments is None else arguments)
-            return FUNCTIONS[type(command)](command)
+            return command() or 0
         finally:
             sys.stdout.flush()
     except FastcifarError as error:
         print(f"fastcifar: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        goes_on = isinstance(command, Ensemble | Reproduce)
+        print("Stopped and saved; the same command goes on." if goes_on else stop, file=sys.stderr)
         return EXIT_SIGNALLED + stop.signal_number
     except KeyboardInterrupt:
         print("fastcifar: stopped.", file=sys.stderr)
@@ -66,189 +96,177 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNALLED + SIGPIPE
 
 
-def train(command: Train) -> int:
-    from fastcifar.engine.run import train
-    from fastcifar.runs.console import Console
+class Help(argparse.HelpFormatter):
+    """Writes several values as INT..., and breaks no name at its hyphen."""
 
-    train(command.run, command.out, console=Console())
-    return 0
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return f"{action.metavar}..." if action.nargs in ("+", "*") else super()._format_args(action, default_metavar)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
-def resume(command: Resume) -> int:
-    from fastcifar.engine.run import resume
-    from fastcifar.runs.console import Console
-
-    resume(command.run, epochs=command.epochs, console=Console())
-    return 0
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
 
 
-def plan(command: Plan) -> int:
-    from fastcifar.diagnostics.plan import print_plan
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are ConfigErrors."""
 
-    print_plan(command.run, command.out)
-    return 0
-
-
-def evaluate(command: Eval) -> int:
-    from fastcifar.inference.evaluate import FOLDER, evaluate_run
-    from fastcifar.inference.report import lines_of
-
-    options = {"which": command.weights, "tta": command.tta, "pairs": command.images, "speed": command.speed}
-    report = evaluate_run(command.run, command.data_dir, **options, out=command.out, trust=command.trust)
-    for line in lines_of(report, command.per_class):
-        print(line)
-    print(f"{'pictures':10}  {command.out or command.run / FOLDER}")
-    return 0
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; {self.prog} --help says what it takes.")
 
 
-def predict(command: Predict) -> int:
-    from fastcifar.inference.predict import write_predictions
-
-    options = {
-        "which": command.weights,
-        "tta": command.tta,
-        "probabilities": command.probabilities,
-        "trust": command.trust,
-    }
-    images = write_predictions(command.runs, command.images, command.out, **options)
-    if images.note:
-        print(images.note)
-    print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {command.out}")
-    return 0
-
-
-def ensemble(command: Ensemble) -> int:
-    if bool(command.runs) == bool(command.recipe):
-        raise ConfigError("an ensemble is of runs or of a recipe; give folders of runs, or --recipe NAME with --seeds.")
-    given = {name: getattr(command, name) for name in ("seeds", "epochs", "val_split", "at_once")}
-    if command.runs and (any(value is not None for value in given.values()) or command.engine != EngineConfig()):
-        raise ConfigError(
-            "seeds, epochs, val_split, at_once and the engine's settings are for training; name a --recipe or leave "
-            "them out."
-        )
-    chosen = select([command.recipe]) if command.recipe else []
-    out = command.out or Path("runs", f"{command.recipe}-ensemble" if command.recipe else "ensemble")
-    options = {"data_dir": command.data_dir, "which": command.weights, "tta": command.tta, "trust": command.trust}
-    from fastcifar.many.ensemble import evaluate_ensemble, lines_of
-
-    try:
-        runs = command.runs or trained_members(chosen[0], command, out)
-    except Interrupted as stop:
-        print("Stopped and saved; the same command goes on.", file=sys.stderr)
-        return EXIT_SIGNALLED + stop.signal_number
-    for line in lines_of(evaluate_ensemble(runs, out, **options)):
-        print(line)
-    print(out / "ensemble.json")
-    return 0
+def parser_of(name: str, known: Sequence[Setting]) -> Parser:
+    """The parser of the command `name`, whose settings `known` are; what it returns has only those that are given."""
+    needed = [f"{s.flags[0]} {s.metavar}" for s in known if s.flags and s.default is MISSING]
+    places = [s.metavar if s.default is MISSING else f"[{s.metavar}]" for s in known if s.positional]
+    parser = Parser(
+        prog=f"fastcifar {name}",
+        usage=" ".join(["fastcifar", name, *places, *needed, "[options]"]),
+        description=inspect.getdoc(COMMANDS[name]),
+        formatter_class=Help,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser._negative_number_matcher = re.compile(r"-[\d.]")  # argparse's own takes -1e-3 for a flag
+    groups: dict[str, Any] = {"": parser}
+    for setting in known:
+        if setting.title not in groups:
+            groups[setting.title] = parser.add_argument_group(
+                setting.title, inspect.getdoc(setting.part).partition("\n")[0]
+            )
+        required = setting.default is MISSING
+        options: dict[str, Any] = {"help": setting.help.replace("%", "%%")}
+        if setting.kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            several = "+" if setting.flags or required else "*"
+            options |= {"type": setting.read, "metavar": setting.metavar, "nargs": several if setting.many else None}
+        if setting.positional:
+            parser.add_argument(setting.name, default=argparse.SUPPRESS, **options)
+        else:
+            groups[setting.title].add_argument(setting.flags[0], dest=setting.name, required=required, **options)
+    return parser
 
 
-def trained_members(recipe: Recipe, command: Ensemble, out: Path) -> list[Path]:
-    """Folders of the recipe's runs, by seed, trained where they were not."""
-    from fastcifar.many.packed import plan_members, train_packed
-    from fastcifar.runs.console import Console
-    from fastcifar.runs.ensembles import parse_seeds
-
-    settings = {name: getattr(command, name) for name in ("epochs", "val_split", "data_dir", "engine")}
-    tasks = plan_members(recipe, parse_seeds(command.seeds or "0..10"), out, **settings)
-    train_packed(tasks, command.at_once, Console())
-    return [task.folder for task in tasks]
-
-
-def export(command: Export) -> int:
-    from fastcifar.inference.export import export_run
-
-    options = {"which": command.weights, "data_dir": command.data_dir, "trust": command.trust}
-    made = export_run(command.run, command.format, command.out, **options)
-    print(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
-    for file in made.files:
-        print(file)
-    return 0
+def overview() -> str:
+    """What bare `fastcifar` shows."""
+    parser = Parser(
+        usage="fastcifar COMMAND [options]",
+        description="Trains CIFAR-class networks at the speed of the hardware.",
+        epilog="`fastcifar COMMAND --help` says what a command takes.",
+        formatter_class=Help,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = parser.add_argument_group("commands")
+    for name, kind in COMMANDS.items():
+        commands.add_argument(name, help=inspect.getdoc(kind))
+    return parser.format_help()
 
 
-def preview(command: Preview) -> int:
-    from fastcifar.augment.policy import POLICIES, parse
-
-    policies = (command.augment,) if command.augment else command.policies or tuple(POLICIES)
-    for text in policies:
-        parse(text)
-    from fastcifar.data.sources import load_dataset, resolve_auto
-    from fastcifar.diagnostics.preview import preview
-
-    name = resolve_auto(command.data_dir)[0] if command.dataset == "auto" else command.dataset
-    dataset = load_dataset(name, "train", command.data_dir)
-    options = {"seed": command.seed, "epoch": command.epoch, "count": command.count, "show_params": command.show_params}
-    for path in preview(policies, dataset, command.out, **options):
-        print(path)
-    return 0
-
-
-def count(command: Count) -> int:
-    from fastcifar.diagnostics.count import print_count
-
-    print_count(command.model)
-    return 0
+def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
+    """The command that `arguments` ask for; help and the version are printed, and exit. Raises FastcifarError for
+    what cannot be used.
+    """
+    name, *rest = arguments or ["--help"]
+    if name in (*HELP, "--version"):
+        print(f"fastcifar {fastcifar.__version__}" if name == "--version" else overview().rstrip())
+        sys.exit()
+    if name not in COMMANDS:
+        raise ConfigError(unknown("command", name, COMMANDS))
+    given = given_settings(name, rest)
+    if "resume" in given:
+        if not given.keys() <= {"resume", "epochs"}:
+            raise ConfigError(
+                "--resume RUN keeps the settings of that run, but for --epochs N; leave the other flags out."
+            )
+        return Resume(given["resume"], given.get("epochs"))
+    check_data_dir(given.get("data_dir"))
+    return build(COMMANDS[name], given)
 
 
-def doctor(command: Doctor) -> int:
-    EngineConfig(device=command.device)
-    from fastcifar.diagnostics.doctor import diagnose
-
-    return diagnose(command.device, command.data_dir, quick=command.quick)
-
-
-def profile(command: Profile) -> int:
-    check_range("steps", command.steps, 1)
-    from fastcifar.diagnostics.profile import print_profile
-
-    print_profile(command.run, command.steps, command.out)
-    return 0
+def given_settings(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What `arguments` give of what the command `name` takes, by field. Raises ConfigError."""
+    known = list(settings_of(COMMANDS[name]))
+    if HELP.isdisjoint(arguments):
+        check_flags(name, arguments, {flag for setting in known for flag in setting.flags})
+    else:
+        known = with_defaults_of_start(name, known, arguments)
+    given, stray = parser_of(name, known).parse_known_args(arguments)
+    if stray:
+        raise ConfigError(stray_value(name, stray[0], known))
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in vars(given).items()}
 
 
-def recipes(command: Recipes) -> int:
-    from fastcifar.recipes.listing import description, overview
-
-    print("\n\n".join(map(description, select(command.names))) if command.names else overview())
-    return 0
-
-
-def reproduce(command: Reproduce) -> int:
-    chosen = select(command.recipes)
-    from fastcifar.many.reproduce import reproduce
-    from fastcifar.runs.console import Console
-
-    options = {name: getattr(command, name) for name in ("seeds", "epochs", "data_dir", "engine")}
-    try:
-        reproduce(chosen, command.out, **options, console=Console())
-    except Interrupted as stop:
-        print("Stopped and saved; the same command goes on.", file=sys.stderr)
-        return EXIT_SIGNALLED + stop.signal_number
-    return 0
+def with_defaults_of_start(name: str, known: Sequence[Setting], arguments: Iterable[str]) -> Sequence[Setting]:
+    """`known` as help shows it, with the defaults of the recipe or the file that `arguments` start from."""
+    if not any(setting.part is RunConfig for setting in known):
+        return known
+    origins = [setting for setting in known if setting.name in ("recipe", "config")]
+    given, _ = parser_of(name, origins).parse_known_args([text for text in arguments if text not in HELP])
+    start = settings(starting_point(vars(given)))
+    return [replace(setting, default=start.get(setting.name, setting.default)) for setting in known]
 
 
-def completion(command: Completion) -> int:
-    from fastcifar.completion import SCRIPTS, candidates
+def check_flags(command: str, arguments: Iterable[str], flags: Collection[str]) -> None:
+    """Raises ConfigError, with the flag that was probably meant, where one of `arguments` is a flag but none of
+    `flags`.
+    """
+    for argument in takewhile(lambda argument: argument != "--", arguments):
+        flag = argument.partition("=")[0]
+        if flag in flags or not re.match("--?[a-zA-Z]", flag):
+            continue
+        meant = {name: f"--{own}" for name, own in SYNONYMS.items() if f"--{own.split()[0]}" in flags}
+        meant |= {own.removeprefix("--"): own for own in flags}
+        nearest = get_close_matches(flag.lower().lstrip("-").replace("_", "-"), meant, n=1, cutoff=0.65)
+        hint = f"did you mean {meant[nearest[0]]}?" if nearest else f"`fastcifar {command} --help` lists its flags."
+        raise ConfigError(f"{command} knows no {flag}; {hint}")
 
-    for line in candidates(command.words) if command.words else [SCRIPTS[command.shell]]:
-        print(line)
-    return 0
+
+def stray_value(command: str, value: str, known: Iterable[Setting]) -> str:
+    """A sentence on a `value` that belongs to no flag."""
+    flags = {name: setting.flags[0] for setting in known if setting.flags for name in setting.names}
+    nearest = get_close_matches(value, flags, n=1, cutoff=0.8)
+    hint = (
+        f"did you mean {flags[nearest[0]]} {nearest[0]}?"
+        if nearest
+        else f"`fastcifar {command} --help` says what it takes."
+    )
+    return f"{command} cannot use {value!r}; {hint}"
 
 
-FUNCTIONS: dict[type, Callable[[Any], int]] = {
-    Train: train,
-    Resume: resume,
-    Plan: plan,
-    Eval: evaluate,
-    Predict: predict,
-    Ensemble: ensemble,
-    Export: export,
-    Count: count,
-    Preview: preview,
-    Doctor: doctor,
-    Profile: profile,
-    Recipes: recipes,
-    Reproduce: reproduce,
-    Completion: completion,
-}
+def build(kind: type, given: Mapping[str, Any]) -> Callable[[], int | None]:
+    """The command `kind`, and the configuration within it, with what was given in place of the defaults. Raises
+    ConfigError.
+    """
+    hints, values = get_type_hints(kind), {}
+    for field in fields(kind):
+        part = hints[field.name]
+        if is_dataclass(part):
+            start = without_replaced(starting_point(given), given) if part is RunConfig else part()
+            own = settings(start)
+            values[field.name] = derive(start, **{name: value for name, value in given.items() if name in own})
+        elif field.name in given:
+            values[field.name] = given[field.name]
+    return kind(**values)
+
+
+def starting_point(given: Mapping[str, Any]) -> RunConfig:
+    """The configuration that flags override: of --config or --recipe, where one is given. Raises ConfigError where
+    it is not there.
+    """
+    start, path = RunConfig(), given.get("config")
+    if path and "recipe" in given:
+        raise ConfigError("--config and --recipe both name a configuration to start from; give one of them.")
+    if "recipe" in given:
+        start = recipe(given["recipe"])
+    if path:
+        try:
+            text = path.read_text(errors="replace")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); give the config.json of a run.") from error
+        start = RunConfig.from_json(text, str(path))
+    return start
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What each command of the command line takes; free of torch."""
+"""The commands: what each takes, and what it does. What needs torch is imported where a command is called, so that help
+and refusals are immediate.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
+from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
+from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA, ExportFormat
+from fastcifar.recipes import Recipe, select
 
 T = TypeVar("T")
 Positional = Annotated[T, "positional"]
@@ -29,6 +34,12 @@ class Train:
     longer than planned.
     """
 
+    def __call__(self) -> None:
+        from fastcifar.engine.run import train
+        from fastcifar.runs.console import Console
+
+        train(self.run, self.out, console=Console())
+
 
 @dataclass(frozen=True)
 class Resume:
@@ -36,6 +47,12 @@ class Resume:
 
     run: Path
     epochs: int | None
+
+    def __call__(self) -> None:
+        from fastcifar.engine.run import resume
+        from fastcifar.runs.console import Console
+
+        resume(self.run, epochs=self.epochs, console=Console())
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,11 @@ class Plan:
     """Start from the config.json of another run; further flags override it."""
     out: Path = Path("plan.png")
     """A .png file for the picture of the learning rate."""
+
+    def __call__(self) -> None:
+        from fastcifar.diagnostics.plan import print_plan
+
+        print_plan(self.run, self.out)
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,16 @@ class Eval:
     trust: bool = False
     """Execute the code that the run's architecture names, if it is package.module:function."""
 
+    def __call__(self) -> None:
+        from fastcifar.inference.evaluate import FOLDER, evaluate_run
+        from fastcifar.inference.report import lines_of
+
+        options = {"which": self.weights, "tta": self.tta, "pairs": self.images, "speed": self.speed}
+        report = evaluate_run(self.run, self.data_dir, **options, out=self.out, trust=self.trust)
+        for line in lines_of(report, self.per_class):
+            print(line)
+        print(f"{'pictures':10}  {self.out or self.run / FOLDER}")
+
 
 @dataclass(frozen=True)
 class Predict:
@@ -97,6 +129,17 @@ class Predict:
     """Add a column for each class."""
     trust: bool = False
     """Execute the code that a run's architecture names, if it is package.module:function."""
+
+    def __call__(self) -> None:
+        from fastcifar.inference.predict import write_predictions
+        from fastcifar.runs.network import LoadOptions
+
+        loading = LoadOptions(self.weights, self.trust)
+        options = {"tta": self.tta, "probabilities": self.probabilities}
+        images = write_predictions(self.runs, self.images, self.out, loading, **options)
+        if images.note:
+            print(images.note)
+        print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
 
 
 @dataclass(frozen=True)
@@ -132,6 +175,39 @@ class Ensemble:
     """Execute the code that a run's architecture names, if it is package.module:function."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    def __call__(self) -> None:
+        if bool(self.runs) == bool(self.recipe):
+            raise ConfigError(
+                "an ensemble is of runs or of a recipe; give folders of runs, or --recipe NAME with --seeds."
+            )
+        given = {name: getattr(self, name) for name in ("seeds", "epochs", "val_split", "at_once")}
+        if self.runs and (any(value is not None for value in given.values()) or self.engine != EngineConfig()):
+            raise ConfigError(
+                "seeds, epochs, val_split, at_once and the engine's settings are for training; name a --recipe or "
+                "leave them out."
+            )
+        chosen = select([self.recipe]) if self.recipe else []
+        out = self.out or Path("runs", f"{self.recipe}-ensemble" if self.recipe else "ensemble")
+        from fastcifar.many.ensemble import evaluate_ensemble, lines_of
+        from fastcifar.runs.network import LoadOptions
+
+        runs = self.runs or self.trained_members(chosen[0], out)
+        loading = LoadOptions(self.weights, self.trust)
+        for line in lines_of(evaluate_ensemble(runs, out, loading, data_dir=self.data_dir, tta=self.tta)):
+            print(line)
+        print(out / "ensemble.json")
+
+    def trained_members(self, recipe: Recipe, out: Path) -> list[Path]:
+        """Folders of the recipe's runs, by seed, trained where they were not."""
+        from fastcifar.many.jobs import Overrides
+        from fastcifar.many.packed import parse_seeds, plan_members, train_packed
+        from fastcifar.runs.console import Console
+
+        overrides = Overrides(self.epochs, self.val_split, self.data_dir, self.engine)
+        jobs = plan_members(recipe, parse_seeds(self.seeds or "0..10"), out, overrides)
+        train_packed(jobs, self.at_once, Console())
+        return [job.folder for job in jobs]
+
 
 @dataclass(frozen=True)
 class Export:
@@ -152,6 +228,15 @@ class Export:
     """Folder to look for the data set in, on which the file is checked."""
     trust: bool = False
     """Execute the code that the run's architecture names, if it is package.module:function."""
+
+    def __call__(self) -> None:
+        from fastcifar.inference.export import export_run
+
+        options = {"which": self.weights, "data_dir": self.data_dir, "trust": self.trust}
+        made = export_run(self.run, self.format, self.out, **options)
+        print(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
+        for file in made.files:
+            print(file)
 
 
 @dataclass(frozen=True)
@@ -177,12 +262,32 @@ class Preview:
     show_params: bool = False
     """Print what was drawn for each image."""
 
+    def __call__(self) -> None:
+        from fastcifar.augment.policy import POLICIES, parse
+
+        policies = (self.augment,) if self.augment else self.policies or tuple(POLICIES)
+        for text in policies:
+            parse(text)
+        from fastcifar.data.sources import load_dataset, resolve_auto
+        from fastcifar.diagnostics.preview import preview
+
+        name = resolve_auto(self.data_dir)[0] if self.dataset == "auto" else self.dataset
+        dataset = load_dataset(name, "train", self.data_dir)
+        options = {"seed": self.seed, "epoch": self.epoch, "count": self.count, "show_params": self.show_params}
+        for path in preview(policies, dataset, self.out, **options):
+            print(path)
+
 
 @dataclass(frozen=True)
 class Count:
     """Count the layers, parameters, FLOPs and activations of an architecture."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __call__(self) -> None:
+        from fastcifar.diagnostics.count import print_count
+
+        print_count(self.model)
 
 
 @dataclass(frozen=True)
@@ -198,6 +303,12 @@ class Doctor:
     quick: bool = False
     """Do not try the compiler, which takes some seconds."""
 
+    def __call__(self) -> int:
+        EngineConfig(device=self.device)
+        from fastcifar.diagnostics.doctor import diagnose
+
+        return diagnose(self.device, self.data_dir, quick=self.quick)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -211,6 +322,12 @@ class Profile:
     out: Path | None = None
     """Folder for the figures, the trace and the picture; ./profile-ARCH by default."""
 
+    def __call__(self) -> None:
+        check_range("steps", self.steps, 1)
+        from fastcifar.diagnostics.profile import print_profile
+
+        print_profile(self.run, self.steps, self.out)
+
 
 @dataclass(frozen=True)
 class Recipes:
@@ -218,6 +335,11 @@ class Recipes:
 
     names: Positional[tuple[str, ...]] = ()
     """Names, or globs such as 'r1_*'; all in one table by default."""
+
+    def __call__(self) -> None:
+        from fastcifar.recipes.listing import description, overview
+
+        print("\n\n".join(map(description, select(self.names))) if self.names else overview())
 
 
 @dataclass(frozen=True)
@@ -238,6 +360,15 @@ class Reproduce:
     """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    def __call__(self) -> None:
+        chosen = select(self.recipes)
+        from fastcifar.many.jobs import Overrides
+        from fastcifar.many.reproduce import reproduce
+        from fastcifar.runs.console import Console
+
+        overrides = Overrides(self.epochs, data_dir=self.data_dir, engine=self.engine)
+        reproduce(chosen, self.out, overrides, seeds=self.seeds, console=Console())
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -250,23 +381,12 @@ class Completion:
     words: Positional[tuple[str, ...]] = ()
     """What the script asks for in turn: after `--`, the words of a line up to the one to complete."""
 
+    def __call__(self) -> None:
+        from fastcifar.completion import SCRIPTS, candidates
 
-Command = (
-    Train
-    | Resume
-    | Plan
-    | Eval
-    | Predict
-    | Ensemble
-    | Export
-    | Preview
-    | Count
-    | Doctor
-    | Profile
-    | Recipes
-    | Reproduce
-    | Completion
-)
+        for line in candidates(self.words) if self.words else [SCRIPTS[self.shell]]:
+            print(line)
+
 
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -283,4 +403,4 @@ COMMANDS: dict[str, type] = {
     "reproduce": Reproduce,
     "completion": Completion,
 }
-"""By the name that is typed, what the command takes."""
+"""By the name that is typed. A command that is called returns the exit status where it may be other than 0."""

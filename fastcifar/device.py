@@ -127,7 +127,8 @@ def device_name(device: torch.device) -> str:
     """The maker's name of `device`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor_name()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def processor_name() -> str:

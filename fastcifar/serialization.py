@@ -42,13 +42,9 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
         return float(value)
     if kind is Any or (origin is Literal and value in arguments) or (isinstance(kind, type) and type(value) is kind):
         return value
-    expected = (
-        " or ".join(map(str, arguments))
-        if origin is Literal
-        else kind.__name__
-        if isinstance(kind, type)
-        else str(kind)
-    )
+    expected = kind.__name__ if isinstance(kind, type) else str(kind)
+    if origin is Literal:
+        expected = " or ".join(map(str, arguments))
     raise ConfigError(f"{where} is {reprlib.repr(value)}; expected {expected}.")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcifar.augment import BACKENDS, NORMALIZATIONS
 from fastcifar.augment.policy import POLICIES
+from fastcifar.config import DISTILLATION, LOSSES, LossConfig
 from fastcifar.data.sources import DATASETS
 from fastcifar.errors import ConfigError, unknown
-from fastcifar.models import ARCHITECTURES
-from fastcifar.optim import OPTIMIZERS
-from fastcifar.optim.schedules import SCHEDULES
+from fastcifar.models import ARCHITECTURES, ModelConfig
+from fastcifar.models.resnet import ResNet
+from fastcifar.optim import OPTIMIZERS, SHARPNESS, OptimConfig
+from fastcifar.optim.schedules import SCHEDULES, ScheduleConfig
 from fastcifar.recipes import RECIPES
 
 NAMES: dict[str, Collection[str]] = {
@@ -58,7 +60,6 @@ class Setting:
     default: Any
     """MISSING where it must be given."""
     text: str
-    """What stands under the field."""
     part: type
     """The dataclass that it is a field of."""
     title: str
@@ -84,10 +85,10 @@ class Setting:
     def help(self) -> str:
         """The text, with the names and the default in brackets; the many recipes have a command that lists them."""
         names = "" if not self.names or self.names == tuple(RECIPES) else ", ".join(self.names)
-        default = " ".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
         unsaid = self.default is False or self.default in (MISSING, None, ())
-        facts = filter(None, (names, "" if unsaid else f"default: {'yes' if default is True else default}"))
-        return f"{self.text} [{brackets}]" if (brackets := "; ".join(facts)) else self.text
+        default = defaults_of_choices(self.part, self.name) if unsaid else written(self.default)
+        brackets = "; ".join(filter(None, (names, default and f"default: {default}")))
+        return f"{self.text} [{brackets}]" if brackets else self.text
 
     def read(self, text: str) -> Any:
         """One value. Raises ConfigError where `text` is none."""
@@ -98,6 +99,45 @@ class Setting:
         except ValueError as error:
             expected = {int: "a whole number", float: "a number"}[self.kind]
             raise ConfigError(f"{self.flags[0]} is {text!r}; expected {expected}.") from error
+
+
+def written(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, tuple):
+        return " ".join(map(written, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def defaults_of_choices(part: type, setting: str) -> str:
+    """The defaults that a `setting` has by what is chosen in its `part`, such as the schedule: the most common one,
+    unless it is off or none, and where it is another.
+    """
+    names: dict[Any, list[str]] = {}
+    for name, defaults in choices_of(part).items():
+        if setting in defaults:
+            names.setdefault(defaults[setting], []).append(name)
+    unsaid = names.pop(None, None)
+    common, *others = sorted(names, key=lambda value: -len(names[value])) or [False]
+    if unsaid:
+        return "; ".join(f"{written(value)} in {', '.join(names[value])}" for value in names)
+    if common is False and not others:
+        return ""
+    return "; ".join([written(common), *(f"{written(value)} in {', '.join(names[value])}" for value in others)])
+
+
+def choices_of(part: type) -> Mapping[str, Mapping[str, Any]]:
+    """By what may be chosen in a part of the configuration, what it reads there and the defaults of it."""
+    if part is ModelConfig:
+        own = {field.name: field.default for field in fields(ResNet)}
+        presets = {name: own | dict(entry.preset) for name, entry in ARCHITECTURES.items()}
+        return {name: {option: presets[name][option] for option in ARCHITECTURES[name].options} for name in presets}
+    if part is OptimConfig:
+        return {name: entry.defaults for name, entry in OPTIMIZERS.items()} | SHARPNESS
+    if part is ScheduleConfig:
+        return {name: ScheduleConfig(name).defaults for name in SCHEDULES}
+    return LOSSES | {"a teacher's": DISTILLATION} if part is LossConfig else {}
 
 
 def settings_of(kind: type, title: str = "") -> Iterator[Setting]:
@@ -115,24 +155,22 @@ def settings_of(kind: type, title: str = "") -> Iterator[Setting]:
         if many := get_origin(hint) is tuple:
             hint = get_args(hint)[0]
         choices = get_args(hint) if get_origin(hint) is Literal else ()
-        text = documentation(kind.__module__)[kind.__name__].get(field.name, "")
+        text = documentation(field.metadata.get("home", kind))[field.name]
         yield Setting(field.name, positional, str if choices else hint, many, choices, field.default, text, kind, title)
     for part in parts:
         yield from settings_of(hints[part], TITLES.get(part, part))
 
 
 @cache
-def documentation(module: str) -> dict[str, dict[str, str]]:
-    """By class and field, the text that stands under a field in the source of `module`."""
-    texts = {}
-    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
-        if isinstance(node, ast.ClassDef):
-            pairs = [
-                (first.target, second.value)
-                for first, second in pairwise(node.body)
-                if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr)
-            ]
-            texts[node.name] = {
-                ast.unparse(target): inspect.cleandoc(ast.literal_eval(value)) for target, value in pairs
-            }
-    return texts
+def documentation(kind: type) -> dict[str, str]:
+    """By field, the text that stands under it in the source of the dataclass `kind`."""
+    (body,) = (
+        node.body
+        for node in ast.parse(inspect.getsource(sys.modules[kind.__module__])).body
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+    )
+    return {
+        ast.unparse(first.target): inspect.cleandoc(ast.literal_eval(second.value))
+        for first, second in pairwise(body)
+        if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr)
+    }

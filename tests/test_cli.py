@@ -3,29 +3,26 @@ training.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from fastcifar import arguments as grammar
 from fastcifar import cli
 from fastcifar.augment import BACKENDS, NORMALIZATIONS
 from fastcifar.augment.policy import POLICIES
 from fastcifar.commands import COMMANDS, Resume
-from fastcifar.config import DataConfig, RunConfig
+from fastcifar.config import DataConfig, ModelConfig, RunConfig
 from fastcifar.data.sources import DATASETS
 from fastcifar.models import ARCHITECTURES
 from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.schedules import SCHEDULES
 from fastcifar.settings import settings_of
-
-FASTCIFAR = [sys.executable, "-m", "fastcifar"]
 
 
 def refusal(capsys, *arguments: str) -> str:
@@ -51,22 +48,18 @@ def printed(capsys, *arguments: str) -> str:
         (["tran"], "unknown command 'tran'; did you mean train"),
         (["--arch", "resnet18"], "unknown command '--arch'; choose one of"),
         (["train", "--epoch", "3"], "train knows no --epoch; did you mean --epochs?"),
-        (["train", "--batch_size=3"], "train knows no --batch_size; did you mean --batch-size?"),
         (["train", "-lr", "3"], "train knows no -lr; did you mean --lr?"),
         (["export", "run", "--fromat", "onnx"], "export knows no --fromat; did you mean --format?"),
         (["eval", "run", "--epochs", "3"], "eval knows no --epochs; `fastcifar eval --help` lists its flags."),
         (["train", "--lr"], "--lr: expected one argument"),
+        (["train", "--lr", "-1e-3"], "lr is -0.001; expected above 0"),
         (["train", "--blocks", "--lr", "3"], "--blocks: expected at least one argument"),
         (["eval"], "the following arguments are required: RUN; fastcifar eval --help"),
         (["predict", "run"], "the following arguments are required: --images"),
         (["train", "resnet18"], "train cannot use 'resnet18'; did you mean --arch resnet18?"),
-        (["train", "resnet-20"], "did you mean --arch resnet20?"),
         (["eval", "a", "b"], "eval cannot use 'b'"),
         (["reproduce", "quickstar"], "unknown recipe 'quickstar'; did you mean quickstart?"),
-        (["ensemble", "--recipe", "quickstar"], "unknown recipe 'quickstar'; did you mean quickstart?"),
-        (["recipes", "quickstar"], "unknown recipe 'quickstar'; did you mean quickstart?"),
         (["completion", "tcsh"], "unknown shell 'tcsh'; did you mean"),
-        (["train", "--arch", "resnet_propp"], "did you mean resnet_prop"),
         (["train", "--recipe", "quickstar"], "did you mean quickstart?"),
         (["train", "--dataset", "cifar-10"], "did you mean cifar10"),
         (["train", "--precision", "bf61"], "unknown precision 'bf61'; did you mean bf16"),
@@ -77,13 +70,9 @@ def printed(capsys, *arguments: str) -> str:
             "resnet18 does not read the option 'blocks'; it is for resnet.",
         ),
         (["train", "--resume", "somewhere", "--lr", "3"], "leave the other flags out"),
-        (["train", "--resume=somewhere", "--epochs", "3", "--seed=1"], "leave the other flags out"),
         (["train", "--resume", "nowhere"], "nowhere is no run"),
         (["train", "--device", "cuda:abc"], "choose auto, cpu, cuda or cuda:INDEX"),
-        (
-            ["train", "--dataset", "synthetic", "--arch", "resnet", "--stem-channels", "-5"],
-            "stem_channels must all be at least 1",
-        ),
+        (["count", "--arch", "resnet", "--stem-channels", "-5"], "stem_channels must all be at least 1"),
         (["preview", "standart"], "did you mean standard"),
         (["preview", "--augment", "crop:99", "--dataset", "synthetic"], "crop is 99"),
         (["train", "--config", "nowhere.json"], "nowhere.json cannot be read (No such file or directory)"),
@@ -93,7 +82,6 @@ def printed(capsys, *arguments: str) -> str:
         (["train", "--dataset", "synthetic", "--device", "cuda:77"], "device cuda:77 was not found"),
         (["train", "--dataset", "synthetic", "--batch-size", "10001"], "exceeds the 10000 training images"),
         (["train", "--dataset", "synthetic", "--val-split", "99999"], "choose 1 to 9999"),
-        (["eval", "nowhere"], "nowhere is no run"),
         (["count", "--arch", "resnet", "--blocks", "1", "1"], "blocks names 2 stages and channels 4"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -104,55 +92,41 @@ def test_refusals_are_short_and_name_the_way_out(capsys, monkeypatch, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_help_and_refusals_come_without_torch():
+    """Which keeps them under a second: 0.2 s on an idle machine."""
+    lines = [
         "",
-        "--version",
         "train --help",
+        "train --recipe quickstart --help",
         "train --arch resnet_porp",
         "train --learning-rate 3",
         "eval run --data-dir nowhere",
         "ensemble --recipe quickstar",
-        "reproduce quickstar",
+        "recipes r5_*",
+        "reproduce r9_*",
         "completion bash -- train --arch",
-    ],
-)
-def test_help_and_refusals_come_without_torch(arguments):
-    """Which keeps them under a second; the check is the absence of the import, and the time is only printed."""
+    ]
     code = f"""
-import sys
+import contextlib, sys
 from fastcifar import cli
-try:
-    cli.main({arguments.split()!r})
-finally:
-    assert "torch" not in sys.modules
+for line in {lines!r}:
+    with contextlib.suppress(SystemExit):
+        cli.main(line.split())
+    assert "torch" not in sys.modules, line
 """
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    elapsed = time.perf_counter() - start
-    assert "AssertionError" not in done.stderr
-    assert "Traceback" not in done.stderr
-    assert elapsed < 10, "an import has crept in: this takes 0.2 s on an idle machine"
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("typed", "meant"), grammar.SYNONYMS.items())
-def test_the_names_that_other_programs_use_find_their_flag(capsys, typed, meant):
-    command = next(
-        name
-        for name, kind in COMMANDS.items()
-        if f"--{meant.split()[0]}" in {f for s in settings_of(kind) for f in s.flags}
-    )
-    assert f"{command} knows no --{typed}; did you mean --{meant}?" in refusal(capsys, command, f"--{typed}", "1")
+def test_the_names_that_other_programs_use_find_their_flag(capsys):
+    for typed, meant in cli.SYNONYMS.items():
+        command = "eval" if meant.startswith("tta") else "train"
+        assert f"{command} knows no --{typed}; did you mean --{meant}?" in refusal(capsys, command, f"--{typed}", "1")
 
 
 def test_help_lists_the_commands(capsys):
     help_ = printed(capsys)
-    assert (
-        help_
-        == printed(capsys, "--help")
-        == subprocess.run([*FASTCIFAR, "-h"], capture_output=True, text=True, check=True).stdout
-    )
+    assert help_ == printed(capsys, "--help") == printed(capsys, "-h")
     assert all(name in help_ for name in COMMANDS)
 
 
@@ -172,25 +146,29 @@ def test_help_has_every_flag_and_no_type_riddle(capsys, monkeypatch, command):
 
 
 def test_help_names_all_there_is_to_choose_from(capsys):
-    words = set(
-        printed(capsys, "train", "--help")
-        .replace("[", " ")
-        .replace("]", " ")
-        .replace(",", " ")
-        .replace(";", " ")
-        .split()
-    )
+    words = set(re.split(r"[\s,;\[\]]+", printed(capsys, "train", "--help")))
     for names in (ARCHITECTURES, OPTIMIZERS, SCHEDULES, DATASETS, POLICIES, NORMALIZATIONS, BACKENDS):
         assert words >= set(names)
     assert words >= {"cross-entropy", "asymmetric", "he", "pytorch", "basic", "bottleneck", "bf16", "asam", "sqrt"}
 
 
+def test_help_says_the_default_of_each_choice_or_else_of_the_recipe(capsys):
+    def says(*arguments: str) -> str:
+        return " ".join(printed(capsys, *arguments, "--help").split())
+
+    for default in ("0.1; 0.2 in multistep", "32 in resnetrs50, resnetrs50_cifar", "no; yes in resnet_prop", "128"):
+        assert f"[default: {default}]" in says("train")
+    assert "Peak learning rate. [default: 0.2]" in says("plan", "--recipe", "quickstart")
+    assert "unknown recipe 'quickstar'" in refusal(capsys, "train", "--recipe", "quickstar", "--help")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="has no SIGPIPE")
-@pytest.mark.parametrize("arguments", ["recipes", "--help"])
-def test_a_reader_that_leaves_ends_it_quietly(arguments):
+def test_a_reader_that_leaves_ends_it_quietly():
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([*FASTCIFAR, arguments], stdout=writing, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcifar", "recipes"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
@@ -231,11 +209,8 @@ def test_a_data_dir_that_is_gone_since_is_not_made_by_another_run(capsys, monkey
         ("train --arch resnet1", ["resnet18"]),
         ("train --arch = resnet1", ["resnet18"]),
         ("train --arch=resnet1", ["--arch=resnet18"]),
-        ("train --arch resnet18 --optim", ["--optimizer"]),
         ("train --no-wa", ["--no-watch-test"]),
         ("plan --optimizer sgd-", ["sgd-nesterov"]),
-        ("train --schedule warm", ["warm-restarts"]),
-        ("train --dataset cifar", ["cifar10", "cifar100"]),
         ("train --precision b", ["bf16"]),
         ("train --recipe quick", ["quickstart"]),
         ("reproduce r4_final r1_resnet_prop_standard quick", ["quickstart"]),
@@ -243,7 +218,6 @@ def test_a_data_dir_that_is_gone_since_is_not_made_by_another_run(capsys, monkey
         ("export run --format o", ["onnx"]),
         ("eval runs/my", []),
         ("train --data-dir d", []),
-        ("train --lr r", []),
         ("nonsense ", []),
     ],
 )
@@ -301,16 +275,11 @@ def test_choices_and_places_are_read():
 
 
 def test_count(capsys):
-    assert cli.main(["count", "--arch", "resnet20_v2"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "resnet20_v2: 272,154 parameters; an image takes 0.0816 GFLOP forward, 0.2440 GFLOP in training" in printed
-    assert "stage1.0.branch.0" in printed
-
-
-def test_count_of_a_generic_network(capsys):
     command = "count --arch resnet --blocks 3 3 2 3 --channels 64 128 128 256 --pool 4"
     assert cli.main(command.split()) == 0
-    assert "4,935,242 parameters" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "resnet: 4,935,242 parameters; an image takes" in printed
+    assert "stage1.0.branch.0" in printed
 
 
 def test_flags_override_the_recipe_and_the_file(tmp_path):
@@ -324,43 +293,24 @@ def test_flags_override_the_recipe_and_the_file(tmp_path):
     assert (again.run.epochs, again.run.seed, again.run.recipe) == (7, 5, "quickstart")
 
 
-def test_another_architecture_drops_the_recipes_options():
-    run = cli.parse(["train", "--recipe", "quickstart", "--arch", "resnet20_v2"]).run
-    assert (run.model.arch, run.model.options, run.optim.lr) == ("resnet20_v2", {}, 0.2)
-
-
 def test_preview(tmp_path, capsys):
     out = tmp_path / "sheet.png"
-    command = [
-        "preview",
-        "--augment",
-        "standard,cutout:2x4",
-        "--dataset",
-        "synthetic",
-        "--count",
-        "3",
-        "--show-params",
-        "--out",
-        str(out),
-    ]
-    assert cli.main(command) == 0
+    command = "preview --augment standard,cutout:2x4 --dataset synthetic --count 3 --show-params --out"
+    assert cli.main([*command.split(), str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
     assert str(out) in capsys.readouterr().out
 
 
 def test_the_main_job_parses_with_every_other_default():
     run = cli.parse(["train", "--arch", "resnet_prop", "--epochs", "200"]).run
-    assert (run.model.arch, run.epochs, run.batch_size, run.data.augment, run.optim.resolved.lr) == (
-        "resnet_prop",
-        200,
-        128,
-        "standard",
-        0.1,
-    )
+    assert run == RunConfig(ModelConfig("resnet_prop"), epochs=200)
+    assert (run.batch_size, run.data.augment, run.optim.resolved.lr) == (128, "standard", 0.1)
 
 
-def test_another_optimiser_or_schedule_drops_the_old_ones_settings():
+def test_another_choice_drops_the_settings_of_the_recipes_own():
     """A rate that suits one optimiser ruins another."""
-    run = cli.parse(["train", "--recipe", "quickstart", "--optimizer", "adamw", "--schedule", "constant"]).run
-    assert (run.optim.resolved.lr, run.schedule.schedule, run.schedule.warmup) == (3e-3, "constant", "15%")
+    parts = "--arch resnet20_v2 --optimizer adamw --schedule constant".split()
+    run = cli.parse(["train", "--recipe", "quickstart", *parts]).run
+    assert (run.model.options, run.optim.resolved.lr, run.schedule.warmup) == ({}, 3e-3, "15%")
     assert cli.parse(["train", "--recipe", "quickstart", "--optimizer", "adamw", "--lr", "0.5"]).run.optim.lr == 0.5
+    assert cli.parse(["train", "--recipe", "quickstart", "--arch", "resnet20_v2"]).run.optim.lr == 0.2

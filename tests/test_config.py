@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
 from fastcifar.errors import ConfigError
-from fastcifar.recipes import RECIPES, recipe
 from fastcifar.serialization import build
 
 
@@ -27,13 +26,6 @@ from fastcifar.serialization import build
     )
 )
 def test_json_loads_back(config):
-    assert RunConfig.from_json(config.to_json()) == config
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_valid_and_carry_their_name(name):
-    config = recipe(name)
-    assert config.recipe == name
     assert RunConfig.from_json(config.to_json()) == config
 
 
@@ -76,16 +68,9 @@ def test_a_file_may_be_partial_or_must_be_complete():
         build(RunConfig, whole, "the file", complete=True)
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15"])
-def test_devices(device):
-    assert EngineConfig(device=device).device == device
-
-
-@pytest.mark.parametrize(
-    "device",
-    ["", "gpu", "cpu:0", "auto:1", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:1:2", "cuda:300", "cuda\n", "cuda:٣"],
-)
-def test_unknown_devices_are_refused(device):
+@pytest.mark.parametrize("device", ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "cuda:01", "cuda:300", "cuda\n", "cuda:٣"])
+def test_devices_are_known_by_their_form(device):
+    assert EngineConfig(device="cuda:15").device == "cuda:15"
     with pytest.raises(ConfigError, match="is not known; choose auto, cpu, cuda or cuda:INDEX"):
         EngineConfig(device=device)
 
@@ -104,6 +89,14 @@ def test_what_is_not_json_is_refused():
         RunConfig.from_json("[" * 100_000)
 
 
-def test_changes_are_checked_too():
+def test_changes_in_python_are_checked_too():
     with pytest.raises(ConfigError, match="epochs is 0"):
         replace(RunConfig(), epochs=0)
+    with pytest.raises(ConfigError, match="epochs is '2'; expected a number"):
+        replace(RunConfig(), epochs="2")
+
+
+def test_an_older_runs_file_loads():
+    """It has null for what was not given, and false where a network has no pre-activation."""
+    model = {"arch": "resnet18", "pre_activation": False, "blocks": None, "dropout": 0.1}
+    assert RunConfig.from_json(json.dumps({"model": model})).model == ModelConfig("resnet18", dropout=0.1)

@@ -16,7 +16,7 @@ from fastcifar.data import loader, synthetic
 from fastcifar.device import native_bf16
 from fastcifar.diagnostics import profile
 from fastcifar.engine import evaluate, launch, run, state, trainer
-from fastcifar.inference import speed
+from fastcifar.inference import evaluate as evaluation
 
 NETWORK = "--dataset synthetic --arch resnet --blocks 1 --channels 4 --batch-size 20 --compile off".split()
 TRAIN = ["train", *NETWORK, "--epochs", "2", "--out", "run"]
@@ -43,7 +43,7 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
     monkeypatch.setitem(machine.MATRIX_SIZE, "cuda", 64)
     monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 25)
     monkeypatch.setitem(loader.CHUNK_SIZE, "cuda", 100)
-    monkeypatch.setitem(speed.SIZES, "cuda", (1, 8))
+    monkeypatch.setitem(evaluation.SPEED_SIZES, "cuda", (1, 8))
     monkeypatch.setitem(profile.COPIED_BYTES, "cuda", 2**20)
     monkeypatch.chdir(tmp_path)
 

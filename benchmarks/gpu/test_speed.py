@@ -10,7 +10,7 @@ import pytest
 import torch
 from timing import measure, seconds
 
-from fastcifar.arguments import parse
+from fastcifar.cli import parse
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import dali_installed
 from fastcifar.data.synthetic import synthetic

@@ -3,7 +3,7 @@ torch-free.
 
 Every applier carries out the same `sampling.Params` over a data set that lives on the device:
 
-    applier = load(BACKENDS[name])(images, policy, normalization, dtype, chunk_size)
+    applier = resolve_name(BACKENDS[name])(images, policy, normalization, dtype, chunk_size)
     applier.submit(index, params)           # starts on a chunk: int64 (N,) and its parameters, on the CPU
     batch = applier.collect()               # the chunk submitted last: (N, 3, H, W) in channels_last, in memory of its
     own

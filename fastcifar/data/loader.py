@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.order import Order
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
 from fastcifar.kernels.transfer import upload
-from fastcifar.registry import load
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}
 """Images augmented at once. On a CPU a chunk should stay in the caches; on a GPU it should outweigh the cost of a
@@ -103,7 +103,7 @@ class Loader:
         self.policy = parse(policy) if isinstance(policy, str) else policy
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.backend = resolve_backend(backend, self.device)
-        applier, for_each = load(BACKENDS[self.backend]), 2 if self.policy.mix else 1
+        applier, for_each = resolve_name(BACKENDS[self.backend]), 2 if self.policy.mix else 1
         most = min(len(self.order), applier.largest_chunk // for_each)
         target = min(chunk_size or default_chunk_size(self.device, self.dataset), most)
         self.chunk_size = max(1, target // batch_size) * batch_size

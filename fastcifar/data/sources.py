@@ -10,12 +10,13 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from fastcifar.data import SPLITS
 from fastcifar.data.cache import cache_folder
 from fastcifar.errors import DataError, unknown
-from fastcifar.registry import GIVEN, load
+from fastcifar.models import GIVEN
 
 if TYPE_CHECKING:
     from fastcifar.data.cifar import CifarFormat
@@ -174,7 +175,7 @@ def search_folders(data_dir: str | Path | None = None) -> list[Path]:
 def cifar_form(name: str) -> CifarFormat:
     if name not in CIFAR_FORMATS:
         raise DataError(unknown_dataset(name))
-    return load(CIFAR_FORMATS[name])
+    return resolve_name(CIFAR_FORMATS[name])
 
 
 def read_path(name: str, split: str) -> ImageSet:

@@ -24,9 +24,9 @@ from fastcifar.engine.compile import Obstacle, Why
 from fastcifar.engine.setup import build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
+from fastcifar.models import GIVEN
 from fastcifar.optim.schedules import Duration, in_steps, lr_table
 from fastcifar.plots import draw, plot_run
-from fastcifar.registry import GIVEN
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import Console, notebook_console

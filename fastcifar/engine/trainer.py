@@ -24,10 +24,9 @@ from fastcifar.engine.objective import ForwardPass, Objective
 from fastcifar.engine.state import Clock, TrainingState
 from fastcifar.engine.step import LiveMeter, Observer, Totals, unobserved
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.models import build_model, check_parameters
+from fastcifar.models import GIVEN, build_model, check_parameters
 from fastcifar.models.count import NetworkCount, count_model, count_network
 from fastcifar.optim.averaging import SWA, Flat
-from fastcifar.registry import GIVEN
 from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.records import EpochRecord
 

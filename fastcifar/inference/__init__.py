@@ -3,7 +3,7 @@
 from typing import Literal
 
 TTA = Literal["none", "mirror", "mirror-shift"]
-"""Test-time augmentation; see `inference.tta`."""
+"""Test-time augmentation; see `inference.classifier`."""
 
 ExportFormat = Literal["safetensors", "torch", "onnx"]
 """What a network is exported to; see `inference.export`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import is_path
+from fastcifar.errors import FastcifarError
 from fastcifar.inference.evaluate import ENSEMBLE, FOLDER, names_of
 from fastcifar.inference.formats import Format, module_beside
-from fastcifar.registry import GIVEN
+from fastcifar.inference.report import Report
+from fastcifar.models import GIVEN
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS
+from fastcifar.runs.console import percent
 from fastcifar.runs.ensembles import is_ensemble, read_report
+from fastcifar.runs.files import read_json
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import TrainedNetwork
 
@@ -65,16 +70,8 @@ def card(
     checked: str,
     difference: float,
 ) -> str:
-    """The card of an export.
-
-    Args:
-        path: folder of the run or the ensemble.
-        networks: what was exported of it.
-        configs: of the run of each network.
-        exported: the format.
-        file: what was written.
-        checked: on which images it was compared.
-        difference: the largest of any probability.
+    """The card of the `file` that holds `networks` of the run or the ensemble at `path`; `configs` are those of their
+    runs. On the images `checked` names, the largest difference of any probability was `difference`.
     """
     first, several = networks[0], len(networks) > 1
     dataset, archs = dataset_name(configs[0]), ", ".join(dict.fromkeys(map(arch_name, networks)))
@@ -96,14 +93,13 @@ def card(
         difference=difference,
         usage=exported.usage.format(file=file.name, module=module_beside(file).stem),
         note=plain,
-        members=MEMBERS.format(rows="\n".join(map(row_of, networks))) if several else "",
+        members=MEMBERS.format(rows="\n".join(map(member_row, networks))) if several else "",
         recipe=table(together([recipe_of(config) for config in configs])),
         numbers=table(numbers_of(path, networks)) or "The run has not ended, and was not evaluated.",
     )
 
 
-def row_of(network: TrainedNetwork) -> str:
-    """A row of the table of members."""
+def member_row(network: TrainedNetwork) -> str:
     return f"| {network.path.name} | {network.weights} | {arch_name(network)} | {parameters_of(network):,} |"
 
 
@@ -160,24 +156,19 @@ def together(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def numbers_of(path: Path, networks: Sequence[TrainedNetwork]) -> dict[str, Any]:
-    """What was measured of the exported weights: by the run or the vote that they are of, and by `fastcifar eval`
-    where that was asked.
-    """
-    ensemble, evaluation = is_ensemble(path), path / FOLDER / "evaluation.json"
+    """What was measured of the exported weights by their run or vote, and by `fastcifar eval`."""
+    ensemble = is_ensemble(path)
     numbers = votes_of(path) if ensemble else result_of(path, networks[0].weights)
-    if evaluation.is_file():
-        try:
-            found = json.loads(evaluation.read_text("utf-8"))
-            if ensemble and found["weights"].keys() != {*names_of(path, networks), ENSEMBLE}:
-                return numbers  # of other members
-            name = ENSEMBLE if ensemble else networks[0].weights
-            score = found["weights"][name]
-            numbers["test accuracy"] = share(score["accuracy"])
-            numbers["95% interval"] = " to ".join(share(bound) for bound in score["interval"])
-            if found["chosen"] == name:
-                numbers["expected calibration error"] = share(found["calibration"]["error"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return numbers  # a card goes without an evaluation that is damaged or older than the run
+    name = ENSEMBLE if ensemble else networks[0].weights
+    with suppress(FastcifarError):  # a card goes without an evaluation that is missing, damaged or another version's
+        report: Report = read_json(path / FOLDER / "evaluation.json", Report, "evaluate the run again")
+        same = report.weights.keys() == {*names_of(path, networks), ENSEMBLE} if ensemble else name in report.weights
+        if same:
+            score = report.weights[name]
+            numbers["test accuracy"] = percent(score.accuracy)
+            numbers["95% interval"] = " to ".join(map(percent, score.interval))
+            if report.chosen == name:
+                numbers["expected calibration error"] = percent(report.calibration.error)
     return numbers
 
 
@@ -187,7 +178,8 @@ def result_of(path: Path, weights: str) -> dict[str, Any]:
     if result is None:
         return {}
     own = result.test_accuracy if weights == WEIGHTS else result.averaged_test_accuracies.get(weights)
-    return {"test accuracy": share(own), "seconds of training": round(result.seconds), "trained on": result.device}
+    numbers = {"test accuracy": percent(own), "seconds of training": round(result.seconds)}
+    return numbers | {"trained on": result.device}
 
 
 def votes_of(path: Path) -> dict[str, Any]:
@@ -197,17 +189,13 @@ def votes_of(path: Path) -> dict[str, Any]:
         return {}
     best = report.best
     return {
-        "test accuracy": share(best.soft_accuracy),
-        "95% interval": " to ".join(map(share, best.soft_interval)),
-        "mean test accuracy of its members": share(best.mean_member),
+        "test accuracy": percent(best.soft_accuracy),
+        "95% interval": " to ".join(map(percent, best.soft_interval)),
+        "mean test accuracy of its members": percent(best.mean_member),
     }
 
 
-def share(fraction: float | None) -> str | None:
-    return None if fraction is None else f"{100 * fraction:.2f}%"
-
-
 def table(rows: dict[str, Any]) -> str:
-    """A Markdown table of what is not None; nothing for no rows."""
-    filled = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    """A Markdown table of what is known; nothing for no rows."""
+    filled = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
     return "\n".join(["| | |", "|-|-|", *filled]) if filled else ""

@@ -1,4 +1,4 @@
-"""Trained networks with all they need to classify: their preprocessing, a device and a precision."""
+"""Trained networks with all they need to classify: their preprocessing, a device, a precision and views to average."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalizer
 from fastcifar.device import Precision, resolve_device, resolve_precision
 from fastcifar.engine.evaluate import BATCH_SIZE
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import TTA
-from fastcifar.inference.tta import logits_of_views
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import TrainedNetwork, check_agreement, joint_logits, load_networks
+from fastcifar.runs.network import LoadOptions, TrainedNetwork, check_agreement, joint_logits, load_networks
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,19 @@ class Classifier:
         """Pixels a side."""
         return self.networks[0].image_size
 
+    @property
+    def batch_size(self) -> int:
+        """Images at once, so that memory stays bounded."""
+        return max(1, BATCH_SIZE[self.device.type] * 32**2 // self.image_size**2)
+
     @torch.inference_mode()
     def __call__(self, images: Tensor, tta: TTA = "none") -> Tensor:
-        """Images uint8 (N, H, W, 3), on any device, all at once -> logits, float32 (N, classes), on the
-        classifier's.
-        """
-        images = images.to(self.device).permute(0, 3, 1, 2)
-        return joint_logits([self.ask(network, images, tta) for network in self.networks])
+        """Images uint8 (N, H, W, 3) all at once -> logits, float32 (N, classes), on the classifier's device."""
+        return joint_logits([self.ask(network, images.to(self.device), tta) for network in self.networks])
 
     def ask(self, network: TrainedNetwork, images: Tensor, tta: TTA) -> Tensor:
-        """Images uint8 (N, 3, H, W), on the device -> the logits of one of the networks, float32 (N, classes)."""
-        normalised = Normalizer(network.normalization, self.device)(images, self.precision.dtype)
+        """Images uint8 (N, H, W, 3), on the device -> the logits of one of the networks, float32 (N, classes)."""
+        normalised = Normalizer(network.normalization, self.device)(images.permute(0, 3, 1, 2), self.precision.dtype)
         with self.precision.autocast(self.device):
             return logits_of_views(network.model, normalised, tta)
 
@@ -74,26 +76,9 @@ class Classifier:
         """The softmax of `logits`, float64 (N, classes)."""
         return self.logits(images, tta).double().softmax(dim=1)
 
-    @property
-    def batch_size(self) -> int:
-        """Images at once, so that memory stays bounded."""
-        return max(1, BATCH_SIZE[self.device.type] * 32**2 // self.image_size**2)
 
-
-def open_classifier(
-    runs: str | Path | Sequence[str | Path],
-    which: str | None = None,
-    *,
-    trust: bool = False,
-    model: nn.Module | None = None,
-) -> Classifier:
-    """The classifier of one run, or of several together, on a GPU where there is one.
-
-    Args:
-        runs: a folder, or several; that of an ensemble stands for its members that vote.
-        which: of each run's weights; this and what follows as in `runs.network.load_networks`.
-        trust: whether code that comes with a run may be executed.
-        model: a network to use in place of those that are built by name.
+def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOptions) -> Classifier:
+    """The classifier of one run or ensemble, or of several together, on a GPU where there is one.
 
     Raises:
         FastcifarError: a folder cannot be used, or the runs differ in classes or image size.
@@ -102,17 +87,33 @@ def open_classifier(
     if not paths:
         raise ConfigError("there is no run to predict with; name the folder of one or more.")
     device = resolve_device("auto")
-    networks = tuple(
-        network for path in paths for network in load_networks(path, device, which, trust=trust, model=model)
-    )
+    networks = tuple(network for path in paths for network in load_networks(path, device, options))
     check_agreement(networks)
     return Classifier(networks, device, precision_of(networks, device))
 
 
 def precision_of(networks: Sequence[TrainedNetwork], device: torch.device) -> Precision:
-    """The precision that the runs were trained in, or on another device the best that `device` has; float32 where
-    they differ in it.
-    """
+    """The precision that all runs were trained in, or on another device the best that `device` has; else float32."""
     engines = [Run.open(network.path).config().engine for network in networks]
     requested = {engine.precision if engine.device == str(device) else "auto" for engine in engines}
     return resolve_precision(requested.pop() if len(requested) == 1 else "fp32", device)[0]
+
+
+def logits_of_views(model: nn.Module, images: Tensor, tta: TTA) -> Tensor:
+    """The mean of the logits of several views of images (N, 3, H, W), normalised -> float32 (N, classes).
+
+    "mirror" is the mean over an image and its mirror image: two passes. "mirror-shift" gives half the weight to that,
+    and half to the same of the image moved by a pixel, down and right, and up and left, over a border of reflected
+    pixels: six passes; as airbench's `infer_mirror_translate` has it (Jordan 2024, arXiv:2404.00498, multi-crop
+    evaluation).
+    """
+    if tta == "none":
+        return model(images).float()
+    if tta == "mirror":
+        mirrored = images.flip(3).contiguous(memory_format=torch.channels_last)
+        return (model(images).float() + model(mirrored).float()) / 2
+    height, width = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [padded[:, :, shift : shift + height, shift : shift + width] for shift in (0, 2)]
+    shifted = [logits_of_views(model, view.contiguous(memory_format=torch.channels_last), "mirror") for view in moved]
+    return (logits_of_views(model, images, "mirror") + torch.stack(shifted).mean(0)) / 2

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,13 +15,12 @@ from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
-from fastcifar.device import device_name, resolve_device
+from fastcifar.device import device_name, resolve_device, synchronize
 from fastcifar.errors import FastcifarError
 from fastcifar.inference import TTA
 from fastcifar.inference.classifier import Classifier, precision_of
 from fastcifar.inference.images import read_pair
 from fastcifar.inference.metrics import (
-    Bin,
     calibration_error,
     class_scores,
     confusion_matrix,
@@ -31,24 +29,23 @@ from fastcifar.inference.metrics import (
     reliability,
     wilson_interval,
 )
-from fastcifar.inference.report import Calibration, Report, Score
-from fastcifar.inference.speed import measure_speed
-from fastcifar.plots import draw, plot_confusion, plot_images, plot_reliability, shortened
-from fastcifar.registry import GIVEN
-from fastcifar.runs.ensembles import is_ensemble
-from fastcifar.runs.files import write_text, writing
+from fastcifar.inference.report import Calibration, Report, Score, Speed, write_report
+from fastcifar.models import GIVEN
+from fastcifar.runs.ensembles import SplitObstacle, is_ensemble
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import TrainedNetwork, joint_logits, load_networks, read_network
+from fastcifar.runs.network import LoadOptions, TrainedNetwork, joint_logits, load_networks, read_network
 
 FOLDER = "evaluation"
 ENSEMBLE = "ensemble"
 """What the members of an ensemble are called together, among their scores."""
-MISTAKES, CAPTION = 24, 12
-"""Shown in the picture, and letters of a class's name in a caption there."""
+SPEED_SIZES = {"cpu": (1, 8, 32, 128), "cuda": (1, 8, 32, 128, 512, 2048)}
+"""Batch sizes of which the speed is measured."""
+SPEED_SECONDS = 0.5
+"""Measured for each batch size, after the warm-up."""
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Answers:
     """What a classifier made of a labelled set."""
 
     logits: Tensor
@@ -86,26 +83,27 @@ def evaluate_run(
     Args:
         path: folder of the run or the ensemble.
         data_dir: where to look for the data set; the run's own place by default.
-        which: the weights of a run that the pictures, classes and calibration are about; see
-        `runs.network.load_network`. tta: test-time augmentation of those weights, measured beside none. pairs: further
-        test sets; see `inference.images.read_pair`. speed: whether to measure latency and throughput. out: folder of
-        the report; `evaluation` within the run's by default. trust: whether code that comes with a run may be executed.
-        model: the network that was given to `fastcifar.train`, of which a copy takes the weights. test_set: the images
-        to measure on, in place of those of the run's data set.
+        which: the weights of a run that the pictures, classes and calibration are about; this, `trust` and `model` as
+            `runs.network.LoadOptions` has them.
+        tta: test-time augmentation of those weights, measured beside none.
+        pairs: further test sets; see `inference.images.read_pair`.
+        speed: whether to measure latency and throughput.
+        out: folder of the report; `evaluation` within the run's by default.
+        test_set: the images to measure on, in place of those of the run's data set.
 
     Raises:
-        FastcifarError: the folder is neither, or has no checkpoint yet, or the report cannot be written; DataError
-        where the data set is
-            not to be had.
+        FastcifarError: the folder is neither, or has no checkpoint yet, or the report cannot be written.
+        DataError: the data set is not to be had.
     """
     path, device = Path(path), resolve_device("auto")
-    parts, chosen = measured_networks(path, device, which, trust=trust, model=model)
+    parts, chosen = measured_networks(path, device, LoadOptions(which, trust, model))
     networks = (parts[chosen],) if chosen in parts else tuple(parts.values())
     classifier = Classifier(networks, device, precision_of(networks, device))
     configs = [Run.open(network.path).config() for network in networks]
-    data = replace(configs[0].data, data_dir=data_dir or configs[0].data.data_dir)
+    data = configs[0].data
+    data_dir = data_dir or data.data_dir
     dataset = data.dataset if test_set is None else "test_set"
-    test = load_dataset(data.dataset, "test", data.data_dir) if test_set is None else test_set
+    test = load_dataset(data.dataset, "test", data_dir) if test_set is None else test_set
     check_dataset(networks[0], test, dataset)
     extra = {text: read_pair(text, classifier.image_size, len(classifier.classes)) for text in pairs}
     plain = {
@@ -113,8 +111,8 @@ def evaluate_run(
     }
     if chosen not in plain:
         plain[chosen] = together(list(plain.values()))
-    outcome = plain[chosen] if tta == "none" else classify(classifier, test.images, test.labels, tta)
-    confusion = confusion_matrix(outcome.logits, test.labels)
+    answers = plain[chosen] if tta == "none" else classify(classifier, test.images, test.labels, tta)
+    confusion = confusion_matrix(answers.logits, test.labels)
     report = Report(
         arch=", ".join(dict.fromkeys(network.arch for network in networks)),
         dataset=dataset,
@@ -123,37 +121,33 @@ def evaluate_run(
         weights={name: one.score for name, one in plain.items()},
         chosen=chosen,
         tta=tta,
-        augmented=None if tta == "none" else outcome.score,
+        augmented=None if tta == "none" else answers.score,
         classes=class_scores(confusion, classifier.classes),
         confusion=confusion.tolist(),
-        calibration=calibrate(outcome, validation_outcome(classifier, configs, data.data_dir, tta)),
+        calibration=calibrate(answers, validation_answers(classifier, configs, data_dir, tta)),
         sets={text: classify(classifier, *pair, tta).score for text, pair in extra.items()},
         speed=measure_speed(classifier, tta) if speed else (),
     )
-    write(report, outcome, test, Path(out) if out else path / FOLDER)
+    write_report(Path(out) if out else path / FOLDER, report, answers.logits, test)
     return report
 
 
-def measured_networks(
-    path: Path, device: torch.device, which: str | None, *, trust: bool, model: nn.Module | None
-) -> tuple[dict[str, TrainedNetwork], str]:
+def measured_networks(path: Path, device: torch.device, options: LoadOptions) -> tuple[dict[str, TrainedNetwork], str]:
     """What is measured by itself, by name, and the name of what the whole comes to.
 
     That is every set of weights of a run, of which one is chosen; or every member of an ensemble that votes, and then
     all of them.
     """
     if is_ensemble(path):
-        voting = load_networks(path, device, which, trust=trust, model=model)
+        voting = load_networks(path, device, options)
         return dict(zip(names_of(path, voting), voting, strict=True)), ENSEMBLE
-    stored = read_network(path, trust=trust, model=model)
-    chosen = stored.choose(which)
+    stored = read_network(path, options)
+    chosen = stored.choose(options.weights)
     return {name: stored.load(device, name) for name in stored.weights}, chosen
 
 
 def names_of(path: Path, members: Sequence[TrainedNetwork]) -> list[str]:
-    """What the members of the ensemble at `path` are called: their folders, from its own where they lie within that,
-    and weights.
-    """
+    """What the ensemble's members are called: their folders, from its own where they lie within that, and weights."""
     return [
         f"{one.path.relative_to(path) if one.path.is_relative_to(path) else one.path} {one.weights}" for one in members
     ]
@@ -173,38 +167,35 @@ def check_dataset(network: TrainedNetwork, test: ImageSet, name: str) -> None:
         )
 
 
-def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = "none") -> Outcome:
+def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = "none") -> Answers:
     """Images uint8 (N, H, W, 3) and labels int64 (N,), timed after a batch that is not."""
     classifier.logits(images[: classifier.batch_size], tta)
     start = time.perf_counter()
     logits = classifier.logits(images, tta)
-    return Outcome(logits, labels, time.perf_counter() - start)
+    return Answers(logits, labels, time.perf_counter() - start)
 
 
-def together(outcomes: Sequence[Outcome]) -> Outcome:
-    """What an ensemble makes of the labelled set of which each of its members made one of `outcomes`."""
-    logits = joint_logits([one.logits for one in outcomes])
-    return Outcome(logits, outcomes[0].labels, sum(one.seconds for one in outcomes))
+def together(each: Sequence[Answers]) -> Answers:
+    """What an ensemble makes of a labelled set, given what each of its members made of it."""
+    return Answers(joint_logits([one.logits for one in each]), each[0].labels, sum(one.seconds for one in each))
 
 
-def validation_outcome(
+def validation_answers(
     classifier: Classifier, configs: Sequence[RunConfig], data_dir: Path | None, tta: TTA
-) -> Outcome | None:
-    """The result on the images that all of the classifier's runs set apart; None where there are none, or they are
-    not on disk.
-    """
+) -> Answers | None:
+    """What the classifier makes of the images that all of its runs set apart; None where there are none at hand."""
     data = configs[0].data
     if split_obstacle(configs) or data.dataset == GIVEN:
         return None
     return classify(classifier, *validation_set(configs[0], load_dataset(data.dataset, "train", data_dir)), tta)
 
 
-def split_obstacle(configs: Sequence[RunConfig]) -> str | None:
+def split_obstacle(configs: Sequence[RunConfig]) -> SplitObstacle | None:
     """Why nothing can be decided on images that all of the runs set apart; None where it can."""
     splits = {(config.data.val_split, config.data.split_seed) for config in configs}
     if 0 in {count for count, _ in splits}:
-        return "not all runs set images apart for validation"
-    return "the runs set different images apart for validation" if len(splits) > 1 else None
+        return "no-split"
+    return "different-splits" if len(splits) > 1 else None
 
 
 def validation_set(config: RunConfig, train: ImageSet) -> tuple[Tensor, Tensor]:
@@ -213,10 +204,8 @@ def validation_set(config: RunConfig, train: ImageSet) -> tuple[Tensor, Tensor]:
     return train.images[apart], train.labels[apart]
 
 
-def calibrate(test: Outcome, validation: Outcome | None) -> Calibration:
-    """The calibration on the test set, at the temperature fitted on the validation set, or on the test set where
-    there is none.
-    """
+def calibrate(test: Answers, validation: Answers | None) -> Calibration:
+    """The calibration on the test set, at the temperature fitted on the validation set, or else on the test set."""
     fitted = validation or test
     temperature = fit_temperature(fitted.logits, fitted.labels)
     bins = reliability(test.logits, test.labels)
@@ -230,51 +219,22 @@ def calibrate(test: Outcome, validation: Outcome | None) -> Calibration:
     )
 
 
-def write(report: Report, outcome: Outcome, test: ImageSet, folder: Path) -> None:
-    """evaluation.json, confusion.png, reliability.png and, where there are any mistakes, mistakes.png.
-
-    A picture that cannot be drawn is missing, which stderr is told.
-    """
-    temperature, bins = report.calibration.temperature, report.calibration.bins
-    scaled = reliability(outcome.logits, outcome.labels, temperature)
-    series = {"as it is": points(bins), f"at temperature {temperature:.3f}": points(scaled)}
-    worst, captions = worst_mistakes(outcome, test.classes)
-    pictures = {
-        "confusion.png": (plot_confusion, torch.tensor(report.confusion).numpy(), test.classes),
-        "reliability.png": (plot_reliability, series, [one.images for one in bins]),
-        "mistakes.png": (plot_images, test.images[worst].numpy()[None], captions),
-    }
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "evaluation.json", json.dumps(asdict(report), indent=2) + "\n")
-        for name in pictures:
-            (folder / name).unlink(missing_ok=True)
-    if not captions:
-        del pictures["mistakes.png"]
-    for name, (plot, *given) in pictures.items():
-        failure = draw(folder / name, plot, *given)
-        if failure:
-            print(failure, file=sys.stderr)
+def measure_speed(classifier: Classifier, tta: TTA = "none") -> tuple[Speed, ...]:
+    """Latency and throughput of random images, for each of `SPEED_SIZES`."""
+    return tuple(measure_batch(classifier, size, tta) for size in SPEED_SIZES[classifier.device.type])
 
 
-def points(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
-    """Confidence, accuracy and share of the images, of every bin that has any."""
-    total = sum(one.images for one in bins)
-    return [(one.confidence, one.accuracy, one.images / total) for one in bins if one.images]
-
-
-def worst_mistakes(outcome: Outcome, classes: Sequence[str], count: int = MISTAKES) -> tuple[Tensor, list[str]]:
-    """The wrongly classified images that give their label the least probability, the worst first: int64 (n,), and a
-    caption for each.
-    """
-    shares = outcome.logits.double().log_softmax(dim=1)
-    predicted = outcome.logits.argmax(dim=1)
-    wrong = (predicted != outcome.labels).nonzero().flatten()
-    of_label = shares[wrong, outcome.labels[wrong]]
-    worst = wrong[of_label.argsort(stable=True)[:count]]
-    rows = zip(worst.tolist(), outcome.labels[worst].tolist(), predicted[worst].tolist(), strict=True)
-    names = [shortened(name, CAPTION) for name in classes]
-    return worst, [
-        f"label: {names[label]}\npredicted: {names[given]} {shares[index, given].exp():.0%}\nimage {index}"
-        for index, label, given in rows
-    ]
+def measure_batch(classifier: Classifier, batch_size: int, tta: TTA) -> Speed:
+    side, device = classifier.image_size, classifier.device
+    images = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8).to(device)
+    for _ in range(2):
+        classifier(images, tta)
+    synchronize(device)
+    times, end = [], time.perf_counter() + SPEED_SECONDS
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        classifier(images, tta)
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    latency = statistics.median(times)
+    return Speed(batch_size, latency, batch_size / latency)

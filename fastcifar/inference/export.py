@@ -22,7 +22,7 @@ from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.formats import FORMATS, Classify, Metadata, check_packages
 from fastcifar.runs.files import publish, write_text, writing
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import TrainedNetwork, load_networks
+from fastcifar.runs.network import LoadOptions, TrainedNetwork, load_networks
 
 TOLERANCE = 1e-5
 """The tolerance of a probability, in float32."""
@@ -34,6 +34,9 @@ BATCHES = (1, 7, CHECKED)
 
 class Deployed(nn.Module):
     """A network with its preprocessing before it and the softmax behind it."""
+
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, network: TrainedNetwork) -> None:
         super().__init__()
@@ -93,15 +96,14 @@ def export_run(
         path: folder of the run or the ensemble.
         name: of a format; see `inference.formats`.
         out: the file; `model` with the format's suffix in that folder by default.
-        which: the weights of a run; see `runs.network.load_network`.
+        which: the weights of a run; this, `trust` and `model` as `runs.network.LoadOptions` has them.
         data_dir: where to look for the run's data set, whose test images the file is checked on; random ones where it
-        is not at hand. trust: whether code that comes with a run may be executed. model: the network that was given to
-        `fastcifar.train`, of which a copy takes the weights. test_set: the images to check the file on, in place of
-        those of the run's data set.
+            is not at hand.
+        test_set: the images to check the file on, in place of those of the run's data set.
 
     Raises:
         FastcifarError: the run cannot be read or exported, packages are missing, `out` cannot be written, or the
-        probabilities differ.
+            probabilities differ.
     """
     made, path = FORMATS[name], Path(path)
     out = Path(out) if out else path / f"model{made.suffix}"
@@ -109,7 +111,7 @@ def export_run(
         raise ConfigError(f"--out {out} does not end in {made.suffix}, as files of the format {name} do; rename it.")
     check_packages(name)
     cpu = torch.device("cpu")
-    networks = load_networks(path, cpu, which, trust=trust, model=model)
+    networks = load_networks(path, cpu, LoadOptions(which, trust, model))
     configs = [Run.open(network.path).config() for network in networks]
     images, checked = sample_images(configs[0], data_dir, networks[0].image_size, test_set)
     expected = Classifier(networks, cpu, Precision("fp32"))(images).softmax(dim=1)
@@ -136,9 +138,7 @@ def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
 
 
 def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
-    """The deployed networks as a graph of PyTorch's own operations, for any batch size. Raises FastcifarError where
-    they are none.
-    """
+    """The deployed networks as a graph for any batch size. Raises FastcifarError where torch cannot export them."""
     size, members = networks[0].image_size, [Deployed(network) for network in networks]
     module = members[0] if len(members) == 1 else Mean(members)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
@@ -152,9 +152,8 @@ def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
         ) from error
     for node in program.graph.nodes:
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            node.kwargs = {
-                "dtype": node.kwargs["dtype"]
-            }  # bytes stay required, but not the CPU, so that the graph runs on a GPU too
+            # Bytes stay required, but not the CPU, so that the graph runs on a GPU too.
+            node.kwargs = {"dtype": node.kwargs["dtype"]}
     program.graph_module.recompile()
     own = {"aten", "prims", None}
     foreign = {str(node.target) for node in program.graph.nodes if getattr(node.target, "namespace", None) not in own}
@@ -166,9 +165,7 @@ def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
 
 
 def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> tuple[Tensor, str]:
-    """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones where it
-    is not at hand.
-    """
+    """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones."""
     source = dataset_name(config) if test_set is None else "the set given"
     with suppress(DataError):
         if test_set is None:
@@ -176,16 +173,13 @@ def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set:
         images = test_set.images[:CHECKED]
         if images.shape == (CHECKED, size, size, 3):
             return images, f"the first {CHECKED} test images of {source}"
-    noise = torch.randint(
-        0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=generator)
     return noise, f"{CHECKED} random images, since {source} was not at hand"
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:
-    """Between probabilities of `images`, in batches of several sizes. Raises FastcifarError where it exceeds the
-    tolerance.
-    """
+    """Between probabilities of `images` in batches of several sizes. Raises FastcifarError above the tolerance."""
     with torch.inference_mode():
         gaps = [(classify(images[:count]) - expected[:count]).abs().max().item() for count in BATCHES]
     difference = max(gaps)

@@ -57,9 +57,7 @@ def write_onnx(program: ExportedProgram, metadata: Metadata, path: Path) -> None
     made = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=["images"], output_names=["probabilities"]
     )
-    made.model.metadata_props.update(
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    )
+    made.model.metadata_props.update(as_text(metadata))
     made.save(str(path), external_data=False)
 
 
@@ -72,13 +70,13 @@ def open_onnx(path: Path) -> Classify:
 
 def write_safetensors(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
     """The weights, and beside them the network as a file of Python, which needs torch and safetensors alone."""
+    stored = {**program.constants, **program.state_dict}
     weights = {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format)
-        for name, tensor in constants_of(program).items()
+        spec.target: stored[spec.target].detach().clone(memory_format=torch.contiguous_format)
+        for spec in program.graph_signature.input_specs
+        if spec.kind is not InputKind.USER_INPUT
     }
-    save_file(
-        weights, path, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    )
+    save_file(weights, path, as_text(metadata))
     module_beside(path).write_text(source_of(program, metadata, path), encoding="utf-8")
 
 
@@ -92,14 +90,9 @@ def module_beside(path: Path) -> Path:
     return path.with_name(re.sub(r"\W|^(?=\d)", "_", path.stem) + "_network.py")
 
 
-def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
-    """All tensors of the program, by their names in the network."""
-    stored = {**program.constants, **program.state_dict}
-    return {
-        spec.target: stored[spec.target]
-        for spec in program.graph_signature.input_specs
-        if spec.kind is not InputKind.USER_INPUT
-    }
+def as_text(metadata: Metadata) -> dict[str, str]:
+    """The metadata for a file whose values are strings, as JSON where they are none."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
 
 
 SOURCE = '''"""A trained network in plain PyTorch, written by `fastcifar export`. It needs torch and
@@ -128,13 +121,10 @@ IMPORTS = {
 
 
 def source_of(program: ExportedProgram, metadata: Metadata, path: Path) -> str:
-    """The program as Python: its graph of ATen operations, with the weights taken by name. What the run says is in
-    it as literals alone.
-    """
+    """The program as Python: its graph of ATen operations. What the run says is in it as literals alone."""
     specs = program.graph_signature.input_specs
-    taken = [
-        f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in specs if spec.kind is not InputKind.USER_INPUT
-    ]
+    stored = [spec for spec in specs if spec.kind is not InputKind.USER_INPUT]
+    taken = [f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in stored]
     lines = program.graph_module.graph.python_code("self").src.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("def forward("))
     given = next(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)

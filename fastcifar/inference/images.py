@@ -20,22 +20,24 @@ from torch import Tensor
 from fastcifar.data.arrays import load_array
 from fastcifar.data.image_folder import SUFFIXES, fit, is_picture, read_picture, upright
 from fastcifar.data.unpickle import unpickle
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, reason
 
 FORMS = "give a picture, a folder of pictures, a .npy or .npz file, or a pickled CIFAR batch"
+PAIRS = "give a .npz file with images and labels, or IMAGES.npy,LABELS.npy"
+"""What may be given, for the end of an error's sentence."""
 
 Source = str | Path | np.ndarray | Tensor | Image.Image | Sequence["Source"]
 """What `open_images` takes."""
 
+Items = np.ndarray | Sequence[np.ndarray | Path | Image.Image]
+
 
 @dataclass(frozen=True)
 class Images:
-    """Images in their order; those of another size are cut to their largest centred square and resized as they are
-    read.
-    """
+    """Images in their order; those of another size are cut to their largest centred square and resized when read."""
 
-    items: Sequence[np.ndarray | Path | Image.Image]
-    """Arrays are uint8 (H, W, 3), RGB; one array of all of them is a sequence too."""
+    items: Items
+    """Arrays are uint8 (H, W, 3), RGB, or one of all of them is (N, H, W, 3)."""
     size: int
     """Pixels a side, once read."""
     names: Sequence[str] | None = None
@@ -51,7 +53,7 @@ class Images:
         for start in range(0, len(self), count):
             yield torch.from_numpy(self.read(self.items[start : start + count]))
 
-    def read(self, items: Sequence[np.ndarray | Path | Image.Image]) -> np.ndarray:
+    def read(self, items: Items) -> np.ndarray:
         if isinstance(items, np.ndarray) and items.shape[1:3] == (self.size, self.size):
             return np.array(items, order="C")
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
@@ -62,13 +64,9 @@ class Images:
 
     def read_one(self, item: np.ndarray | Path | Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """uint8 (size, size, 3), and what width and height were before."""
-        match item:
-            case Path():
-                picture = read_picture(item)
-            case np.ndarray():
-                picture = Image.fromarray(item)
-            case _:
-                picture = item
+        if isinstance(item, Path):
+            item = read_picture(item)
+        picture = Image.fromarray(item) if isinstance(item, np.ndarray) else item
         return fit(picture, self.size), picture.size
 
     @property
@@ -85,12 +83,12 @@ class Images:
 def open_images(source: Source, image_size: int) -> Images:
     """The images that `source` stands for, for a network that takes `image_size` pixels a side.
 
+    Images of another size get that size when they are read.
+
     Args:
         source: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; the path of a .npy file, of a .npz
-        file with `images` or
-            with one array alone, of a picture, of a folder of pictures, flat or with folders in it, in the order of
-            their paths, or of a pickled CIFAR batch, labelled or not; or a list of these.
-        image_size: pixels a side; images of another size get it when they are read.
+            file with `images` or with one array alone, of a picture, of a folder of pictures, flat or with folders in
+            it, in the order of their paths, or of a pickled CIFAR batch, labelled or not; or a list of these.
 
     Raises:
         DataError: nothing there, damaged, empty, or of another type or shape; the sentence names it.
@@ -137,25 +135,16 @@ def open_path(path: Path, image_size: int) -> Images:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures anywhere below `folder`, hidden ones left out, in the order of their paths. Raises DataError
-    where there are none.
-    """
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if is_picture(path)
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """The pictures anywhere below `folder`, hidden ones left out, by path. Raises DataError where there are none."""
+    found = [path for path in folder.rglob("*") if is_picture(path) and path.is_file()]
+    paths = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
         raise DataError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); {FORMS}.")
     return paths
 
 
 def check_images(array: np.ndarray | Tensor, name: str, size: int | None = None) -> None:
-    """Raises DataError where `array`, which `name` stands for, is not uint8 (N, H, W, 3), or holds no pixel, or H or
-    W is not `size`.
-    """
+    """Raises DataError where `array`, called `name`, is not uint8 (N, H, W, 3) with pixels, or not of `size`."""
     dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
     found = f"{name}: images are {dtype} {shape}"
     expected = f"uint8 (N, {'H, W' if size is None else f'{size}, {size}'}, 3), RGB"
@@ -175,8 +164,9 @@ def map_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # on hostile bytes, numpy raises nearly anything
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DataError(f"{path} cannot be read ({reason}); save it anew, as a plain array without objects.") from None
+        raise DataError(
+            f"{path} cannot be read ({reason(error)}); save it anew, as a plain array without objects."
+        ) from None
 
 
 def images_key(path: Path) -> str:
@@ -196,52 +186,38 @@ def images_key(path: Path) -> str:
 
 
 def read_batch(path: Path) -> np.ndarray:
-    """The images of a pickled CIFAR batch, uint8 (N, 32, 32, 3); the pickle is interpreted, never executed. Raises
-    DataError.
-    """
+    """The images of a pickled CIFAR batch, uint8 (N, 32, 32, 3), which is never executed. Raises DataError."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {FORMS}.") from None
-    match unpickle(content, str(path)):
-        case {b"data": np.ndarray(dtype=np.uint8, ndim=2) as data} | {
-            "data": np.ndarray(dtype=np.uint8, ndim=2) as data
-        } if data.shape[1] == 3072:
-            return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    batch = unpickle(content, str(path))
+    data = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
+    if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape[1:] == (3072,):
+        return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     raise DataError(f"{path} is no CIFAR batch: expected a dict with uint8 data of (N, 3072); {FORMS}.")
 
 
 def read_pair(text: str, image_size: int, classes: int) -> tuple[Tensor, Tensor]:
     """A labelled set: images uint8 (N, image_size, image_size, 3) and labels int64 (N,), each below `classes`.
 
-    Args:
-        text: a .npz file with `images` and `labels`, a folder with images.npy and labels.npy, or the two files as
-        IMAGES.npy,LABELS.npy. image_size: pixels a side. classes: how many there are.
+    It is a .npz file with `images` and `labels`, a folder with images.npy and labels.npy, or the two files as
+    IMAGES.npy,LABELS.npy.
 
     Raises:
         DataError: an array is missing, damaged, or has another type, shape or range; the sentence names it.
     """
-    absent = np.empty(0)
-    parts = (
-        [Path(part).expanduser() for part in text.split(",")] if text.endswith(".npy") else [Path(text).expanduser()]
-    )
-    for part in parts:
-        if not os.path.exists(part):
-            raise DataError(
-                f"{part} does not exist; give a .npz file with images and labels, or IMAGES.npy,LABELS.npy."
-            )
-    if len(parts) == 2:
-        images, labels = (map_array(part) for part in parts)
-    else:
-        images, labels = (
-            (load_array(parts[0], name, absent) for name in ("images", "labels"))
-            if len(parts) == 1
-            else (absent, absent)
-        )
+    paths = [Path(part).expanduser() for part in (text.split(",") if text.endswith(".npy") else [text])]
+    for path in paths:
+        if not os.path.exists(path):
+            raise DataError(f"{path} does not exist; {PAIRS}.")
+    images = labels = absent = np.empty(0)
+    if len(paths) == 2:
+        images, labels = map(map_array, paths)
+    elif len(paths) == 1:
+        images, labels = (load_array(paths[0], name, absent) for name in ("images", "labels"))
     if images is absent or labels is absent:
-        raise DataError(
-            f"{text} is no pair of images and labels; give a .npz file with both, or IMAGES.npy,LABELS.npy."
-        )
+        raise DataError(f"{text} is no pair of images and labels; {PAIRS}.")
     check_images(images, text, image_size)
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise DataError(

@@ -52,9 +52,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (N, classes) and labels int64 (N,) -> int64 (classes, classes): a row for each label, a column for each
-    prediction.
-    """
+    """Logits (N, K) and labels int64 (N,) -> int64 (K, K): a row for each label, a column for each prediction."""
     classes = logits.shape[1]
     return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).reshape(classes, classes)
 
@@ -67,9 +65,7 @@ def class_scores(confusion: Tensor, names: tuple[str, ...]) -> tuple[ClassScore,
 
 
 def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Bin, ...]:
-    """`BINS` bins of equal width over the confidence, the largest probability: logits (N, classes), labels int64
-    (N,).
-    """
+    """Bins of equal width over the confidence, the largest probability: logits (N, classes), labels int64 (N,)."""
     confidence, predicted = (logits.double() / temperature).softmax(dim=1).max(dim=1)
     place = (torch.ceil(confidence * BINS).long() - 1).clamp(0, BINS - 1)
     counts = torch.bincount(place, minlength=BINS).tolist()
@@ -82,9 +78,7 @@ def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tup
 
 
 def calibration_error(bins: tuple[Bin, ...]) -> float:
-    """Expected calibration error: the mean gap of accuracy and confidence, bins weighted by their images (Guo et
-    al., arXiv:1706.04599).
-    """
+    """The mean gap of accuracy and confidence, bins weighted by their images (Guo et al. 2017, arXiv:1706.04599)."""
     total = sum(one.images for one in bins)
     return sum(one.images * abs(one.accuracy - one.confidence) for one in bins if one.images) / total
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,8 @@ from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA
 from fastcifar.inference.classifier import open_classifier
 from fastcifar.inference.images import Images, Source, open_images
-from fastcifar.runs.files import publish, writing
+from fastcifar.runs.files import appearing
+from fastcifar.runs.network import LoadOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +49,20 @@ def predict(
 
     Args:
         runs: a run's folder or an ensemble's, which stands for its members that vote; or several. Each network counts
-        the same, and
-            preprocesses the images as it was trained to.
+            the same, and preprocesses the images as it was trained to.
         images: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; a path, as
-        `inference.images.open_images` has it; or a
-            list of these. Those of another size than the runs' are cut to their largest centred square and resized.
+            `inference.images.open_images` has it; or a list of these. Those of another size than the runs' are cut to
+            their largest centred square and resized.
         which: weights of each run, such as "weights" or "ema-0.999"; the best on the validation split, or else an
-        average, by default. tta: test-time augmentation: "none", "mirror" or "mirror-shift". trust: whether code that
-        comes with a run may be executed. model: the network that was given to `fastcifar.train`, of which a copy takes
-        the weights.
+            average, by default.
+        tta: test-time augmentation: "none", "mirror" or "mirror-shift".
+        trust: whether code that comes with a run may be executed.
+        model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
 
     Raises:
         FastcifarError: a run or the images cannot be used, or the runs differ in classes or image size.
     """
-    classifier = open_classifier(runs, which, trust=trust, model=model)
+    classifier = open_classifier(runs, LoadOptions(which, trust, model))
     batches = open_images(images, classifier.image_size).batches(classifier.batch_size)
     probabilities = torch.cat([classifier.probabilities(batch, tta) for batch in batches])
     return Predictions(probabilities.argmax(dim=1), probabilities, classifier.classes)
@@ -73,22 +72,17 @@ def write_predictions(
     runs: Sequence[Path],
     images: Path,
     out: Path,
+    options: LoadOptions,
     *,
-    which: str | None = None,
     tta: TTA = "none",
     probabilities: bool = False,
-    trust: bool = False,
 ) -> Images:
     """Writes a header, then a row for every image, in order, however many there are; returns the images, all of them
     read.
 
     A row is `file,prediction` for pictures, by their paths below the folder that was given, else `index,prediction`,
-    counted from 0.
-
-    Args:
-        out: the .csv file; it appears whole, or what was there before stays.
-        probabilities: whether a column for each class follows.
-        runs, images, which, tta, trust: as `predict` has them.
+    counted from 0; a column for each class follows where `probabilities` are asked for. The file `out` appears whole,
+    or what was there before stays.
 
     Raises:
         FastcifarError: as `predict`; or `out` cannot be written.
@@ -97,9 +91,10 @@ def write_predictions(
         raise ConfigError(f"--out {out} is a folder; give a file, such as predictions.csv.")
     if os.path.exists(out) and os.path.exists(images) and os.path.samefile(out, images):
         raise ConfigError(f"--out {out} is where the images are; choose another file.")
-    classifier = open_classifier(runs, which, trust=trust)
+    classifier = open_classifier(runs, options)
     source, classes = open_images(images, classifier.image_size), classifier.classes
-    with appearing(out) as file:
+    # What UTF-8 lacks, such as the bytes of a file's name that are none, is written as an escape.
+    with appearing(out, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file" if source.names else "index", "prediction", *(classes if probabilities else ())))
         names = iter(source.names or range(len(source)))
@@ -109,27 +104,3 @@ def write_predictions(
                 name = str(next(names)).replace("\r", "\\r")  # which csv would not quote
                 table.writerow((name, classes[winner], *(f"{value:.7g}" for value in row if probabilities)))
     return source
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes the place of `path` at the end of the block; where the block fails, nothing of
-    it is left.
-
-    What UTF-8 lacks, such as the bytes of a file's name that are none, is written as an escape.
-
-    Raises:
-        FastcifarError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            publish(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink()
-            raise

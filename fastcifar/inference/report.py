@@ -1,15 +1,28 @@
-"""What an evaluation found, and how it is told."""
+"""What an evaluation found: as values, as lines, and as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from fastcifar.data.image_set import ImageSet
 from fastcifar.inference import TTA
-from fastcifar.inference.metrics import Bin, ClassScore
-from fastcifar.inference.speed import Speed
+from fastcifar.inference.metrics import Bin, ClassScore, reliability
+from fastcifar.plots import draw, plot_confusion, plot_images, plot_reliability, shortened
 from fastcifar.runs.console import percent
+from fastcifar.runs.files import write_text, writing
+
+MISTAKES = 24
+"""Mistakes shown in the picture."""
+CAPTION = 12
+"""Letters of a class's name in a caption there."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,16 @@ class Calibration:
     scaled_error: float
     scaled_loss: float
     bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The time from bytes on the device to logits on the device, as plain calls that are waited for one by one."""
+
+    batch_size: int
+    latency_seconds: float
+    """Median of a call."""
+    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -88,8 +111,7 @@ def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
     calibration = report.calibration
     yield (
         f"{'calibrated':{wide}}  error {percent(calibration.error)}; {percent(calibration.scaled_error)} at "
-        "temperature "
-        f"{calibration.temperature:.3f}, fitted on the {calibration.fitted_on} set"
+        f"temperature {calibration.temperature:.3f}, fitted on the {calibration.fitted_on} set"
     )
     if per_class:
         width = max(len(one.name) for one in report.classes)
@@ -97,12 +119,63 @@ def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
         for one in report.classes:
             yield f"{one.name:{width}}  {one.images:6,}  {percent(one.recall):>7}  {percent(one.precision):>9}"
     for speed in report.speed:
-        yield (
-            f"batch {speed.batch_size:>4}  {1000 * speed.latency_seconds:9.3f} ms  "
-            f"{speed.images_per_second:12,.0f} img/s"
-        )
+        latency, rate = 1000 * speed.latency_seconds, speed.images_per_second
+        yield f"batch {speed.batch_size:>4}  {latency:9.3f} ms  {rate:12,.0f} img/s"
 
 
 def described(score: Score) -> str:
     low, high = (f"{100 * bound:.2f}" for bound in score.interval)
     return f"{percent(score.accuracy)} ({low} to {high})  loss {score.loss:.4f}"
+
+
+def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -> None:
+    """Writes evaluation.json, confusion.png, reliability.png and, where there are any mistakes, mistakes.png.
+
+    A picture that cannot be drawn is missing, which stderr is told.
+
+    Args:
+        folder: made where it is not there.
+        report: what the JSON holds.
+        logits: float32 (N, classes) of the images of `test`.
+        test: the labelled set.
+    """
+    calibration = report.calibration
+    scaled = reliability(logits, test.labels, calibration.temperature)
+    series = {"as it is": points(calibration.bins), f"at temperature {calibration.temperature:.3f}": points(scaled)}
+    worst, captions = worst_mistakes(logits, test.labels, test.classes)
+    pictures = {
+        "confusion.png": (plot_confusion, torch.tensor(report.confusion).numpy(), test.classes),
+        "reliability.png": (plot_reliability, series, [one.images for one in calibration.bins]),
+        "mistakes.png": (plot_images, test.images[worst].numpy()[None], captions),
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "evaluation.json", json.dumps(asdict(report), indent=2) + "\n")
+        for name in pictures:
+            (folder / name).unlink(missing_ok=True)
+    if not captions:
+        del pictures["mistakes.png"]
+    for name, (plot, *given) in pictures.items():
+        if failure := draw(folder / name, plot, *given):
+            print(failure, file=sys.stderr)
+
+
+def points(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
+    """Confidence, accuracy and share of the images, of every bin that has any."""
+    total = sum(one.images for one in bins)
+    return [(one.confidence, one.accuracy, one.images / total) for one in bins if one.images]
+
+
+def worst_mistakes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
+    """The wrong images that give their label the least probability, the worst first: int64 (n,), and captions."""
+    shares = logits.double().log_softmax(dim=1)
+    predicted = logits.argmax(dim=1)
+    wrong = (predicted != labels).nonzero().flatten()
+    worst = wrong[shares[wrong, labels[wrong]].argsort(stable=True)[:MISTAKES]]
+    names = [shortened(name, CAPTION) for name in classes]
+    captions = []
+    for image in worst.tolist():
+        label, given = labels[image], predicted[image]
+        share = shares[image, given].exp()
+        captions.append(f"label: {names[label]}\npredicted: {names[given]} {share:.0%}\nimage {image}")
+    return worst, captions

@@ -21,14 +21,20 @@ from fastcifar.inference.metrics import wilson_interval
 from fastcifar.many.votes import best_of_each_size, disagreement, hard_vote, q_statistic, select, soft_vote
 from fastcifar.recipes.listing import aligned
 from fastcifar.runs.console import percent
-from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
+from fastcifar.runs.ensembles import EnsembleReport, Member, SplitObstacle, Vote, write_report
 from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Run
-from fastcifar.runs.network import StoredNetwork, TrainedNetwork, check_agreement, read_network
+from fastcifar.runs.network import LoadOptions, TrainedNetwork, check_agreement, read_network
+
+SPLIT_OBSTACLES: dict[SplitObstacle, str] = {
+    "no-split": "not all runs set images apart for validation",
+    "different-splits": "the runs set different images apart for validation",
+}
+"""Why no members were chosen, as the console says it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class MemberAnswers:
     """What members made of a labelled set, on the CPU."""
 
     probabilities: Tensor
@@ -46,8 +52,8 @@ class Answers:
         """The accuracy of each member."""
         return [share(predicted == self.labels) for predicted in self.predictions]
 
-    def of(self, members: Sequence[int]) -> Answers:
-        return Answers(self.probabilities[list(members)], self.labels)
+    def of(self, members: Sequence[int]) -> MemberAnswers:
+        return MemberAnswers(self.probabilities[list(members)], self.labels)
 
 
 def share(chosen: Tensor) -> float:
@@ -56,13 +62,7 @@ def share(chosen: Tensor) -> float:
 
 
 def evaluate_ensemble(
-    runs: Sequence[Path],
-    out: Path,
-    *,
-    data_dir: Path | None = None,
-    which: str | None = None,
-    tta: TTA = "none",
-    trust: bool = False,
+    runs: Sequence[Path], out: Path, options: LoadOptions, *, data_dir: Path | None = None, tta: TTA = "none"
 ) -> EnsembleReport:
     """Lets `runs` vote on their test set, and writes ensemble.json into `out`.
 
@@ -73,37 +73,34 @@ def evaluate_ensemble(
     Args:
         runs: their folders, with two members or more; each preprocesses the images as it was trained to.
         out: folder of the ensemble, made where it is not there.
+        options: by default the weights of a run are its snapshots, where it keeps any.
         data_dir: where to look for the data set; the first run's own place by default.
-        which: of each run's weights; by default its snapshots where it keeps any, else as `runs.network.load_network`
-        has it. tta: test-time augmentation. trust: whether code that comes with a run may be executed.
+        tta: test-time augmentation.
 
     Raises:
         FastcifarError: a run cannot be used, the runs differ in data set, classes or image size, or the file cannot be
-        written.
+            written.
     """
     check_distinct(runs)
     configs = [Run.open(path).config() for path in runs]
     name = common_dataset(runs, configs)
     data_dir = data_dir or configs[0].data.data_dir
-    members = [member for path in runs for member in classifiers(read_network(path, trust=trust), which)]
-    if len(members) < 2:
+    device = resolve_device("auto")
+    networks = [network for path in runs for network in load_members(path, device, options)]
+    if len(networks) < 2:
         raise ConfigError(
             "an ensemble takes two members or more; name the folders of more runs, or one that was trained with "
             "--snapshots."
         )
-    networks = [network for member in members for network in member.networks]
     check_agreement(networks)
-    obstacle, validation = split_obstacle(configs), None
+    members = [Classifier((network,), device, precision_of([network], device)) for network in networks]
+    obstacle, known, chosen, sizes = split_obstacle(configs), None, None, ()
     if obstacle is None:
         train = load_dataset(name, "train", data_dir)
         check_dataset(networks[0], train, name)
-        validation = ask(members, *validation_set(configs[0], train), tta)
-    chosen = select(validation.probabilities, validation.labels).members if validation else None
-    sizes = (
-        [choice.members for choice in best_of_each_size(validation.probabilities, validation.labels)]
-        if validation
-        else []
-    )
+        known = ask(members, *validation_set(configs[0], train), tta)
+        chosen = select(known.probabilities, known.labels)
+        sizes = best_of_each_size(known.probabilities, known.labels)
     test_set = load_dataset(name, "test", data_dir)
     check_dataset(networks[0], test_set, name)
     test = ask(members, test_set.images, test_set.labels, tta)
@@ -111,11 +108,11 @@ def evaluate_ensemble(
         dataset=name,
         images=len(test.labels),
         tta=tta,
-        members=describe(networks, out, test, validation),
-        whole=standing(range(len(members)), test, validation),
-        chosen=standing(chosen, test, validation) if chosen else None,
+        members=describe(networks, out, test, known),
+        whole=vote(range(len(members)), test, known),
+        chosen=vote(chosen.members, test, known) if chosen else None,
         not_chosen=obstacle,
-        sizes=tuple(standing(choice, test, validation) for choice in sizes),
+        sizes=tuple(vote(subset.members, test, known) for subset in sizes),
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -125,19 +122,17 @@ def evaluate_ensemble(
 
 def check_distinct(runs: Sequence[Path]) -> None:
     """Raises ConfigError where one stands there twice."""
-    seen: set[str] = set()
-    for path in runs:
-        if (real := os.path.realpath(path)) in seen:
+    places = [os.path.realpath(path) for path in runs]
+    for number, path in enumerate(runs):
+        if places[number] in places[:number]:
             raise ConfigError(f"{path} is named twice; each run votes once.")
-        seen.add(real)
 
 
-def classifiers(run: StoredNetwork, which: str | None) -> list[Classifier]:
-    """The members that a run makes, on a GPU where there is one. Raises FastcifarError as `StoredNetwork.load`."""
-    device = resolve_device("auto")
-    names = [which] if which else run.snapshots or [None]
-    networks = [run.load(device, name) for name in names]
-    return [Classifier((network,), device, precision_of([network], device)) for network in networks]
+def load_members(path: Path, device: torch.device, options: LoadOptions) -> list[TrainedNetwork]:
+    """The networks of the run at `path` that are members."""
+    run = read_network(path, options)
+    names = [options.weights] if options.weights else run.snapshots or [None]
+    return [run.load(device, name) for name in names]
 
 
 def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
@@ -151,13 +146,13 @@ def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
     return first
 
 
-def ask(members: Sequence[Classifier], images: Tensor, labels: Tensor, tta: TTA) -> Answers:
+def ask(members: Sequence[Classifier], images: Tensor, labels: Tensor, tta: TTA) -> MemberAnswers:
     """Images uint8 (N, H, W, 3) and labels int64 (N,)."""
-    return Answers(torch.stack([member.probabilities(images, tta) for member in members]), labels)
+    return MemberAnswers(torch.stack([member.probabilities(images, tta) for member in members]), labels)
 
 
 def describe(
-    networks: Sequence[TrainedNetwork], out: Path, test: Answers, validation: Answers | None
+    networks: Sequence[TrainedNetwork], out: Path, test: MemberAnswers, validation: MemberAnswers | None
 ) -> tuple[Member, ...]:
     """Each member by itself."""
     validated = validation.accuracies if validation else [None] * len(networks)
@@ -171,12 +166,12 @@ def place_of(run: Path, out: Path) -> Path:
     return run.relative_to(out) if run.is_relative_to(out) else run
 
 
-def standing(members: Sequence[int], test: Answers, validation: Answers | None) -> Standing:
+def vote(members: Sequence[int], test: MemberAnswers, validation: MemberAnswers | None) -> Vote:
     """What `members` come to together."""
     voters, known = test.of(members), validation.of(members) if validation else None
     hard, tied = hard_vote(voters.probabilities)
     right = soft_vote(voters.probabilities) == voters.labels
-    return Standing(
+    return Vote(
         members=tuple(members),
         validation_accuracy=share(soft_vote(known.probabilities) == known.labels) if known else None,
         soft_accuracy=share(right),
@@ -190,47 +185,39 @@ def standing(members: Sequence[int], test: Answers, validation: Answers | None) 
     )
 
 
+COLUMNS: dict[str, Callable[[Vote], str]] = {
+    "validation": lambda vote: percent(vote.validation_accuracy),
+    "soft vote": lambda vote: percent(vote.soft_accuracy),
+    "hard vote": lambda vote: percent(vote.hard_accuracy),
+    "ties": lambda vote: str(vote.ties),
+    "over mean": lambda vote: f"{100 * (vote.soft_accuracy - vote.mean_member):+.2f}",
+    "over best": lambda vote: f"{100 * (vote.soft_accuracy - vote.best_member):+.2f}",
+    "disagree": lambda vote: percent(vote.disagreement),
+    "Q": lambda vote: "" if vote.q_statistic is None else f"{vote.q_statistic:.3f}",
+    "members": lambda vote: ",".join(map(str, vote.members)),
+}
+
+
 def lines_of(report: EnsembleReport) -> Iterator[str]:
     """What the person at the keyboard reads."""
     rows = [("member", "weights", "validation", "test", "run")]
     for number, one in enumerate(report.members):
-        rows.append(
-            (str(number), one.weights, percent(one.validation_accuracy), percent(one.test_accuracy), str(one.run))
-        )
+        accuracies = percent(one.validation_accuracy), percent(one.test_accuracy)
+        rows.append((str(number), one.weights, *accuracies, str(one.run)))
     yield aligned(rows)
     yield ""
-    columns: list[tuple[str, Callable[[Standing], str]]] = [
-        ("validation", lambda one: percent(one.validation_accuracy)),
-        ("soft vote", lambda one: percent(one.soft_accuracy)),
-        ("hard vote", lambda one: percent(one.hard_accuracy)),
-        ("ties", lambda one: str(one.ties)),
-        ("over mean", lambda one: points(one.soft_accuracy - one.mean_member)),
-        ("over best", lambda one: points(one.soft_accuracy - one.best_member)),
-        ("disagree", lambda one: percent(one.disagreement)),
-        ("Q", lambda one: "" if one.q_statistic is None else f"{one.q_statistic:.3f}"),
-        ("members", lambda one: ",".join(map(str, one.members))),
-    ]
-    named = {f"best {len(one.members)}": one for one in report.sizes} | {"all": report.whole}
-    named |= {"chosen": report.chosen} if report.chosen else {}
+    votes = {f"best {len(vote.members)}": vote for vote in report.sizes} | {"all": report.whole}
+    votes |= {"chosen": report.chosen} if report.chosen else {}
     yield aligned(
-        [
-            ("", *(name for name, _ in columns)),
-            *((name, *(cell(one) for _, cell in columns)) for name, one in named.items()),
-        ]
+        [("", *COLUMNS), *((name, *(cell(vote) for cell in COLUMNS.values())) for name, vote in votes.items())]
     )
     yield ""
-    low, high = (f"{100 * bound:.2f}" for bound in report.best.soft_interval)
-    how = (
-        f"{len(report.best.members)} chosen on the validation split" if report.chosen else f"all {len(report.members)}"
-    )
+    best, (low, high) = report.best, (f"{100 * bound:.2f}" for bound in report.best.soft_interval)
+    how = f"{len(best.members)} chosen on the validation split" if report.chosen else f"all {len(report.members)}"
     yield (
-        f"test accuracy {percent(report.best.soft_accuracy)} ({low} to {high}) "
-        f"of {report.images:,} images, by the soft vote of {how}"
+        f"test accuracy {percent(best.soft_accuracy)} ({low} to {high}) of {report.images:,} images, "
+        f"by the soft vote of {how}"
     )
     if report.not_chosen:
-        yield f"No members were chosen, since {report.not_chosen}: train with one --val-split to choose by."
-
-
-def points(difference: float) -> str:
-    """A difference of two accuracies."""
-    return f"{100 * difference:+.2f}"
+        why = SPLIT_OBSTACLES[report.not_chosen]
+        yield f"No members were chosen, since {why}: train with one --val-split to choose by."

@@ -1,15 +1,15 @@
-"""Several runs at a time on one device: which, how many, and with how many threads each; the processes are
-`engine.workers`.
+"""Several runs of a recipe at a time on one device: which, how many, and with how many threads each.
 
-Processes, since each is then the run that it would have been alone: random state, threads, memory limits and compiled
-code belong to a process. On a CPU that was measured to pay (`benchmarks/README.md`). On a GPU, where nothing of this is
-measured yet, the kernels of several processes take turns unless NVIDIA's Multi-Process Service runs them side by side;
-without it a run has the GPU to itself.
+Each is a process (`many.workers`), since random state, threads, memory limits and compiled code belong to a process, so
+that each is the run that it would have been alone. On a CPU that was measured to pay (`benchmarks/README.md`). On a
+GPU, where nothing of this is measured yet, the kernels of several processes take turns unless NVIDIA's Multi-Process
+Service runs them side by side; without it a run has the GPU to itself.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,106 +23,94 @@ from fastcifar.data.sources import load_dataset, resolve_auto
 from fastcifar.device import free_memory, resolve_device, resolve_precision
 from fastcifar.engine.memory import DataSize, Footprint, footprint, lay_out
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.many.reproduce import Task, check_same_reading
-from fastcifar.many.workers import Pool, has_ended, log_of
+from fastcifar.many.jobs import Job, Overrides
+from fastcifar.many.workers import log_of, run_jobs
 from fastcifar.recipes import Recipe
-from fastcifar.runs.console import Console, Silence, clock
-from fastcifar.runs.folder import Run
+from fastcifar.runs.console import Console, clock
 
-MOST_AT_ONCE = 8
+MOST_ON_A_GPU = 8
 """Runs on one GPU under NVIDIA's Multi-Process Service, whatever its memory."""
 
 
-def plan_members(
-    recipe: Recipe,
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    epochs: int | None = None,
-    val_split: int | None = None,
-    data_dir: Path | None = None,
-    engine: EngineConfig | None = None,
-) -> list[Task]:
-    """A run of `recipe` for each of `seeds`, in `out`/seedS; what is given replaces the recipe's own, and the test set
-    is not watched.
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0..10`, both ends included, or `0,3,7`, or both kinds joined by commas -> the seeds in that order.
+
+    Raises:
+        ConfigError: it is neither, or names a seed twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:\.\.(\d{1,9}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last - first >= 1000:
+            raise ConfigError(f"seeds {text!r} are not known; write 0..10, which is 11 seeds, or 0,3,7.")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {text!r} name one twice; each makes one member.")
+    return tuple(seeds)
+
+
+def plan_members(recipe: Recipe, seeds: Sequence[int], out: Path, overrides: Overrides) -> list[Job]:
+    """A run of `recipe` for each of `seeds`, in `out`/seedS; the test set is not watched.
 
     Raises:
         ConfigError: it is one run, without snapshots; or a folder holds one of another length, or of what the recipe
-        used to be.
+            used to be.
     """
-    own, tasks = replace(recipe.config, watch_test=False), []
+    own = replace(recipe.config, watch_test=False)
     if len(seeds) < 2 and not own.schedule.snapshots:
         raise ConfigError("an ensemble takes two members or more; give more --seeds, or a recipe that keeps snapshots.")
-    for seed in seeds:
-        config = replace(own, seed=seed, epochs=own.epochs if epochs is None else epochs, engine=engine or own.engine)
-        split = own.data.val_split if val_split is None else val_split
-        config = replace(config, data=replace(own.data, val_split=split, data_dir=data_dir or own.data.data_dir))
-        task = Task(recipe, config, out / f"seed{seed}")
-        check_same_reading(task, None)
-        check_same_length(task)
-        tasks.append(task)
-    return tasks
+    jobs = [Job(recipe, overrides.apply(own, seed), out / f"seed{seed}") for seed in seeds]
+    for job in jobs:
+        job.check_same_reading()
+        job.check_same_length()
+    return jobs
 
 
-def check_same_length(task: Task) -> None:
-    """Raises ConfigError where the folder holds a run of other epochs."""
-    if (task.folder / "config.json").exists():
-        found = Run.open(task.folder).config().epochs
-        if found != task.config.epochs:
-            raise ConfigError(
-                f"{task.folder} holds a run of {found} epochs in place of {task.config.epochs}; choose another --out."
-            )
-
-
-def train_packed(tasks: Sequence[Task], at_once: int | None = None, console: Console | None = None) -> None:
-    """Trains each of `tasks` in its folder, `at_once` of them at a time, with what each of them says beside it in
-    FOLDER.log.
+def train_packed(jobs: Sequence[Job], at_once: int | None, console: Console) -> None:
+    """Carries out `jobs`, `at_once` of them at a time, with what each of them says beside it in FOLDER.log.
 
     Runs that have ended are kept, those that were interrupted go on, and one that fails does not keep the others from
     running.
 
     Args:
-        tasks: the runs, of one configuration but for the seed.
+        jobs: runs of one configuration but for the seed.
         at_once: how many at a time; by default as `how_many` has it. Threads and memory are divided where they are not
-        given. console: where to show progress; nowhere by default.
+            given.
+        console: where to show progress.
 
     Raises:
         FastcifarError: a run failed, after all others were done; or the data set is missing.
         Interrupted: it was stopped by a signal, and every run was saved; the same call goes on.
     """
     check_range("at_once", at_once, 1)
-    console = console or Silence()
-    waiting = [task for task in tasks if not has_ended(task)]
+    waiting = [job for job in jobs if job.result is None]
     if not waiting:
         return
     config = waiting[0].config
-    data = fetch(config)
-    at_once = min(at_once or how_many(config, data), len(waiting))
-    waiting = [
-        replace(task, config=replace(task.config, engine=divide(task.config.engine, at_once))) for task in waiting
-    ]
+    at_once = min(at_once or how_many(config, fetch(config)), len(waiting))
+    engine = divide(config.engine, at_once)
+    waiting = [replace(job, config=replace(job.config, engine=engine)) for job in waiting]
     console.note(
-        f"{len(waiting)} of {len(tasks)} members to train, {at_once} at once, {waiting[0].config.engine.threads} CPU "
-        "threads each"
+        f"{len(waiting)} of {len(jobs)} members to train, {at_once} at once, {engine.threads} CPU "
+        f"thread{'s' * (engine.threads != 1)} each"
     )
-    start, pool = time.perf_counter(), Pool(at_once, console)
-    failures = pool.run(waiting)
+    start = time.perf_counter()
+    failures, images = run_jobs(waiting, at_once, console)
     elapsed = time.perf_counter() - start
     console.note(
-        f"{clock(elapsed)} for {len(waiting)} members, {pool.images / elapsed:,.0f} img/s in all, starting up included"
+        f"{clock(elapsed)} for {len(waiting)} members, {images / elapsed:,.0f} img/s in all, starting up included"
     )
     if failures:
         folder, sentence = next(iter(failures.items()))
-        count = f"{len(failures)} of {len(tasks)} members failed"
+        count = f"{len(failures)} of {len(jobs)} members failed"
         raise FastcifarError(
             f"{count}, {folder} since {sentence.rstrip('.')}; see {log_of(folder)}. The others are done."
         )
 
 
 def fetch(config: RunConfig) -> DataSize:
-    """Has the data set on disk, and checked, before several processes look for it. Raises DataError where it is not
-    to be had.
-    """
+    """Has the data set on disk before several processes look for it. Raises DataError where it cannot be had."""
     data = config.data
     name = resolve_auto(data.data_dir)[0] if data.dataset == "auto" else data.dataset
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
@@ -133,10 +121,11 @@ def how_many(config: RunConfig, data: DataSize) -> int:
     """Runs at a time: as many as gain from it (`most_at_once`), fewer where their batches would have to be split."""
     device = resolve_device(config.engine.device)
     most = most_at_once(device.type, torch.get_num_threads(), config.engine.threads, shares_the_gpu())
-    free, value_bytes = free_memory(device), resolve_precision(config.engine.precision, device)[0].dtype.itemsize
+    free = free_memory(device)
     if free is None:
         return max(most, 1)
-    taken = footprint(config, data, device, value_bytes)
+    precision, _ = resolve_precision(config.engine.precision, device)
+    taken = footprint(config, data, device, precision.dtype.itemsize)
     return next((count for count in range(most, 1, -1) if fits(config, taken, free // count)), 1)
 
 
@@ -146,18 +135,16 @@ def most_at_once(device: str, cpu_threads: int, threads: int | None, mps: bool) 
     Args:
         device: "cpu" or "cuda".
         cpu_threads: of this machine.
-        threads: of a run, where that is given; else one, which wastes nothing on waiting for others.
+        threads: of a run; one where that is not given, which wastes nothing on waiting for others.
         mps: whether NVIDIA's Multi-Process Service runs.
     """
     if device == "cpu":
         return cpu_threads // (threads or 1)
-    return MOST_AT_ONCE if mps else 1
+    return MOST_ON_A_GPU if mps else 1
 
 
 def shares_the_gpu() -> bool:
-    """Whether NVIDIA's Multi-Process Service runs: its control daemon keeps a pipe in a folder that the environment
-    may name.
-    """
+    """Whether NVIDIA's Multi-Process Service runs: its daemon has a pipe in a folder that the environment may name."""
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
@@ -171,11 +158,8 @@ def fits(config: RunConfig, taken: Footprint, limit: int) -> bool:
 
 
 def divide(engine: EngineConfig, at_once: int) -> EngineConfig:
-    """The share of the CPU's threads, and of the memory that is free, that one of `at_once` runs has, where none is
-    given.
-    """
-    device, limit = resolve_device(engine.device), engine.memory_limit
-    free = free_memory(device)
+    """`engine` with a share of the CPU's threads, and of the memory that is free, where none is given."""
+    limit, free = engine.memory_limit, free_memory(resolve_device(engine.device))
     if limit is None and free is not None and at_once > 1:
         limit = f"{max(free // at_once // 2**20, 1)}MB"
     return replace(engine, threads=engine.threads or max(1, torch.get_num_threads() // at_once), memory_limit=limit)

@@ -1,6 +1,4 @@
-"""Finished runs of recipes as rows in a file, what several of them come to, and whether that meets the claim; free
-of torch.
-"""
+"""Finished runs of recipes as rows in a file, and whether they meet the claim; free of torch."""
 
 from __future__ import annotations
 
@@ -23,18 +21,10 @@ SCHEMA = "fastcifar.results/1"
 """Tells these files from others beside them."""
 
 ONE_RUN_SPREAD = 0.002
-"""Standard deviation of a run's test accuracy by its seed, as seen on CIFAR-10; taken where fewer than three runs
-are measured.
-"""
+"""Standard deviation of a CIFAR-10 run's test accuracy by its seed; taken where fewer than three runs are measured."""
 
-OF_THE_MACHINE = {field.name for field in fields(EngineConfig)} | {
-    "dataset",
-    "data_dir",
-    "loader",
-    "chunk_size",
-    "seed",
-    "epochs",
-}
+OF_THE_MACHINE = {field.name for field in fields(EngineConfig)}
+OF_THE_MACHINE |= {"dataset", "data_dir", "loader", "chunk_size", "seed", "epochs"}
 """Settings that are decided when a run starts, or stand in a row of their own."""
 
 
@@ -84,14 +74,13 @@ class Summary:
     def compared(self) -> list[float]:
         """The accuracies that the claim is to be compared with."""
         entry = RECIPES.get(self.first.recipe)
-        of_average = entry is not None and entry.measure == "average"
-        return [row.average if of_average and row.average is not None else row.test_accuracy for row in self.rows]
+        if entry is None or entry.measure != "average":
+            return [row.test_accuracy for row in self.rows]
+        return [row.test_accuracy if row.average is None else row.average for row in self.rows]
 
     @property
     def met(self) -> bool | None:
-        """Whether the mean is at least the claim less the spread; None where the claim is not of such runs, or there
-        is none.
-        """
+        """Whether the mean is at least the claim less the spread; None where there is no claim of such runs."""
         entry = RECIPES.get(self.first.recipe)
         if entry is None or entry.claim is None or entry.measure == "ensemble" or not self.first.full_length:
             return None
@@ -117,10 +106,9 @@ def percent_and_spread(accuracies: list[float]) -> str:
 
 def recipe_settings(config: RunConfig) -> dict[str, Any]:
     """What a recipe's `config` comes to other than by default, the machine's part left out, as JSON has it."""
-    chosen = difference(resolved(config), resolved(RunConfig()))
-    return json.loads(
-        json.dumps({name: value for name, value in chosen.items() if name not in OF_THE_MACHINE}, default=str)
-    )
+    changed = difference(resolved(config), resolved(RunConfig()))
+    kept = {name: value for name, value in changed.items() if name not in OF_THE_MACHINE}
+    return json.loads(json.dumps(kept, default=str))
 
 
 def resolved(config: RunConfig) -> RunConfig:
@@ -131,9 +119,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in a file; none where it is not there, or holds something else. Raises FastcifarError where it is
-    damaged.
-    """
+    """The rows in a file; none where it is absent or another kind. Raises FastcifarError where it is damaged."""
     if not path.exists():
         return []
     with reading(path, "delete it, or mend it"):
@@ -145,7 +131,5 @@ def read_rows(path: Path) -> list[Row]:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replaces the file as a whole, in an order that does not depend on that of the runs. Raises FastcifarError."""
-    ordered = sorted(rows, key=lambda row: row.key)
-    write_text(
-        path, json.dumps({"schema": SCHEMA, "rows": [dataclasses.asdict(row) for row in ordered]}, indent=1) + "\n"
-    )
+    ordered = [dataclasses.asdict(row) for row in sorted(rows, key=lambda row: row.key)]
+    write_text(path, json.dumps({"schema": SCHEMA, "rows": ordered}, indent=1) + "\n")

@@ -1,11 +1,13 @@
-"""Several networks as one: how they vote, which of them to keep, and how much they differ. Probabilities are
-float64, on the CPU.
+"""Several networks as one: how they vote, which of them to keep, and how much they differ.
+
+Probabilities are float64 (M, N, C) on the CPU, of M members, N images and C classes; labels are int64 (N,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -18,15 +20,12 @@ LEAST_PROBABILITY = 1e-300
 
 
 def soft_vote(probabilities: Tensor) -> Tensor:
-    """Probabilities float64 (M, N, C) of M members -> int64 (N,), the class of the greatest mean; of equal ones, the
-    lowest label.
-    """
+    """int64 (N,), the class of the greatest mean probability; of equal ones, the lowest label."""
     return probabilities.sum(dim=0).argmax(dim=1)
 
 
 def hard_vote(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities float64 (M, N, C) -> int64 (N,), the class that most members choose, and bool (N,), where several
-    had as many votes.
+    """int64 (N,), the class that most members choose, and bool (N,), where several classes had as many votes.
 
     Among those the greatest summed probability decides.
     """
@@ -59,17 +58,15 @@ def q_statistic(right: Tensor) -> float | None:
 def mean_over_pairs(table: Tensor) -> float | None:
     """The mean of what stands above the diagonal of float64 (M, M), NaN left out; None where nothing is left."""
     first, second = torch.triu_indices(*table.shape, offset=1)
-    values = table[first, second]
-    values = values[~values.isnan()]
-    return values.mean().item() if len(values) else None
+    mean = table[first, second].nanmean().item()
+    return None if mean != mean else mean
 
 
 @dataclass(frozen=True)
-class Choice:
+class Subset:
     """Some members, and what their soft vote came to where they were chosen."""
 
     members: tuple[int, ...]
-    """Ascending."""
     accuracy: float
     """As a fraction."""
     loss: float
@@ -77,62 +74,52 @@ class Choice:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Greater is better: accuracy first, which few images leave at few values, then the loss."""
+        """Greater is better. The loss decides between equal accuracies, which few images make likely."""
         return self.accuracy, -self.loss
 
 
-def judge(members: tuple[int, ...], summed: Tensor, labels: Tensor) -> Choice:
-    """The soft vote of `members`, given the sum of their probabilities (N, C), and labels int64 (N,)."""
+def judge(members: tuple[int, ...], summed: Tensor, labels: Tensor) -> Subset:
+    """The soft vote of `members`, given the sum of their probabilities (N, C)."""
     correct = int((summed.argmax(dim=1) == labels).sum())
     likelihood = summed.gather(1, labels[:, None]) / len(members)
-    return Choice(members, correct / len(labels), -likelihood.clamp_min(LEAST_PROBABILITY).log().mean().item())
+    return Subset(members, correct / len(labels), -likelihood.clamp_min(LEAST_PROBABILITY).log().mean().item())
 
 
-def best_of_each_size(probabilities: Tensor, labels: Tensor) -> tuple[Choice, ...]:
+def best_of_each_size(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ...]:
     """The best subset of each size, from 1 to M: of all up to `MOST_EXHAUSTIVE` members, beyond them by `greedy`.
 
-    Probabilities float64 (M, N, C), labels int64 (N,); of equal subsets, the one of the lower numbers.
+    Of equal subsets, it is the one of the lower numbers.
     """
-    if len(probabilities) > MOST_EXHAUSTIVE:
+    count = len(probabilities)
+    if count > MOST_EXHAUSTIVE:
         return greedy(probabilities, labels)
-    best: dict[int, Choice] = {}
-    for members, summed in subset_sums(probabilities):
-        choice = judge(members, summed, labels)
-        if len(members) not in best or choice.rank > best[len(members)].rank:
-            best[len(members)] = choice
-    return tuple(best[size] for size in sorted(best))
+
+    def judged(members: tuple[int, ...]) -> Subset:
+        return judge(members, reduce(torch.add, (probabilities[member] for member in members)), labels)
+
+    return tuple(
+        max(map(judged, combinations(range(count), size)), key=lambda subset: subset.rank)
+        for size in range(1, count + 1)
+    )
 
 
-def subset_sums(
-    probabilities: Tensor, members: tuple[int, ...] = (), summed: Tensor | float = 0.0
-) -> Iterator[tuple[tuple, Tensor]]:
-    """Every subset that begins with `members`, in dictionary order, with the sum of its probabilities (N, C); an
-    addition for each.
+def greedy(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ...]:
+    """The best member, then each time the one that helps most, until all are in: a subset of each size, from 1 to M.
+
+    Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement. Of equal members, it is the
+    one of the lower number.
     """
-    for member in range(members[-1] + 1 if members else 0, len(probabilities)):
-        grown, total = (*members, member), summed + probabilities[member]
-        yield grown, total
-        yield from subset_sums(probabilities, grown, total)
-
-
-def greedy(probabilities: Tensor, labels: Tensor) -> tuple[Choice, ...]:
-    """The best member, then each time the one that helps most, until all are in: a choice of each size, from 1 to M.
-
-    Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement. Probabilities float64 (M,
-    N, C), labels int64 (N,); of equal members, the one of the lower number.
-    """
-    path: list[Choice] = []
-    summed, left = torch.zeros_like(probabilities[0]), list(range(len(probabilities)))
-    while left:
-        held = path[-1].members if path else ()
-        choices = {member: judge((*held, member), summed + probabilities[member], labels) for member in left}
-        added = max(left, key=lambda member: choices[member].rank)
-        left.remove(added)
-        summed = summed + probabilities[added]
-        path.append(Choice(tuple(sorted(choices[added].members)), choices[added].accuracy, choices[added].loss))
+    path: list[Subset] = []
+    held, summed = (), torch.zeros_like(probabilities[0])
+    while len(held) < len(probabilities):
+        left = [member for member in range(len(probabilities)) if member not in held]
+        grown = [judge((*held, member), summed + probabilities[member], labels) for member in left]
+        best = max(grown, key=lambda subset: subset.rank)
+        held, summed = best.members, summed + probabilities[best.members[-1]]
+        path.append(replace(best, members=tuple(sorted(held))))
     return tuple(path)
 
 
-def select(probabilities: Tensor, labels: Tensor) -> Choice:
-    """The best choice on the way of `greedy`; of equal ones, that of fewer members. Arguments as there."""
-    return max(greedy(probabilities, labels), key=lambda choice: choice.rank)
+def select(probabilities: Tensor, labels: Tensor) -> Subset:
+    """The best subset on the way of `greedy`; of equal ones, that of fewer members."""
+    return max(greedy(probabilities, labels), key=lambda subset: subset.rank)

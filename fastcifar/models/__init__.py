@@ -1,40 +1,86 @@
-"""Architectures by name; the map is torch-free, so that a wrong name or option is refused before torch is imported."""
+"""The network: the settings of it, and architectures by name; torch is imported where one is built."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from fastcifar.checks import check_range
 from fastcifar.errors import ConfigError, unknown
-from fastcifar.registry import GIVEN, load
+from fastcifar.models.plug_ins import from_function, from_nowhere, from_timm
+from fastcifar.models.resnet import ResNet, resnet, wide_resnet
 
 if TYPE_CHECKING:
     from torch import nn
 
+GIVEN = "given"
+"""What a run records as its network or its data set where that was given in Python, so that only Python can give it
+again.
+"""
+TIMM = "timm"
+PLUG_IN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""package.module:function"""
+
+UNCHOSEN = ("block_dropout", "resnet_d", "entry_stride", "classes", "image_size")
+"""The fields of `ResNet` that are no settings."""
+HINTS = {name: hint for name, hint in get_type_hints(ResNet).items() if name not in UNCHOSEN}
+NetworkOptions: Any = make_dataclass(
+    "NetworkOptions",
+    [
+        *((name, Any, None) for name in ("arch", "depth", "widen")),
+        *((name, hint | None, field(default=None, metadata={"home": ResNet})) for name, hint in HINTS.items()),
+    ],
+    frozen=True,
+)
+"""The settings of `ResNet`, where each stands with its help and its default, as what may be given: None where it is
+not. Their order, after three that `ModelConfig` declares, is that of every list of settings.
+"""
+
+
+@dataclass(frozen=True)
+class ModelConfig(NetworkOptions):
+    """The network. What is left out is the architecture's own; what it does not read is refused."""
+
+    arch: str = "resnet_prop"
+    """Architecture: one of these names, timm:NAME, or package.module:function; `fastcifar count --arch NAME`
+    describes one.
+    """
+    # Not None, since the files of older runs have false for every network.
+    pre_activation: bool = field(default=False, metadata={"home": ResNet})
+    depth: int | None = None
+    """Convolutions and linear layers on the longest path of a wide ResNet, 6 n + 4 for n blocks a stage."""
+    widen: int | None = None
+    """Factor of the stages' width in a wide ResNet."""
+    max_params: float | None = None
+    """Refuse a network of more parameters, such as 5e6."""
+
+    def __post_init__(self) -> None:
+        check_architecture(self.arch, self.options)
+        check_range("max_params", self.max_params, 1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was asked for besides the name, as keyword arguments of `build_model`."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {name: value for name, value in given.items() if name not in ("arch", "max_params")}
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where an architecture is built, and what it lets the user choose."""
+    """How an architecture is built, and what it lets the user choose."""
 
     summary: str
     """One line, shown by `fastcifar count`."""
-    target: str
-    """`module:function`; the function takes `classes`, `image_size`, the options and the preset by keyword; it
-    returns an `nn.Module`.
-    """
-    options: tuple[str, ...]
-    """The keyword options that the user may give, besides `classes` and `image_size`."""
+    build: Callable[..., nn.Module]
+    """Takes `classes`, `image_size`, the options and the preset by keyword."""
+    options: tuple[str, ...] = ()
+    """The settings of `ModelConfig` that it reads."""
     preset: Mapping[str, Any] = field(default_factory=dict)
-    """What the function is told where the user gives nothing else."""
+    """What `build` is told where the user gives nothing else."""
 
 
-RESNET, WRN, RESNET_RS = (
-    "fastcifar.models.resnet:resnet",
-    "fastcifar.models.wide:wrn",
-    "fastcifar.models.resnet_rs:resnetrs50",
-)
 PYTORCH = {"weight_init": "pytorch"}
 """The setting of what reports 1 and 4 took from github.com/kuangliu/pytorch-cifar, which leaves the weights as
 PyTorch makes them.
@@ -44,103 +90,100 @@ SE = ("se_ratio", *LAST)
 V2 = ("final_norm", *SE)
 POOLED = ("pool", "pool_stride", *SE)
 RS = ("stem_channels", "stem_out", *SE)
-SHAPE = (
-    "blocks",
-    "channels",
-    "kernels",
-    "skip_kernels",
-    "stem_channels",
-    "stem_stride",
-    "block",
-    "groups",
-    "group_width",
-)
+RESNETRS50 = {
+    "blocks": (3, 4, 6, 3),
+    "block": "bottleneck",
+    "resnet_d": True,
+    "stem_channels": 32,
+    "se_ratio": 1 / 16,
+    "dropout": 0.25,
+}
+"""ResNet-RS-50 (Bello et al. 2021, arXiv:2103.07579) as in report 2, which names the stem's width, of 32 or 128, and
+gives no count of parameters.
+
+The reading: the width is that of the stem's first two convolutions and the third doubles it, as in the public codes
+that have such a setting. A strided 3x3 convolution of that many channels stands in place of max-pooling, and the first
+block of every stage has a convolution on its shortcut, as in the authors' code. For ten classes that is 26,115,738
+parameters at width 32 and 27,148,602 at width 128; at width 128 with `stem_out=64`, the stem's output in report 2's
+figure 1, it is 26,312,250. Squeeze-and-excitation has 1/16 of the features within in report 2, and 0.25 in the paper.
+At strides of 2 the maps of a 32x32 image are 8, 4, 2 and 1 pixels wide; at 1, 32, 16, 8 and 4.
+"""
+
+
+def stages(blocks: tuple[int, ...], channels: tuple[int, ...], **others: Any) -> dict[str, Any]:
+    """A preset of `resnet`."""
+    return {"blocks": blocks, "channels": channels, **others}
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "resnet": Architecture(
         "the generic residual network, ResNet-18 where nothing is given",
-        RESNET,
-        (*SHAPE, "pre_activation", *V2, *POOLED[:2]),
+        resnet,
+        tuple(name for name in HINTS if name != "stem_out"),
     ),
-    "resnet18": Architecture("ResNet-18 for small images, the baseline of reports 4 and 5", RESNET, SE, PYTORCH),
+    "resnet18": Architecture("ResNet-18 for small images, the baseline of reports 4 and 5", resnet, SE, PYTORCH),
     "resnet20": Architecture(
         "the ResNet-20 of report 5's table 1 (the ASAM authors': a convolution with norm where the shortcut changes "
         "shape)",
-        RESNET,
+        resnet,
         SE,
-        {"blocks": (3, 3, 3), "channels": (16, 32, 64)},
+        stages((3, 3, 3), (16, 32, 64)),
     ),
-    "resnet56": Architecture(
-        "the ResNet-56 of report 5's table 1", RESNET, SE, {"blocks": (9, 9, 9), "channels": (16, 32, 64)}
-    ),
+    "resnet56": Architecture("the ResNet-56 of report 5's table 1", resnet, SE, stages((9, 9, 9), (16, 32, 64))),
     "resnet20_v2": Architecture(
         "report 1's ResNetV2-20, pre-activation",
-        RESNET,
+        resnet,
         V2,
-        {"blocks": (3, 3, 3), "channels": (16, 32, 64), "pre_activation": True, **PYTORCH},
+        stages((3, 3, 3), (16, 32, 64), pre_activation=True, **PYTORCH),
     ),
     "resnet_prop": Architecture(
         "report 1's ResNetV2-Prop, a pre-activation ResNet-18, with the last norm that the report's lacks "
         "(final_norm false)",
-        RESNET,
+        resnet,
         V2,
         # Without it the features add up unbounded: 78 steps up to a rate of 0.1 ended in NaN on the drawn images.
         {"pre_activation": True, "final_norm": True, **PYTORCH},
     ),
-    "resnet_s3": Architecture(
-        "report 3's network", RESNET, POOLED, {"blocks": (3, 3, 2, 3), "channels": (64, 128, 128, 256), "pool": 4}
-    ),
+    "resnet_s3": Architecture("report 3's network", resnet, POOLED, stages((3, 3, 2, 3), (64, 128, 128, 256), pool=4)),
     "resnet_s4": Architecture(
         "report 4's final network; its baseline has dropout 0 and pool 5, which reads the top left 5x5 of the 8x8 map",
-        RESNET,
+        resnet,
         POOLED,
-        {"blocks": (4, 4, 3), "channels": (64, 128, 256), "dropout": 0.4, **PYTORCH},
+        stages((4, 4, 3), (64, 128, 256), dropout=0.4, **PYTORCH),
     ),
     "resnet_s4_deep": Architecture(
-        "report 4, table 8: three stages of 13 blocks",
-        RESNET,
-        POOLED,
-        {"blocks": (13, 13, 13), "channels": (32, 64, 128), **PYTORCH},
+        "report 4, table 8: three stages of 13 blocks", resnet, POOLED, stages((13, 13, 13), (32, 64, 128), **PYTORCH)
     ),
     "resnet_s4_4stages": Architecture(
-        "report 4, table 8: four stages",
-        RESNET,
-        POOLED,
-        {"blocks": (4, 4, 3, 3), "channels": (32, 64, 128, 256), **PYTORCH},
+        "report 4, table 8: four stages", resnet, POOLED, stages((4, 4, 3, 3), (32, 64, 128, 256), **PYTORCH)
     ),
     "resnet_s4_5stages": Architecture(
-        "report 4, table 8: five stages",
-        RESNET,
-        POOLED,
-        {"blocks": (4, 4, 4, 4, 3), "channels": (16, 32, 64, 128, 256), **PYTORCH},
+        "report 4, table 8: five stages", resnet, POOLED, stages((4, 4, 4, 4, 3), (16, 32, 64, 128, 256), **PYTORCH)
     ),
     "resnetrs50": Architecture(
         "report 2's ResNet-RS-50, which takes 32x32 images to a 1x1 map; resnetrs50_cifar does not",
-        RESNET_RS,
+        resnet,
         ("stem_stride", *RS),
+        {**RESNETRS50, "stem_stride": 2, "entry_stride": 2},
     ),
     "resnetrs50_cifar": Architecture(
-        "ResNet-RS-50 with an unstrided stem: maps of 32, 16, 8 and 4 pixels",
-        RESNET_RS,
-        RS,
-        {"stem_stride": 1, "entry_stride": 1},
+        "ResNet-RS-50 with an unstrided stem: maps of 32, 16, 8 and 4 pixels", resnet, RS, RESNETRS50
     ),
     "resnext29": Architecture(
         "ResNeXt-29, 32x4d (Xie et al. 2017)",
-        RESNET,
+        resnet,
         ("groups", "group_width", *SE),
-        {"blocks": (3, 3, 3), "channels": (64, 128, 256), "block": "bottleneck", "groups": 32, "group_width": 4},
+        stages((3, 3, 3), (64, 128, 256), block="bottleneck", groups=32, group_width=4),
     ),
     "wrn": Architecture(
-        "a wide ResNet (Zagoruyko and Komodakis 2016); dropout is within its blocks", WRN, ("depth", "widen", *LAST)
+        "a wide ResNet (Zagoruyko and Komodakis 2016); dropout is within its blocks",
+        wide_resnet,
+        ("depth", "widen", *LAST),
+        {"depth": 28, "widen": 10},
     ),
-    "wrn28_2": Architecture("WRN-28-2; dropout is within its blocks", WRN, LAST, {"depth": 28, "widen": 2}),
-    "wrn28_10": Architecture("WRN-28-10; dropout is within its blocks", WRN, LAST, {"depth": 28, "widen": 10}),
+    "wrn28_2": Architecture("WRN-28-2; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 2}),
+    "wrn28_10": Architecture("WRN-28-10; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 10}),
 }
-
-TIMM = "timm"
-PLUG_IN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-"""package.module:function"""
 
 
 def find_architecture(name: str) -> Architecture:
@@ -157,11 +200,11 @@ def find_architecture(name: str) -> Architecture:
             "one of timm's networks, most of which have ImageNet stems: "
             "they shrink a 32x32 image before the first stage"
         )
-        return Architecture(summary, "fastcifar.models.plug_ins:from_timm", (), {"name": name.removeprefix(f"{TIMM}:")})
+        return Architecture(summary, from_timm, preset={"name": name.removeprefix(f"{TIMM}:")})
     if name == GIVEN:
-        return Architecture("a network that was given in Python", "fastcifar.models.plug_ins:from_nowhere", ())
+        return Architecture("a network that was given in Python", from_nowhere)
     if PLUG_IN.fullmatch(name):
-        return Architecture("a plug-in", "fastcifar.models.plug_ins:from_function", (), {"target": name})
+        return Architecture("a plug-in", from_function, preset={"target": name})
     if ":" in name:
         raise ConfigError(
             f"architecture {name!r} is neither timm:NAME nor package.module:function; write it as one of them."
@@ -201,7 +244,7 @@ def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options
         ConfigError: an unknown name, an option it does not read, or a value it cannot use.
     """
     architecture = check_architecture(name, options)
-    return load(architecture.target)(classes=classes, image_size=image_size, **{**architecture.preset, **options})
+    return architecture.build(classes=classes, image_size=image_size, **{**architecture.preset, **options})
 
 
 def check_parameters(parameters: int, limit: float | None) -> None:

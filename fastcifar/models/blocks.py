@@ -1,7 +1,9 @@
-"""Residual blocks and the stems and pooling around them."""
+"""Residual blocks, the stems and pooling around them, and the networks that they make."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.models.layers import BatchNorm2d, SqueezeExcite
+from fastcifar.models.resnet import EXPANSION, ResNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,3 +209,77 @@ class Pool(nn.Module):
 
     def extra_repr(self) -> str:
         return f"size={self.size}, stride={self.stride}"
+
+
+def assemble(options: ResNet) -> nn.Sequential:
+    """The network, initialised: normalised images (N, 3, image_size, image_size) -> logits (N, classes)."""
+    layers = stem(options)
+    style = PreActivation if options.pre_activation else PostActivation
+    for stage, shapes in enumerate(block_shapes(options), 1):
+        layers[f"stage{stage}"] = nn.Sequential(*map(style, shapes))
+    features, pool, stride = options.channels[-1] * EXPANSION[options.block], options.pool, options.pool_stride
+    if options.final_norm:
+        layers["final_norm"] = BatchNorm2d(features, relu=True)
+    layers["pool"] = Pool(pool, stride)
+    if options.dropout:
+        layers["dropout"] = nn.Dropout(options.dropout)
+    windows = 1 if pool is None else (options.last_size - pool) // (stride or pool) + 1
+    layers["classifier"] = nn.Linear(features * windows**2, options.classes)
+    network = nn.Sequential(OrderedDict(layers))
+    if options.weight_init == "he":
+        initialize_by_he(network)
+    return network
+
+
+def stem(options: ResNet) -> dict[str, nn.Module]:
+    """The layers before the stages, by name."""
+    width, stride = options.stem_width, options.stem_stride
+    if options.resnet_d:
+        return {"stem": deep_stem(width, options.stem_features, stride, options.entry_stride)}
+    layers: dict[str, nn.Module] = {"stem": convolution(3, width, 3, stride)}
+    # The first block of a pre-activation network begins with a norm of its own.
+    return layers if options.pre_activation else layers | {"stem_norm": BatchNorm2d(width, relu=True)}
+
+
+def block_shapes(options: ResNet) -> Iterator[list[BlockShape]]:
+    """The shapes of the blocks of each stage."""
+    kernels, skip_kernels = options.per_stage("kernels"), options.per_stage("skip_kernels")
+    width, before, depth = options.stem_features, 0, sum(options.blocks)
+    basic = options.block == "basic"
+    for stage, blocks in enumerate(options.blocks):
+        inner, kernel = options.inner_widths[stage], kernels[stage]
+        outer = options.channels[stage] * EXPANSION[options.block]
+        shapes = []
+        for i in range(blocks):
+            shapes.append(
+                BlockShape(
+                    channels=(width, inner, outer) if basic else (width, inner, inner, outer),
+                    kernels=(kernel, kernel) if basic else (1, kernel, 1),
+                    middle=0 if basic else 1,
+                    stride=2 if stage and i == 0 else 1,
+                    groups=options.groups,
+                    skip_kernel=skip_kernels[stage],
+                    project=options.resnet_d and i == 0,
+                    pool_skip=options.resnet_d,
+                    reduced=max(1, round(outer * options.se_ratio)) if options.se_ratio else 0,
+                    skip_probability=options.stochastic_depth * (before + i + 1) / depth,
+                    dropout=options.block_dropout,
+                    followed=before + i + 1 < depth,
+                )
+            )
+            width = outer
+        before += blocks
+        yield shapes
+
+
+def initialize_by_he(network: nn.Module) -> None:
+    """Convolutions normal, with a variance of 2 over the fan-out (He et al. 2015, arXiv:1502.01852).
+
+    PyTorch's own are uniform, with a variance of 1/3 over the fan-in, a sixth of He's. A pre-activation network adds up
+    its branches without a norm, so that its last map is as large as its branches are many. Where no norm stands before
+    the classifier either, He's rule makes the first logits so large that a learning rate of 0.1 diverges unless it is
+    reached very slowly; PyTorch's does not.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: timm's, and those that a function of the user's builds."""
+"""Networks from elsewhere: timm's, and those that a function of the user's builds; free of torch until then."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from fastcifar.errors import ConfigError, reason, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def from_timm(*, name: str, classes: int = 10, image_size: int = 32) -> nn.Module:
@@ -48,9 +48,9 @@ def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
+            what = f"{type(error).__name__}: {reason(error)}"
             raise ConfigError(
-                f"{target}: the module {module_name} cannot be imported "
-                f"({type(error).__name__}: {reason(error)}); mend it or its name."
+                f"{target}: the module {module_name} cannot be imported ({what}); mend it or its name."
             ) from error
         function = getattr(module, function_name, None)
         if not callable(function):
@@ -95,10 +95,8 @@ def refused(name: str, task: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"{name} {error}") from error
     except Exception as error:
-        raise ConfigError(
-            f"{name} failed for {task} ({type(error).__name__}: {reason(error)}); "
-            "mend it or choose another architecture."
-        ) from error
+        what = f"{type(error).__name__}: {reason(error)}"
+        raise ConfigError(f"{name} failed for {task} ({what}); mend it or choose another architecture.") from error
 
 
 def checked(network: Any, classes: int, image_size: int) -> nn.Module:
@@ -107,13 +105,15 @@ def checked(network: Any, classes: int, image_size: int) -> nn.Module:
     Raises:
         ConfigError: no `nn.Module`, or not one that gives logits; the sentence lacks its subject.
     """
-    if not isinstance(network, nn.Module):
+    import torch
+
+    if not isinstance(network, torch.nn.Module):
         raise ConfigError(f"returned {type(network).__name__}; expected an nn.Module.")
     network.eval()
     with torch.no_grad():
         logits = network(torch.zeros(2, 3, image_size, image_size))
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ConfigError(
             f"puts out {found} for two images; expected logits of shape (2, {classes}); a function takes classes=."
         )

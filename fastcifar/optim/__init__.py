@@ -1,14 +1,63 @@
-"""Optimisers and schedules by name; the maps are torch-free, so that a wrong name or setting is refused before torch
-is imported.
-"""
+"""How the weights move: the settings of it, and the optimisers by name; torch is imported where they are built."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastcifar.checks import check_name, check_range, check_reads, filled
 from fastcifar.errors import ConfigError
+from fastcifar.optim.schedules import Duration
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights move. What is left out is the optimiser's own; what it does not read is refused."""
+
+    optimizer: str = "sgd-nesterov"
+    """Optimiser."""
+    lr: float | None = None
+    """Peak learning rate."""
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply the learning rate by the batch size over 128, or by the root of that."""
+    momentum: float | None = None
+    """Share of the momentum kept in a step."""
+    weight_decay: float | None = None
+    """Decay of the weights; decoupled from the gradient in adamw and muon."""
+    decay_norms: bool = True
+    """Whether norms and biases decay as well."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; unclipped by default."""
+    sharpness: Literal["none", "sam", "asam"] = "none"
+    """Step by the gradient at the worst point nearby (SAM), or nearby in relation to each weight (ASAM); doubles the
+    work.
+    """
+    rho: float | None = None
+    """Radius of that neighbourhood."""
+    eta: float | None = None
+    """Added to each weight's magnitude by ASAM."""
+
+    def __post_init__(self) -> None:
+        check_name("optimiser", self.optimizer, OPTIMIZERS)
+        check_name("sharpness", self.sharpness, SHARPNESS)
+        check_reads("optimiser", self.optimizer, {"momentum": self.momentum}, OPTIMIZERS[self.optimizer].defaults)
+        check_reads("sharpness", self.sharpness, {"rho": self.rho, "eta": self.eta}, SHARPNESS[self.sharpness])
+        check_range("lr", self.lr, 0, exclusive=True)
+        check_range("momentum", self.momentum, 0, 1)
+        check_range("weight_decay", self.weight_decay, 0)
+        check_range("clip_norm", self.clip_norm, 0, exclusive=True)
+        check_range("rho", self.rho, 0, exclusive=True)
+        check_range("eta", self.eta, 0)
+
+    @property
+    def resolved(self) -> OptimConfig:
+        """With what was left out filled in, where it is read."""
+        return filled(self, OPTIMIZERS[self.optimizer].defaults | SHARPNESS[self.sharpness])
+
+    def peak_lr(self, batch_size: int) -> float:
+        """The highest learning rate of a run."""
+        ratio = batch_size / 128
+        return self.resolved.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.scale_lr]
 
 
 @dataclass(frozen=True)
@@ -27,8 +76,10 @@ class Optimizer:
     """One kernel for all parameters, one for each operation, or neither, in an optimiser that is not torch's."""
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        return () if self.momentum is None else ("momentum",)
+    def defaults(self) -> dict[str, Any]:
+        """What it reads of `OptimConfig`, and what it makes of None."""
+        own = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -46,13 +97,33 @@ OPTIMIZERS: dict[str, Optimizer] = {
 three epochs; the decays are customary.
 """
 
-SHARPNESS: dict[str, tuple[str, ...]] = {"none": (), "sam": ("rho",), "asam": ("rho", "eta")}
-"""What each kind of sharpness-aware minimisation reads."""
+SHARPNESS: dict[str, dict[str, Any]] = {"none": {}, "sam": {"rho": 0.05}, "asam": {"rho": 0.5, "eta": 0.01}}
+"""What each kind of sharpness-aware minimisation reads of `OptimConfig`, and what it makes of None."""
 
 
-def check_reads(name: str, given: Mapping[str, Any], reads: Collection[str], kind: str) -> None:
-    """Raises ConfigError where a setting was `given` (is not None) that `name` does not read."""
-    for setting, value in given.items():
-        if value is not None and setting not in reads:
-            known = f"it reads {', '.join(reads)}" if reads else "leave it out"
-            raise ConfigError(f"the {kind} {name} does not read {setting}; {known}.")
+@dataclass(frozen=True)
+class AverageConfig:
+    """Averages of the weights, measured beside the weights themselves."""
+
+    ema_decay: tuple[float, ...] = (0.999,)
+    """Decays a step of exponential averages, at most four, each warmed up from 0; 0 keeps none."""
+    swa_start: str | None = None
+    """From here on, average the weights at the end of every epoch (SWA), such as 75%; batch norm statistics are
+    measured anew.
+    """
+
+    def __post_init__(self) -> None:
+        for decay in self.ema_decay:
+            check_range("ema_decay", decay, 0, 1)
+        if len(set(self.decays)) != len(self.decays) or len(self.decays) > 4:
+            raise ConfigError(
+                f"ema_decay {' '.join(map(str, self.ema_decay))} does not suit; give one to four different decays, "
+                "or 0."
+            )
+        if self.swa_start is not None:
+            Duration.parse(self.swa_start)
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Those of the averages that are kept."""
+        return tuple(decay for decay in self.ema_decay if decay)

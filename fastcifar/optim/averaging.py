@@ -9,9 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from fastcifar.config import AverageConfig
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.averaging import ema_update_
+from fastcifar.optim import AverageConfig
 from fastcifar.optim.schedules import Duration
 
 ALIGNMENT = 16

@@ -7,7 +7,7 @@ and the weights decay apart from the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,10 +37,12 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them with any of the settings below. What is orthogonalised has two dimensions
-        or more. lr: the root mean square of an update is about `lr / max(rows, columns) ** 0.5`, times the factor
-        above; may be a tensor. weight_decay: share of the weights lost in a step, over `lr`; of all groups. momentum:
-        share of the momentum kept in a step. orthogonalize: whether to orthogonalise. dtype: in which matrices are
-        multiplied; what suits their device by default.
+            or more.
+        lr: the root mean square of an update is about `lr / max(rows, columns) ** 0.5`, times the factor above.
+        weight_decay: share of the weights lost in a step, over `lr`.
+        momentum: share of the momentum kept in a step.
+        orthogonalize: whether to orthogonalise.
+        dtype: in which matrices are multiplied; what suits their device by default.
     """
 
     def __init__(
@@ -52,13 +54,7 @@ class Muon(torch.optim.Optimizer):
         orthogonalize: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
-        settings = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "orthogonalize": orthogonalize,
-            "dtype": dtype,
-        }
+        settings = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, orthogonalize=orthogonalize, dtype=dtype)
         super().__init__(params, settings)
         # A scaler that sees this hands over its scale and whether the gradient overflowed, in place of waiting to know.
         self._step_supports_amp_scaling = True
@@ -67,20 +63,14 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step; returns the loss that `closure`, where there is one, computes anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:
+        """Moves every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            move = self._move_matrices if group["orthogonalize"] else self._move_plainly
             if parameters:
-                move(parameters, group)
-        return loss
+                (self.move_matrices if group["orthogonalize"] else self.move_plainly)(parameters, group)
 
-    def _move_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def move_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         scale, overflowed = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         gradients = [parameter.grad for parameter in parameters]
@@ -92,7 +82,7 @@ class Muon(torch.optim.Optimizer):
             skipped = overflowed.bool()
             gradients = [torch.where(skipped, 0.0, gradient) for gradient in gradients]
             lr, momentum = lr * (1 - overflowed), torch.where(skipped, 1.0, momentum)
-        momenta = self._momenta(parameters)
+        momenta = self.momenta_of(parameters)
         torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, gradients)
         ahead = torch._foreach_mul(momenta, momentum)
@@ -101,7 +91,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         torch._foreach_sub_(parameters, updates)
 
-    def _move_plainly(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def move_plainly(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         scale, overflowed = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         decaying = lr if overflowed is None else lr * (1 - overflowed)
@@ -109,7 +99,7 @@ class Muon(torch.optim.Optimizer):
         sgd(
             parameters,
             [parameter.grad for parameter in parameters],
-            self._momenta(parameters) if momentum else [None] * len(parameters),
+            self.momenta_of(parameters) if momentum else [None] * len(parameters),
             fused=True,
             grad_scale=scale,
             found_inf=overflowed,
@@ -121,7 +111,7 @@ class Muon(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+    def momenta_of(self, parameters: list[Tensor]) -> list[Tensor]:
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
 

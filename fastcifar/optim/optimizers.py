@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcifar.config import OptimConfig
-from fastcifar.optim import OPTIMIZERS
+from fastcifar.optim import OPTIMIZERS, OptimConfig
 from fastcifar.optim.muon import hidden_matrices
-from fastcifar.registry import load
 
 MUON_LR_RATIO = 2.0
 """Learning rate of what Muon does not orthogonalise over that of what it does."""
@@ -25,50 +24,43 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
     GPU it is a float32 tensor () there, so that a step neither waits nor is captured anew where it changes.
     """
     optim, own = optim.resolved, OPTIMIZERS[optim.optimizer]
-    device = next(model.parameters()).device
+    kind, device = resolve_name(own.target), next(model.parameters()).device
     settings: dict[str, Any] = {} if own.momentum is None else {"momentum": optim.momentum}
     if own.nesterov and optim.momentum:
         settings["nesterov"] = True
+    if device.type == "cuda" and "capturable" in inspect.signature(kind).parameters:
+        settings["capturable"] = True
 
-    def construct(**form: bool) -> torch.optim.Optimizer:
-        return load(own.target)(parameter_groups(model, optim, device), **settings, **form)
+    def construct(form: str) -> torch.optim.Optimizer:
+        return kind(parameter_groups(model, optim, device), **settings, **({} if form == "own" else {form: True}))
 
-    optimizer = construct(**form_settings(load(own.target), own.form, device))
+    optimizer = construct(own.form)
     if own.form == "fused" and device.type == "cuda" and not getattr(optimizer, "_step_supports_amp_scaling", False):
         # Adagrad in torch 2.11 is fused on a CPU alone, and says so no sooner than at its first step.
-        optimizer = construct(foreach=True)
+        optimizer = construct("foreach")
     create_state(optimizer)
     return optimizer
 
 
-def form_settings(optimizer: type[torch.optim.Optimizer], form: str, device: torch.device) -> dict[str, Any]:
-    """The arguments by which `optimizer` takes `form`, and on a GPU those by which it may be captured, where it asks
-    to be told.
-    """
-    settings = {form: True} if form in ("fused", "foreach") else {}
-    if device.type == "cuda" and "capturable" in inspect.signature(optimizer).parameters:
-        settings["capturable"] = True
-    return settings
-
-
 def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device) -> list[dict[str, Any]]:
     """The parameters of `model`, in their order, by what `optim`, which is resolved, does to them."""
-    matrices = set(hidden_matrices(model)) if optim.optimizer == "muon" else set()
+    muon = optim.optimizer == "muon"
+    matrices = set(hidden_matrices(model)) if muon else set()
     members: dict[tuple[bool, bool], list[Tensor]] = {}
     for parameter in model.parameters():
         decays = optim.decay_norms or parameter.dim() > 1
         members.setdefault((parameter in matrices, decays), []).append(parameter)
     groups: list[dict[str, Any]] = []
     for (matrix, decays), parameters in members.items():
-        ratio = MUON_LR_RATIO if optim.optimizer == "muon" and not matrix else 1.0
-        lr = torch.tensor(optim.lr * ratio, device=device) if device.type == "cuda" else optim.lr * ratio
+        ratio = MUON_LR_RATIO if muon and not matrix else 1.0
+        lr = optim.lr * ratio
         group = {
             "params": parameters,
-            "lr": lr,
+            "lr": torch.tensor(lr, device=device) if device.type == "cuda" else lr,
             "lr_ratio": ratio,
             "weight_decay": optim.weight_decay if decays else 0.0,
         }
-        groups.append(group | ({"orthogonalize": matrix} if optim.optimizer == "muon" else {}))
+        groups.append(group | ({"orthogonalize": matrix} if muon else {}))
     return groups
 
 

@@ -16,14 +16,81 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
+from inspect import Parameter, signature
 from itertools import accumulate, count, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from fastcifar.checks import check_name, check_range, check_reads, filled
 from fastcifar.errors import ConfigError
 
-if TYPE_CHECKING:
-    from fastcifar.config import ScheduleConfig
+AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
+"""The warm-up where none is asked for: a share of the run, but at least so many steps, unless they are more than the
+larger share of it. A share alone takes a short run to its peak within a few steps, which is too soon for networks
+without a norm before their classifier.
+"""
+Pace = Literal["step", "epoch"]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The course of the learning rate. What is left out is the schedule's own; what it does not read is refused."""
+
+    schedule: str = "cosine"
+    """Course of the learning rate after the warm-up; swa is constant, then linear, then constant."""
+    warmup: str | None = None
+    """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run; none before one-cycle, else by default
+    `auto`: 5%, at least 200 steps, at most a quarter of the run."""
+    per: Pace | None = None
+    """Whether the schedule moves on every step, or once an epoch; the warm-up always rises every step."""
+    horizon: str | None = None
+    """Where in the run the schedule comes to its end, which is then held. It may lie beyond the run's."""
+    start_lr: float | None = None
+    """Share of the peak at the start."""
+    final_lr: float | None = None
+    """Share of the peak at the end. In plateau, the lowest share."""
+    milestones: tuple[str, ...] | None = None
+    """Where in the run multistep falls."""
+    step_size: str | None = None
+    """Length of each step; a share is one of what follows the warm-up."""
+    gamma: float | None = None
+    """Factor of each fall."""
+    restart_period: str | None = None
+    """Length of the first cycle (T_0) of warm-restarts; a share is one of what follows the warm-up."""
+    restart_factor: int | None = None
+    """How many times as long each cycle is as the one before it (T_mult)."""
+    snapshots: bool = False
+    """Keep the weights at the end of each cycle of warm-restarts, as members of an ensemble."""
+    power: float | None = None
+    """Exponent of polynomial; 1 is a straight line."""
+    patience: int | None = None
+    """Epochs without a lower loss after which plateau falls."""
+
+    def __post_init__(self) -> None:
+        check_name("schedule", self.schedule, SCHEDULES)
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("schedule", "warmup")}
+        given["snapshots"] = self.snapshots or None
+        check_reads("schedule", self.schedule, given, [name for name in self.defaults if name != "warmup"])
+        warmup = None if self.warmup == AUTO else self.warmup
+        for text in (warmup, self.horizon, self.step_size, self.restart_period, *(self.milestones or ())):
+            if text is not None:
+                Duration.parse(text)
+        check_range("start_lr", self.start_lr, 0, 1)
+        check_range("final_lr", self.final_lr, 0, 1)
+        check_range("gamma", self.gamma, 0, 1, exclusive=True)
+        check_range("restart_factor", self.restart_factor, 1)
+        check_range("power", self.power, 0, exclusive=True)
+        check_range("patience", self.patience, 0)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the schedule reads, and what it makes of None."""
+        return {"warmup": AUTO, **options(SCHEDULES[self.schedule])}
+
+    @property
+    def resolved(self) -> ScheduleConfig:
+        """With what was left out filled in, where it is read."""
+        return filled(self, self.defaults)
 
 
 @dataclass(frozen=True)
@@ -52,59 +119,70 @@ class Duration:
         return round(self.exact(steps_per_epoch, total_steps))
 
 
-AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
-"""The warm-up where none is asked for: a share of the run, but at least so many steps, unless they are more than the
-larger share of it.
-
-A share alone takes a short run to its peak within a few steps, which is too soon for networks without a norm before
-their classifier.
-"""
-
-
-def warmup_steps(text: str, steps_per_epoch: int, total_steps: int) -> int:
-    """The length of a warm-up, a `Duration` or `auto`. Raises ConfigError where `text` is neither."""
-    if text == AUTO:
-        return round(min(max(WARMUP_SHARE * total_steps, SHORTEST_WARMUP), LONGEST_WARMUP_SHARE * total_steps))
-    return Duration.parse(text).steps(steps_per_epoch, total_steps)
-
-
 @dataclass(frozen=True)
 class Course:
-    """The settings of a schedule in one run. Its own time is in ticks, which are steps or epochs, and 0 when the
-    warm-up ends.
-    """
+    """The time of a schedule in one run, in ticks, which are steps or epochs, from 0 where the warm-up ends."""
 
+    steps_per_epoch: int
+    total: int
+    """Steps of the run."""
     warmup: int
     """Steps."""
     tick: int
     """Steps from one value to the next."""
     length: int
     """Ticks to the horizon."""
-    milestones: tuple[int, ...] = ()
-    """Ticks, ascending."""
-    step_size: int = 1
-    """Ticks."""
-    restart_period: int = 1
-    """Ticks of the first cycle."""
-    restart_factor: int = 1
-    start_lr: float = 1.0
-    """A share of the peak, as `final_lr` is."""
-    final_lr: float = 0.0
-    gamma: float = 1.0
-    power: float = 1.0
 
     def ticks(self, step: int) -> int:
-        """The schedule's own time at a step after the warm-up; once an epoch means at the epoch's beginning."""
+        """The time at a step after the warm-up; once an epoch means at the epoch's beginning."""
         return step // self.tick - self.warmup // self.tick
 
     def step(self, ticks: float) -> int:
         """The step at that time."""
         return round((self.warmup // self.tick + ticks) * self.tick)
 
+    def progress(self, ticks: int) -> float:
+        """From 0, when the warm-up ends, to 1 at the horizon and ever after."""
+        return min(ticks / self.length, 1.0)
 
-def progress(ticks: int, course: Course) -> float:
-    """From 0, when the warm-up ends, to 1 at the horizon and ever after."""
-    return min(ticks / course.length, 1.0)
+    def place(self, text: str) -> int:
+        """The time of a place in the run."""
+        return round(Duration.parse(text).steps(self.steps_per_epoch, self.total) / self.tick) - (
+            self.warmup // self.tick
+        )
+
+    def period(self, name: str, text: str) -> int:
+        """The ticks of a period, whose share is one of what follows the warm-up. Raises ConfigError where it has
+        none.
+        """
+        ticks = whole_period(text, self.steps_per_epoch, self.total - self.warmup, self.tick)
+        if ticks < 1:
+            raise ConfigError(f"{name} is {text}; expected some length, such as 30ep or 25%.")
+        return ticks
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a schedule comes to in one run."""
+
+    factor: Callable[[int], float]
+    """Share of the peak, given the ticks since the warm-up."""
+    kinks: Iterable[float] = ()
+    """Ticks at which the curve jumps or bends, ascending, perhaps without end; those of warm-up and horizon left
+    out.
+    """
+
+
+Schedule = Callable[..., Curve]
+"""Takes the run's `Course`, and by keyword the settings of `ScheduleConfig` that it reads, with its own defaults.
+`per` and `horizon` have gone into the course already, and `warmup` too.
+"""
+
+
+def options(schedule: Schedule) -> dict[str, Any]:
+    """The settings that a schedule reads, and their defaults."""
+    parameters = signature(schedule).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
 
 
 def swing(start: float, end: float, share: float) -> float:
@@ -112,118 +190,128 @@ def swing(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1.0 + math.cos(math.pi * share)) / 2
 
 
-def constant(ticks: int, course: Course) -> float:
-    return 1.0
+def constant(course: Course) -> Curve:
+    return Curve(lambda ticks: 1.0)
 
 
-def step(ticks: int, course: Course) -> float:
+def step(course: Course, *, per: Pace = "step", step_size: str = "30%", gamma: float = 0.1) -> Curve:
     """Times gamma after every `step_size`."""
-    return course.gamma ** (ticks // course.step_size)
+    size = course.period("step_size", step_size)
+    return Curve(lambda ticks: gamma ** (ticks // size), count(size, size))
 
 
-def multistep(ticks: int, course: Course) -> float:
-    """Times gamma at every milestone."""
-    return course.gamma ** bisect_right(course.milestones, ticks)
+def multistep(
+    course: Course,
+    *,
+    per: Pace = "step",
+    milestones: tuple[str, ...] = ("30%", "60%", "80%"),
+    gamma: float = 0.2,
+) -> Curve:
+    """Times gamma at every milestone; the defaults are those of Zagoruyko and Komodakis 2016, arXiv:1605.07146."""
+    places = sorted(map(course.place, milestones))
+    return Curve(lambda ticks: gamma ** bisect_right(places, ticks), places)
 
 
-def cosine(ticks: int, course: Course) -> float:
+def cosine(course: Course, *, per: Pace = "step", horizon: str = "100%", final_lr: float = 0.0) -> Curve:
     """Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts."""
-    return swing(1.0, course.final_lr, progress(ticks, course))
+    return Curve(lambda ticks: swing(1.0, final_lr, course.progress(ticks)))
 
 
-def warm_restarts(ticks: int, course: Course) -> float:
+def warm_restarts(
+    course: Course,
+    *,
+    per: Pace = "step",
+    restart_period: str = "25%",
+    restart_factor: int = 1,
+    final_lr: float = 0.0,
+    snapshots: bool = False,
+) -> Curve:
     """The same with restarts, each cycle `restart_factor` times as long as the one before it."""
-    period = course.restart_period
-    if course.restart_factor == 1:
-        ticks %= period
-    while ticks >= period:
-        ticks, period = ticks - period, period * course.restart_factor
-    return swing(1.0, course.final_lr, ticks / period)
+    first = course.period("restart_period", restart_period)
+
+    def factor(ticks: int) -> float:
+        period = first
+        if restart_factor == 1:
+            ticks %= period
+        while ticks >= period:
+            ticks, period = ticks - period, period * restart_factor
+        return swing(1.0, final_lr, ticks / period)
+
+    return Curve(factor, accumulate(first * restart_factor**cycle for cycle in count()))
 
 
-def linear(ticks: int, course: Course) -> float:
-    return course.start_lr + (course.final_lr - course.start_lr) * progress(ticks, course)
+def linear(
+    course: Course, *, per: Pace = "step", horizon: str = "100%", start_lr: float = 1.0, final_lr: float = 0.0
+) -> Curve:
+    return Curve(lambda ticks: start_lr + (final_lr - start_lr) * course.progress(ticks))
 
 
-def polynomial(ticks: int, course: Course) -> float:
-    return course.final_lr + (1.0 - course.final_lr) * (1.0 - progress(ticks, course)) ** course.power
+def polynomial(
+    course: Course, *, per: Pace = "step", horizon: str = "100%", power: float = 1.0, final_lr: float = 0.0
+) -> Curve:
+    return Curve(lambda ticks: final_lr + (1.0 - final_lr) * (1.0 - course.progress(ticks)) ** power)
 
 
 RISE = 0.3
 """Share of a one-cycle until its peak."""
 
 
-def one_cycle(ticks: int, course: Course) -> float:
+def one_cycle(
+    course: Course,
+    *,
+    warmup: str = "0%",
+    per: Pace = "step",
+    horizon: str = "100%",
+    start_lr: float = 0.04,
+    final_lr: float = 4e-6,
+) -> Curve:
     """Up by half a cosine, then down by another: Smith and Topin 2018, arXiv:1708.07120, in the two phases of
     torch's `OneCycleLR`.
     """
     peak, last = RISE * course.length - 1, course.length - 1
-    if ticks <= peak:
-        return swing(course.start_lr, 1.0, ticks / peak)
-    return swing(1.0, course.final_lr, (min(ticks, last) - peak) / (last - peak))
+
+    def factor(ticks: int) -> float:
+        if ticks <= peak:
+            return swing(start_lr, 1.0, ticks / peak)
+        return swing(1.0, final_lr, (min(ticks, last) - peak) / (last - peak))
+
+    return Curve(factor, (peak,))
+
+
+def plateau(course: Course, *, gamma: float = 0.1, patience: int = 10, final_lr: float = 0.0) -> Curve:
+    """Constant, but for what `Plateau` makes of it as the run goes on."""
+    return constant(course)
 
 
 LEVEL, SLOPE = 0.5, 0.4
 """Shares of the way that the schedule of stochastic weight averaging stays at the peak, and then falls."""
 
 
-def swa(ticks: int, course: Course) -> float:
+def swa(course: Course, *, per: Pace = "step", horizon: str = "100%", final_lr: float = 0.1) -> Curve:
     """Constant, linear, constant: Izmailov et al. 2018, arXiv:1803.05407, whose code has the horizon where the
     averaging starts.
     """
-    fallen = min(max((progress(ticks, course) - LEVEL) / SLOPE, 0.0), 1.0)
-    return 1.0 + (course.final_lr - 1.0) * fallen
 
+    def factor(ticks: int) -> float:
+        fallen = min(max((course.progress(ticks) - LEVEL) / SLOPE, 0.0), 1.0)
+        return 1.0 + (final_lr - 1.0) * fallen
 
-def no_kinks(course: Course) -> Iterable[float]:
-    return ()
+    return Curve(factor, (LEVEL * course.length, (LEVEL + SLOPE) * course.length))
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """A course of the learning rate."""
-
-    factor: Callable[[int, Course], float]
-    """Share of the peak, given the ticks since the warm-up."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What it reads of `ScheduleConfig`, besides the warm-up, and what it makes of None."""
-    kinks: Callable[[Course], Iterable[float]] = no_kinks
-    """Ticks at which the curve jumps or bends, ascending, perhaps without end; those of warm-up and horizon left
-    out.
-    """
-
-
-PER, COURSE = {"per": "step"}, {"per": "step", "horizon": "100%"}
 
 SCHEDULES: dict[str, Schedule] = {
-    "constant": Schedule(constant),
-    "step": Schedule(
-        step, {**PER, "step_size": "30%", "gamma": 0.1}, lambda course: count(course.step_size, course.step_size)
-    ),
-    "multistep": Schedule(
-        multistep, {**PER, "milestones": ("30%", "60%", "80%"), "gamma": 0.2}, lambda course: course.milestones
-    ),
-    "cosine": Schedule(cosine, {**COURSE, "final_lr": 0.0}),
-    "warm-restarts": Schedule(
-        warm_restarts,
-        {**PER, "restart_period": "25%", "restart_factor": 1, "final_lr": 0.0, "snapshots": False},
-        lambda course: accumulate(course.restart_period * course.restart_factor**cycle for cycle in count()),
-    ),
-    "linear": Schedule(linear, {**COURSE, "start_lr": 1.0, "final_lr": 0.0}),
-    "polynomial": Schedule(polynomial, {**COURSE, "power": 1.0, "final_lr": 0.0}),
-    "one-cycle": Schedule(
-        one_cycle,
-        {**COURSE, "warmup": "0%", "start_lr": 0.04, "final_lr": 4e-6},
-        lambda course: (RISE * course.length - 1,),
-    ),
-    "plateau": Schedule(constant, {"gamma": 0.1, "patience": 10, "final_lr": 0.0}),
-    "swa": Schedule(
-        swa, {**COURSE, "final_lr": 0.1}, lambda course: (LEVEL * course.length, (LEVEL + SLOPE) * course.length)
-    ),
+    "constant": constant,
+    "step": step,
+    "multistep": multistep,
+    "cosine": cosine,
+    "warm-restarts": warm_restarts,
+    "linear": linear,
+    "polynomial": polynomial,
+    "one-cycle": one_cycle,
+    "plateau": plateau,
+    "swa": swa,
 }
-"""By name. Multistep's defaults are those of Zagoruyko and Komodakis 2016, arXiv:1605.07146; the others' are torch's
-where it has any.
-"""
+"""By name. Defaults are torch's where it has any and nothing else is said."""
 
 
 def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs: int) -> list[float]:
@@ -235,22 +323,20 @@ def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs
     Raises:
         ConfigError: the warm-up fills the run or reaches the horizon, or a period has no length.
     """
-    course, factor = lay_out(schedule, steps_per_epoch, epochs), SCHEDULES[schedule.schedule].factor
-    start = peak * factor(0, course)
+    course, curve = lay_out(schedule, steps_per_epoch, epochs)
+    start = peak * curve.factor(0)
     rising = [start * (step + 1) / course.warmup for step in range(course.warmup)]
-    return rising + [
-        peak * factor(course.ticks(step), course) for step in range(course.warmup, steps_per_epoch * epochs)
-    ]
+    return rising + [peak * curve.factor(course.ticks(step)) for step in range(course.warmup, course.total)]
 
 
 def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
     """The steps of a run at which its curve jumps or bends, ascending, but for the steps of an epoch each. Raises as
     `lr_table`.
     """
-    course, total = lay_out(schedule, steps_per_epoch, epochs), steps_per_epoch * epochs
-    own = takewhile(lambda ticks: course.step(ticks) < total, SCHEDULES[schedule.schedule].kinks(course))
-    steps = {course.warmup, course.step(course.length), *map(course.step, own)}
-    return sorted(step for step in steps if 0 < step < total)
+    course, curve = lay_out(schedule, steps_per_epoch, epochs)
+    own = takewhile(lambda step: step < course.total, map(course.step, curve.kinks))
+    steps = {course.warmup, course.step(course.length), *own}
+    return sorted(step for step in steps if 0 < step < course.total)
 
 
 ALL_BUT_COMPLETE, MOST_SNAPSHOTS = 0.95, 20
@@ -266,12 +352,12 @@ def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> l
     Raises:
         ConfigError: as `lr_table`; or no cycle ends, or more than `MOST_SNAPSHOTS` do.
     """
-    course, total = lay_out(schedule, steps_per_epoch, epochs), steps_per_epoch * epochs
+    course, curve = lay_out(schedule, steps_per_epoch, epochs)
     ends, begin = [], course.warmup
-    for end in map(course.step, SCHEDULES["warm-restarts"].kinks(course)):
-        if min(end, total) - begin >= ALL_BUT_COMPLETE * (end - begin):
-            ends.append(min(end, total))
-        if end >= total:
+    for end in map(course.step, curve.kinks):
+        if min(end, course.total) - begin >= ALL_BUT_COMPLETE * (end - begin):
+            ends.append(min(end, course.total))
+        if end >= course.total:
             break
         begin = end
     if not 1 <= len(ends) <= MOST_SNAPSHOTS:
@@ -288,8 +374,8 @@ def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Sch
     given, total = schedule.resolved, steps_per_epoch * epochs
     warmup = warmup_steps(given.warmup, steps_per_epoch, total)
 
-    def place(text: str | None) -> str | None:
-        return text and f"{Duration.parse(text).steps(steps_per_epoch, total)}st"
+    def place(text: str) -> str:
+        return f"{Duration.parse(text).steps(steps_per_epoch, total)}st"
 
     def period(text: str | None) -> str | None:
         return text and f"{whole_period(text, steps_per_epoch, total - warmup)}st"
@@ -297,11 +383,18 @@ def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Sch
     return replace(
         given,
         warmup=f"{warmup}st",
-        horizon=given.horizon if given.horizon == "100%" else place(given.horizon),
+        horizon=given.horizon if given.horizon in (None, "100%") else place(given.horizon),
         milestones=given.milestones and tuple(map(place, given.milestones)),
         step_size=period(given.step_size),
         restart_period=period(given.restart_period),
     )
+
+
+def warmup_steps(text: str, steps_per_epoch: int, total_steps: int) -> int:
+    """The length of a warm-up, a `Duration` or `auto`. Raises ConfigError where `text` is neither."""
+    if text == AUTO:
+        return round(min(max(WARMUP_SHARE * total_steps, SHORTEST_WARMUP), LONGEST_WARMUP_SHARE * total_steps))
+    return Duration.parse(text).steps(steps_per_epoch, total_steps)
 
 
 def whole_period(text: str, steps_per_epoch: int, steps: int, tick: int = 1) -> int:
@@ -313,12 +406,11 @@ def whole_period(text: str, steps_per_epoch: int, steps: int, tick: int = 1) -> 
 
 def horizon_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> int:
     """The step at which the schedule has come to its end, or would after the run's."""
-    total = steps_per_epoch * epochs
-    return Duration.parse(schedule.resolved.horizon or "100%").steps(steps_per_epoch, total)
+    return Duration.parse(schedule.resolved.horizon or "100%").steps(steps_per_epoch, steps_per_epoch * epochs)
 
 
-def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Course:
-    """The settings of a schedule in a run of that length. Raises as `lr_table`."""
+def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tuple[Course, Curve]:
+    """A schedule in a run of that length. Raises as `lr_table`."""
     given, total = schedule.resolved, steps_per_epoch * epochs
     tick = steps_per_epoch if given.per == "epoch" else 1
     warmup = warmup_steps(given.warmup, steps_per_epoch, total)
@@ -327,26 +419,14 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Cour
         raise ConfigError(
             f"a warm-up of {warmup} steps fills the whole run of {total}; shorten --warmup or train longer."
         )
-    origin = warmup // tick
-    length = round(horizon / tick) - origin
+    length = round(horizon / tick) - warmup // tick
     if horizon <= warmup or length < 1:
         raise ConfigError(
             f"the horizon {given.horizon} is not beyond the warm-up of {warmup} steps; move --horizon or shorten "
             "--warmup."
         )
-
-    def period(name: str) -> int:
-        ticks = whole_period(getattr(given, name), steps_per_epoch, total - warmup, tick)
-        if ticks < 1:
-            raise ConfigError(f"{name} is {getattr(given, name)}; expected some length, such as 30ep or 25%.")
-        return ticks
-
-    periods = {name: period(name) for name in ("step_size", "restart_period") if getattr(given, name) is not None}
-    places = [Duration.parse(place).steps(steps_per_epoch, total) for place in given.milestones or ()]
-    milestones = tuple(sorted(round(place / tick) - origin for place in places))
-    numbers = {name: getattr(given, name) for name in ("restart_factor", "start_lr", "final_lr", "gamma", "power")}
-    known = {name: number for name, number in numbers.items() if number is not None}
-    return Course(warmup=warmup, tick=tick, length=length, milestones=milestones, **periods, **known)
+    course, build = Course(steps_per_epoch, total, warmup, tick, length), SCHEDULES[schedule.schedule]
+    return course, build(course, **{name: getattr(given, name) for name in options(build)})
 
 
 THRESHOLD, LEAST_CHANGE = 1e-4, 1e-8

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastcifar.config import OptimConfig
+from fastcifar.optim import OptimConfig
 from fastcifar.optim.averaging import Buckets
 
 

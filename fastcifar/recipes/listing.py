@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +24,7 @@ def description(entry: Recipe) -> str:
         "claim": claimed(entry),
         "made of": made_of(entry) if entry.parent else "the defaults",
     }
-    lines = [entry.name, "", inspect.getdoc(entry.function) or f"{entry.parent} with this one change.", ""]
+    lines = [entry.name, "", entry.about or f"{entry.parent} with this one change.", ""]
     lines += [
         aligned(facts.items()),
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
@@ -19,22 +20,16 @@ class Recipe:
     """A configuration with a name, and what is claimed for it."""
 
     name: str
-    function: Callable[[], RunConfig]
-    """Returns the configuration; its `recipe` is still that of the parent."""
+    config: RunConfig
+    parent: str | None
+    """Name of the recipe that this one is made from."""
+    about: str
+    """What it is for; empty where its one change says it."""
     source: str
     """Where it is reported, such as R1 T5 (report 1, table 5), or `ours`."""
     claim: float | None
     """Reported test accuracy, a fraction; for our own recipes the reported one that they are to reach."""
     measure: Measure
-
-    @property
-    def config(self) -> RunConfig:
-        return replace(self.function(), recipe=self.name)
-
-    @property
-    def parent(self) -> str | None:
-        """Name of the recipe that this one is made from."""
-        return self.function().recipe
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -46,21 +41,37 @@ RECIPES: dict[str, Recipe] = {}
 """By name."""
 
 
+def add(name: str, config: RunConfig, about: str, source: str, claim: float | None, measure: Measure) -> None:
+    """Makes `config`, which still carries its parent's name, the recipe `name`."""
+    if name in RECIPES:
+        raise ValueError(f"the recipe {name} is declared twice")
+    RECIPES[name] = Recipe(name, replace(config, recipe=name), config.recipe, about, source, claim, measure)
+
+
 def declare(
     source: str, claim: float | None = None, measure: Measure = "weights"
-) -> Callable[[Callable[[], RunConfig]], Callable]:
-    """Makes the decorated function the recipe of its name; the configuration it returns from then on carries that
-    name.
-    """
+) -> Callable[[Callable[[], RunConfig]], Callable[[], RunConfig]]:
+    """Makes what the decorated function returns the recipe of its name, which it returns from then on."""
 
     def register(function: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
         name = function.__name__
-        if name in RECIPES:
-            raise ValueError(f"the recipe {name} is declared twice")
-        RECIPES[name] = Recipe(name, function, source, claim, measure)
+        add(name, function(), inspect.getdoc(function) or "", source, claim, measure)
         return wraps(function)(lambda: RECIPES[name].config)
 
     return register
+
+
+def variant(
+    name: str,
+    parent: str,
+    source: str,
+    claim: float | None = None,
+    measure: Measure = "weights",
+    about: str = "",
+    **changes: Any,
+) -> None:
+    """Declares the recipe that is `parent` but for `changes`, with what there is to say `about` it beyond them."""
+    add(name, derive(RECIPES[parent].config, **changes), about, source, claim, measure)
 
 
 def derive(parent: RunConfig, **changes: Any) -> RunConfig:

@@ -6,28 +6,12 @@ Gradients exploded above 0.1: here the rate is warmed up. The test accuracy is l
 """
 
 from fastcifar.config import ModelConfig, OptimConfig, RunConfig
-from fastcifar.recipes.registry import declare, derive
+from fastcifar.recipes.registry import declare, derive, variant
 
 
 def baseline(model: ModelConfig) -> RunConfig:
     """What all of the report's runs share."""
     return RunConfig(model, optim=OptimConfig("sgd", lr=0.1, weight_decay=5e-4), epochs=200, watch_test=True)
-
-
-def with_swa(parent: RunConfig) -> RunConfig:
-    """The averaging authors' recipe for PreResNet on CIFAR-10, github.com/timgaripov/swa, with its start at the
-    report's 75%.
-
-    The rate is constant, falls from half the way to the start on, and stays at 0.01 from 90% of it; what is averaged
-    still moves.
-    """
-    swa = {"schedule": "swa", "final_lr": 0.1, "horizon": "75%", "swa_start": "75%"}
-    return derive(parent, weight_decay=3e-4, ema_decay=(0.0,), **swa)
-
-
-def with_swa_as_written(parent: RunConfig, start: str) -> RunConfig:
-    """Averaging along the falling cosine, as the report says that its rate was not tuned for it."""
-    return derive(parent, swa_start=start, ema_decay=(0.0,))
 
 
 @declare("R1 T5", 0.9123)
@@ -36,28 +20,48 @@ def r1_resnet20_standard() -> RunConfig:
     return baseline(ModelConfig("resnet20_v2"))
 
 
-@declare("R1 T5", 0.8819)
-def r1_resnet20_transform1() -> RunConfig:
-    """Rotation and translation besides, by ranges of ours, since the report gives none."""
-    return derive(r1_resnet20_standard(), augment="transform1")
+@declare("R1 T5", 0.9515)
+def r1_resnet_prop_standard() -> RunConfig:
+    """The proposed network, a pre-activation ResNet-18, with crop and flip: the report's best."""
+    return baseline(ModelConfig("resnet_prop", final_norm=False))
 
 
-@declare("R1 T5", 0.8817)
-def r1_resnet20_transform2() -> RunConfig:
-    """More of both, and shear."""
-    return derive(r1_resnet20_standard(), augment="transform2")
+ABOUT = {
+    "transform1": "Rotation and translation besides, by ranges of ours, since the report gives none.",
+    "transform2": "More of both, and shear.",
+    "transform3": "Crop, flip, and a tenth of the images in grey.",
+    "reflect": "Without the black corners that the report blames: one bilinear warp, reflected at the border.",
+    "swa": "Stochastic weight averaging by its authors' recipe.",
+    "swa_as_written": "Averaging from 75% of the epochs on, under a schedule that was not tuned for it.",
+    "swa_early": "Averaging from 10% of the epochs on, which the report tried as well.",
+}
+SWA = {"weight_decay": 3e-4, "ema_decay": (0.0,), "schedule": "swa", "final_lr": 0.1, "horizon": "75%"}
+"""The averaging authors' recipe for PreResNet on CIFAR-10, github.com/timgaripov/swa, with its start at the report's
+75%.
+
+The rate is constant, falls from half the way to the start on, and stays at 0.01 from 90% of it; what is averaged still
+moves.
+"""
 
 
-@declare("R1 4")
-def r1_resnet20_transform1_reflect() -> RunConfig:
-    """Without the black corners that the report blames: one bilinear warp, reflected at the border."""
-    return derive(r1_resnet20_transform1(), augment="transform1_reflect")
+def network_recipes(network: str, averaged: float, **transforms: float) -> None:
+    """Declares what the report did with a network, given the claims of averaging and of the transforms."""
+    standard = f"{network}_standard"
+    for name, claim in transforms.items():
+        variant(f"{network}_{name}", standard, "R1 T5", claim, about=ABOUT[name], augment=name)
+    for name in ("transform1", "transform2"):
+        augment = f"{name}_reflect"
+        variant(f"{network}_{augment}", f"{network}_{name}", "R1 4", about=ABOUT["reflect"], augment=augment)
+    swa, written, early = f"{network}_swa", f"{network}_swa_as_written", f"{network}_swa_early_as_written"
+    variant(swa, standard, "R1 T5", averaged, "average", ABOUT["swa"], swa_start="75%", **SWA)
+    # Along the falling cosine, as the report says that its rate was not tuned for averaging.
+    along = {"ema_decay": (0.0,)}
+    variant(written, standard, "R1 T5", averaged, "average", ABOUT["swa_as_written"], swa_start="75%", **along)
+    variant(early, standard, "R1 1.3", None, "average", ABOUT["swa_early"], swa_start="10%", **along)
 
 
-@declare("R1 4")
-def r1_resnet20_transform2_reflect() -> RunConfig:
-    """Without the black corners that the report blames: one bilinear warp, reflected at the border."""
-    return derive(r1_resnet20_transform2(), augment="transform2_reflect")
+network_recipes("r1_resnet20", 0.9123, transform1=0.8819, transform2=0.8817)
+network_recipes("r1_resnet_prop", 0.9464, transform1=0.9464, transform2=0.9302, transform3=0.9489)
 
 
 @declare("R1 4")
@@ -72,109 +76,9 @@ def r1_resnet20_turns() -> RunConfig:
     return derive(r1_resnet20_standard(), augment="standard,turns")
 
 
-@declare("R1 T5", 0.9123, "average")
-def r1_resnet20_swa() -> RunConfig:
-    """Stochastic weight averaging by its authors' recipe."""
-    return with_swa(r1_resnet20_standard())
-
-
-@declare("R1 T5", 0.9123, "average")
-def r1_resnet20_swa_as_written() -> RunConfig:
-    """Averaging from 75% of the epochs on, under a schedule that was not tuned for it."""
-    return with_swa_as_written(r1_resnet20_standard(), "75%")
-
-
-@declare("R1 1.3", None, "average")
-def r1_resnet20_swa_early_as_written() -> RunConfig:
-    """Averaging from 10% of the epochs on, which the report tried as well."""
-    return with_swa_as_written(r1_resnet20_standard(), "10%")
-
-
-@declare("R1 T5", 0.9515)
-def r1_resnet_prop_standard() -> RunConfig:
-    """The proposed network, a pre-activation ResNet-18, with crop and flip: the report's best."""
-    return baseline(ModelConfig("resnet_prop", final_norm=False))
-
-
-@declare("R1 T5", 0.9464)
-def r1_resnet_prop_transform1() -> RunConfig:
-    """Rotation and translation besides, by ranges of ours, since the report gives none."""
-    return derive(r1_resnet_prop_standard(), augment="transform1")
-
-
-@declare("R1 T5", 0.9302)
-def r1_resnet_prop_transform2() -> RunConfig:
-    """More of both, and shear."""
-    return derive(r1_resnet_prop_standard(), augment="transform2")
-
-
-@declare("R1 T5", 0.9489)
-def r1_resnet_prop_transform3() -> RunConfig:
-    """Crop, flip, and a tenth of the images in grey."""
-    return derive(r1_resnet_prop_standard(), augment="transform3")
-
-
-@declare("R1 4")
-def r1_resnet_prop_transform1_reflect() -> RunConfig:
-    """Without the black corners that the report blames: one bilinear warp, reflected at the border."""
-    return derive(r1_resnet_prop_transform1(), augment="transform1_reflect")
-
-
-@declare("R1 4")
-def r1_resnet_prop_transform2_reflect() -> RunConfig:
-    """Without the black corners that the report blames: one bilinear warp, reflected at the border."""
-    return derive(r1_resnet_prop_transform2(), augment="transform2_reflect")
-
-
-@declare("R1 T5", 0.9464, "average")
-def r1_resnet_prop_swa() -> RunConfig:
-    """Stochastic weight averaging by its authors' recipe."""
-    return with_swa(r1_resnet_prop_standard())
-
-
-@declare("R1 T5", 0.9464, "average")
-def r1_resnet_prop_swa_as_written() -> RunConfig:
-    """Averaging from 75% of the epochs on, under a schedule that was not tuned for it."""
-    return with_swa_as_written(r1_resnet_prop_standard(), "75%")
-
-
-@declare("R1 1.3", None, "average")
-def r1_resnet_prop_swa_early_as_written() -> RunConfig:
-    """Averaging from 10% of the epochs on, which the report tried as well."""
-    return with_swa_as_written(r1_resnet_prop_standard(), "10%")
-
-
-@declare("R1 2.1")
-def r1_resnet_prop_batch256_as_written() -> RunConfig:
-    """Twice the batch at the same rate, which cost the report accuracy."""
-    return derive(r1_resnet_prop_standard(), batch_size=256)
-
-
-@declare("R1 2.1")
-def r1_resnet_prop_batch512_as_written() -> RunConfig:
-    """Four times the batch at the same rate, which cost the report accuracy."""
-    return derive(r1_resnet_prop_standard(), batch_size=512)
-
-
-@declare("R1 2.1")
-def r1_resnet_prop_batch1024_as_written() -> RunConfig:
-    """Eight times the batch at the same rate, which cost the report accuracy."""
-    return derive(r1_resnet_prop_standard(), batch_size=1024)
-
-
-@declare("R1 2.1")
-def r1_resnet_prop_batch256() -> RunConfig:
-    """Rate and batch grow alike, after a warm-up (Goyal et al. 2017, arXiv:1706.02677)."""
-    return derive(r1_resnet_prop_batch256_as_written(), scale_lr="linear")
-
-
-@declare("R1 2.1")
-def r1_resnet_prop_batch512() -> RunConfig:
-    """Rate and batch grow alike, after a warm-up (Goyal et al. 2017, arXiv:1706.02677)."""
-    return derive(r1_resnet_prop_batch512_as_written(), scale_lr="linear")
-
-
-@declare("R1 2.1")
-def r1_resnet_prop_batch1024() -> RunConfig:
-    """Rate and batch grow alike, after a warm-up (Goyal et al. 2017, arXiv:1706.02677)."""
-    return derive(r1_resnet_prop_batch1024_as_written(), scale_lr="linear")
+for size in (256, 512, 1024):
+    name = f"r1_resnet_prop_batch{size}"
+    times = "A larger batch at the same rate, which cost the report accuracy."
+    variant(f"{name}_as_written", "r1_resnet_prop_standard", "R1 2.1", about=times, batch_size=size)
+    alike = "Rate and batch grow alike, after a warm-up (Goyal et al. 2017, arXiv:1706.02677)."
+    variant(name, f"{name}_as_written", "R1 2.1", about=alike, scale_lr="linear")

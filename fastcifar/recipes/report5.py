@@ -7,7 +7,7 @@ its own through the run, so every recipe watches it.
 """
 
 from fastcifar.config import AverageConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
-from fastcifar.recipes.registry import declare, derive
+from fastcifar.recipes.registry import declare, derive, variant
 
 
 def by_sgd(arch: str) -> RunConfig:
@@ -23,12 +23,8 @@ def by_sgd(arch: str) -> RunConfig:
     )
 
 
-def by_sam(sgd: RunConfig) -> RunConfig:
-    return derive(sgd, sharpness="sam", rho=0.05, epochs=200)
-
-
-def by_asam(sam: RunConfig) -> RunConfig:
-    return derive(sam, sharpness="asam", rho=0.5, eta=0.01)
+SAM = {"sharpness": "sam", "rho": 0.05, "epochs": 200}
+ASAM = {"sharpness": "asam", "rho": 0.5, "eta": 0.01}
 
 
 @declare("R5 T1", 0.9318)
@@ -37,14 +33,8 @@ def r5_resnet20_sgd() -> RunConfig:
     return by_sgd("resnet20")
 
 
-@declare("R5 T1", 0.9356)
-def r5_resnet20_sam() -> RunConfig:
-    return by_sam(r5_resnet20_sgd())
-
-
-@declare("R5 T1", 0.9382)
-def r5_resnet20_asam() -> RunConfig:
-    return by_asam(r5_resnet20_sam())
+variant("r5_resnet20_sam", "r5_resnet20_sgd", "R5 T1", 0.9356, **SAM)
+variant("r5_resnet20_asam", "r5_resnet20_sam", "R5 T1", 0.9382, **ASAM)
 
 
 @declare("R5 T1", 0.9458)
@@ -53,14 +43,8 @@ def r5_resnet56_sgd() -> RunConfig:
     return by_sgd("resnet56")
 
 
-@declare("R5 T1", 0.9518)
-def r5_resnet56_sam() -> RunConfig:
-    return by_sam(r5_resnet56_sgd())
-
-
-@declare("R5 T1", 0.9542)
-def r5_resnet56_asam() -> RunConfig:
-    return by_asam(r5_resnet56_sam())
+variant("r5_resnet56_sam", "r5_resnet56_sgd", "R5 T1", 0.9518, **SAM)
+variant("r5_resnet56_asam", "r5_resnet56_sam", "R5 T1", 0.9542, **ASAM)
 
 
 @declare("R5 T1", 0.9634)
@@ -69,14 +53,8 @@ def r5_wrn28_10_sgd() -> RunConfig:
     return by_sgd("wrn28_10")
 
 
-@declare("R5 T1", 0.9698)
-def r5_wrn28_10_sam() -> RunConfig:
-    return by_sam(r5_wrn28_10_sgd())
-
-
-@declare("R5 T1", 0.9728)
-def r5_wrn28_10_asam() -> RunConfig:
-    return by_asam(r5_wrn28_10_sam())
+variant("r5_wrn28_10_sam", "r5_wrn28_10_sgd", "R5 T1", 0.9698, **SAM)
+variant("r5_wrn28_10_asam", "r5_wrn28_10_sam", "R5 T1", 0.9728, **ASAM)
 
 
 @declare("R5 II", 0.9741, "average")

@@ -2,13 +2,12 @@
 execute.
 
 checkpoints/latest                       the name of the current folder
-checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata says how to build and feed the
-network checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
+checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata describes the network
+checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
 checkpoints/STEP/snapshot-N.safetensors  the same of the weights at the end of the cycle N of warm restarts
-checkpoints/STEP/best-NAME.safetensors   the same of the best weights so far on the validation split, NAME being
-`weights` or an average checkpoints/STEP/state.safetensors       what else training goes on from: momenta, meters,
-random state checkpoints/STEP/progress.json           epoch, batch, times, the names of averages and snapshots, which
-epochs were best
+checkpoints/STEP/best-NAME.safetensors   the same of the weights or the average NAME, best on the validation split
+checkpoints/STEP/state.safetensors       what else training goes on from: momenta, meters, random state
+checkpoints/STEP/progress.json           epoch, batch, times, the names of averages and snapshots, the best epochs
 """
 
 from __future__ import annotations
@@ -114,8 +113,7 @@ OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Publishes `checkpoint` in `folder`, then removes the one before it; killed at any moment, it leaves one that is
-    whole.
+    """Publishes `checkpoint` in `folder`, then removes the one before it; killed at any moment, it leaves a whole one.
 
     A step has one state only, so one that is published already is left alone.
 
@@ -127,18 +125,18 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     if latest(folder) == target:
         return
     with writing(folder):
-        clear(partial)
-        clear(target)
+        for leftover in (partial, target):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             write(partial, checkpoint)
             publish(partial, target)
         except Exception:
-            clear(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         write_text(folder / "latest", name + "\n")
         for other in folder.iterdir():
             if OWN.fullmatch(other.name) and other != target:
-                clear(other)
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -149,11 +147,6 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         write_bytes(folder / f"{file}.safetensors", serialize(contiguous, metadata))
     write_text(folder / "progress.json", json.dumps(checkpoint.progress, indent=2) + "\n")
-
-
-def clear(folder: Path) -> None:
-    """Removes `folder` as far as the system allows."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
@@ -169,9 +162,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The current checkpoint, on the CPU, or None before the first. Raises FastcifarError where a file is missing or
-    damaged.
-    """
+    """The current checkpoint, on the CPU; None before the first. Raises FastcifarError where a file is damaged."""
     current = latest(folder)
     if current is None:
         return None
@@ -195,9 +186,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_network(path: Path) -> Network:
-    """How to build and feed the network that the weights in a file belong to. Raises FastcifarError where the file
-    does not say it.
-    """
+    """How to build and feed the network of the weights in a file. Raises FastcifarError where that is not said."""
     with reading(path, RESTART), safe_open(path, framework="pt") as file:
         network = build(Network, json.loads((file.metadata() or {}).get("network", "{}")), "network", complete=True)
         for mean, std in zip(network["mean"], network["std"], strict=True):
@@ -207,9 +196,7 @@ def read_network(path: Path) -> Network:
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copies `weights` into the tensors of `model`, which keep their memory format. Raises FastcifarError where they
-    do not fit.
-    """
+    """Copies `weights` into the tensors of `model`. Raises FastcifarError, as `copy_tensors`, where they do not fit."""
     copy_tensors(weights, model.state_dict(), source)
 
 
@@ -220,17 +207,13 @@ def copy_tensors(stored: dict[str, Tensor], own: dict[str, Tensor], source: str)
     Raises:
         FastcifarError: names, shapes or types differ; nothing was copied, and the sentence begins with `source`.
     """
+    remedy = "give the configuration that it was made with"
     if differing := stored.keys() ^ own.keys():
         key = min(differing)
-        raise FastcifarError(
-            f"{source} {'lacks' if key in own else 'has an unknown'} {key}; give the configuration that it was made "
-            "with."
-        )
+        raise FastcifarError(f"{source} {'lacks' if key in own else 'has an unknown'} {key}; {remedy}.")
     for key, tensor in own.items():
         found, expected = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (stored[key], tensor))
         if found != expected:
-            raise FastcifarError(
-                f"{source} has {key} as {found}, expected {expected}; give the configuration that it was made with."
-            )
+            raise FastcifarError(f"{source} has {key} as {found}, expected {expected}; {remedy}.")
     for key, tensor in own.items():
         tensor.copy_(stored[key])

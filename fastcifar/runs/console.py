@@ -1,6 +1,4 @@
-"""What the person at the keyboard sees: a live line in a terminal or a notebook, plain lines where the output is
-piped.
-"""
+"""What the person at the keyboard sees: a live line in a terminal or a notebook, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -45,13 +43,11 @@ class Console:
         lines = text.split("\n")
         if self.rich.is_terminal:
             # Paths and commands stay whole, so that they can be copied.
-            wrapped = TextWrapper(
-                self.rich.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-            )
-            lines = [part for line in lines for part in wrapped.wrap(line) or [""]]
-        self.rich.print(
-            "\n".join(lines).replace(NO_BREAK, " "), markup=False, style="bold reverse" if prominent else None
-        )
+            width = self.rich.width
+            wrapper = TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            lines = [part for line in lines for part in wrapper.wrap(line) or [""]]
+        text = "\n".join(lines).replace(NO_BREAK, " ")
+        self.rich.print(text, markup=False, style="bold reverse" if prominent else None)
 
     def wait(self, text: str) -> None:
         """Something takes a while, until the next line."""
@@ -70,28 +66,26 @@ class Console:
         """Training starts, or goes on, after `step` steps."""
         self.batch_size, self.first, self.started = batch_size, step, time.perf_counter()
         if self.live:
-            told = TextColumn("{task.description}", table_column=Column(no_wrap=True))
-            left = TimeRemainingColumn(table_column=Column(no_wrap=True))
-            rate = TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True))
             # In a narrow terminal only the bar gives way.
-            columns = (told, BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)), rate, left)
+            columns = (
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)),
+                TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            )
             self.progress = Progress(*columns, console=self.rich, transient=True, auto_refresh=False, expand=True)
             self.progress.start()
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
 
     def tick(self, step: int, epoch: int, epochs: int, lr: float, loss: float | None, accuracy: float | None) -> None:
-        """A step has been launched; `loss` and `accuracy` are this epoch's so far, as of some steps ago, None before
-        they are known.
-        """
+        """A step has been launched; `loss` and `accuracy` are those of this epoch as far as they are known."""
         now = time.perf_counter()
         if self.progress and now - self.shown > REFRESH_SECONDS:
             self.shown = now
-            rate = (step - self.first) * self.batch_size / (now - self.started)
+            rate = f"{(step - self.first) * self.batch_size / (now - self.started):,.0f} img/s"
             running = {"loss": "" if loss is None else f"{loss:.4f}", "train": percent(accuracy), "lr": f"{lr:.4f}"}
             description = joined(f"epoch {epoch}/{epochs}", running).replace(NO_BREAK, " ")
-            self.progress.update(
-                self.task, completed=step, description=description, rate=f"{rate:,.0f} img/s", refresh=True
-            )
+            self.progress.update(self.task, completed=step, description=description, rate=rate, refresh=True)
 
     def write(self, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -139,9 +133,7 @@ class Console:
                 self.note(f"{name:{width}}  {value}")
 
     def epoch_times(self) -> str:
-        """How long the epochs of this session took; the first one, in which libraries still choose their algorithms,
-        apart.
-        """
+        """How long the epochs of this session took; in the first one, libraries still choose their algorithms."""
         first, *others = self.epoch_seconds or [0.0]
         return f"first {first:.1f} s, then {sum(others) / len(others):.1f} s each" if others else ""
 
@@ -160,12 +152,8 @@ def notebook_console() -> Console:
 
 def joined(first: str, fields: Mapping[str, str]) -> str:
     """One line of what there is, in which a number stays with its name."""
-    return "  ".join(
-        [
-            first.replace(" ", NO_BREAK),
-            *(f"{name} {value}".replace(" ", NO_BREAK) for name, value in fields.items() if value),
-        ]
-    )
+    parts = [first, *(f"{name} {value}" for name, value in fields.items() if value)]
+    return "  ".join(part.replace(" ", NO_BREAK) for part in parts)
 
 
 def percent(fraction: float | None) -> str:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fastcifar.errors import ConfigError
 from fastcifar.runs.files import read_json, write_text
 
 FILE = "ensemble.json"
+AGAIN = "let `fastcifar ensemble` write it again"
+
+SplitObstacle = Literal["no-split", "different-splits"]
+"""Why nothing can be decided on images that all runs set apart for validation."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,8 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What some of the members come to together, on the test set where nothing else is said; accuracies and shares
-    are fractions.
-    """
+class Vote:
+    """What some of the members come to together, on the test set unless said otherwise, as fractions."""
 
     members: tuple[int, ...]
     """By their place among the members."""
@@ -70,17 +72,17 @@ class EnsembleReport:
     tta: str
     """Test-time augmentation of all members."""
     members: tuple[Member, ...]
-    whole: Standing
+    whole: Vote
     """The vote of all members."""
-    chosen: Standing | None
+    chosen: Vote | None
     """The vote of those chosen greedily on the validation split; None where there is none that they share."""
-    not_chosen: str | None
+    not_chosen: SplitObstacle | None
     """Why there is no choice."""
-    sizes: tuple[Standing, ...]
+    sizes: tuple[Vote, ...]
     """For each number of members, the vote of those that are best on the validation split."""
 
     @property
-    def best(self) -> Standing:
+    def best(self) -> Vote:
         """What the ensemble comes to: those chosen, or all."""
         return self.chosen or self.whole
 
@@ -92,7 +94,7 @@ def write_report(folder: Path, report: EnsembleReport) -> None:
 
 def read_report(folder: Path) -> EnsembleReport:
     """Raises FastcifarError where there is none, or it is damaged."""
-    return read_json(folder / FILE, EnsembleReport, "let `fastcifar ensemble` write it again")
+    return read_json(folder / FILE, EnsembleReport, AGAIN)
 
 
 def is_ensemble(folder: Path) -> bool:
@@ -106,33 +108,14 @@ def voters(folder: Path) -> list[tuple[Path, str]]:
         FastcifarError: as `read_report`; or one of them is gone.
     """
     report = read_report(folder)
-    if bad := [place for place in report.best.members if not 0 <= place < len(report.members)]:
-        raise ConfigError(
-            f"{folder / FILE} names member {bad[0]} of {len(report.members)}; let `fastcifar ensemble` write it again."
-        )
-    if not report.best.members:
-        raise ConfigError(f"{folder / FILE} names no member that votes; let `fastcifar ensemble` write it again.")
-    chosen = [(folder / report.members[place].run, report.members[place].weights) for place in report.best.members]
+    members = report.best.members
+    if not members:
+        raise ConfigError(f"{folder / FILE} names no member that votes; {AGAIN}.")
+    if bad := [place for place in members if not 0 <= place < len(report.members)]:
+        raise ConfigError(f"{folder / FILE} names member {bad[0]} of {len(report.members)}; {AGAIN}.")
+    chosen = [(folder / report.members[place].run, report.members[place].weights) for place in members]
     if gone := [run for run, _ in chosen if not os.path.isfile(run / "config.json")]:
         raise ConfigError(
             f"{folder}'s member {gone[0]} is no longer there; put it back, or let `fastcifar ensemble` vote without it."
         )
     return chosen
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0..10`, both ends included, or `0,3,7`, or both kinds joined by commas -> the seeds in that order.
-
-    Raises:
-        ConfigError: it is neither, or names a seed twice.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:\.\.(\d{1,9}))?\s*", part)
-        ends = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if ends[0] > ends[1] or ends[1] - ends[0] >= 1000:
-            raise ConfigError(f"seeds {text!r} are not known; write 0..10, which is 11 seeds, or 0,3,7.")
-        seeds += range(ends[0], ends[1] + 1)
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds {text!r} name one twice; each makes one member.")
-    return tuple(seeds)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -28,9 +28,7 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Makes any damage met within the block a FastcifarError that says in one sentence what is wrong with `place`,
-    and the `remedy`.
-    """
+    """Makes damage met within the block a FastcifarError that says what is wrong with `place`, and the `remedy`."""
     try:
         yield
     except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
@@ -38,9 +36,7 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
-    """The content of `path` as a `kind`, a dataclass or TypedDict of which no key may be missing. Raises
-    FastcifarError.
-    """
+    """The content of `path` as a `kind`, a dataclass or TypedDict that must be complete. Raises FastcifarError."""
     with reading(path, remedy):
         return build(kind, json.loads(path.read_text("utf-8")), path.name, complete=True)
 
@@ -51,30 +47,38 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `path` so that a reader finds, even after a power failure, either what was there before or all of
-    `content`.
+    """Writes `path` so that a reader finds either what was there before or all of `content`. Raises FastcifarError."""
+    with appearing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def appearing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
+    """A file to write, which takes the place of `path` at the end of the block, on the disk too; where the block fails,
+    nothing of it is left.
+
+    Args:
+        mode, options: as `open` has them.
 
     Raises:
-        FastcifarError: it cannot be written; nothing is left behind.
+        FastcifarError: it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
-            with open(partial, "wb") as file:
-                file.write(content)
+            with open(partial, mode, **options) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             publish(partial, path)
-        except OSError:
+        except (Exception, KeyboardInterrupt):
             with suppress(OSError):
                 partial.unlink()
             raise
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Renames `partial`, which stands beside it, to `target`, and sees to it that the disk knows, where the system
-    offers that.
-    """
+    """Renames `partial` to `target`, which is beside it, and has the disk know where the system offers that."""
     os.replace(partial, target)
     with suppress(OSError):  # Windows opens no folders, and some network file systems do not sync them
         folder = os.open(target.parent, os.O_RDONLY)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -44,20 +45,14 @@ class Result:
     chosen_epochs: dict[str, int]
     """The best epoch on the validation split, by name of the weights; empty without one."""
     watched_test_accuracy: float | None
-    """The highest of any epoch and weights, with `watch_test` only: the test set chose it, so it says nothing of
-    other images.
-    """
+    """The highest of any epoch and weights, with `watch_test` only; the test set chose it, which flatters it."""
     images_per_second: float
     """Training images over the time of training, loading included; compiling and evaluation are not."""
     seconds: float
     seconds_by_phase: dict[str, float]
-    """data (reading the data set, and waiting for batches), compile, train, evaluate; starting up and writing files
-    are in none.
-    """
+    """data (reading, and waiting for batches), compile, train, evaluate; starting up and writing files are in none."""
     flop_utilization: float | None
-    """Training FLOPs a second over what the device's matrix product reached in the same precision, measured at the
-    end of the run.
-    """
+    """Training FLOPs a second over what the device's matrix product reaches in the same precision."""
     peak_memory_bytes: int | None
     parameters: int
     recipe: str | None
@@ -83,12 +78,9 @@ class Run:
         """
         if path is None:
             name = config.recipe or config.model.arch
-            path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            path = next(
-                p
-                for p in (path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000)))
-                if not os.path.exists(p)
-            )
+            first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            others = (first.with_name(f"{first.name}-{number}") for number in count(2))
+            path = next(place for place in chain([first], others) if not os.path.exists(place))
         with writing(path):
             check_free(path)
             made = [place for place in (path, *path.parents) if not os.path.exists(place)]
@@ -116,9 +108,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within the block no other process trains into the folder. Raises FastcifarError where one does, or the
-        folder is not writable.
-        """
+        """Within the block no other process trains into the folder. Raises FastcifarError where one does."""
         lock = FileLock(self.path / LOCK, blocking=False)
         with writing(self.path):
             try:

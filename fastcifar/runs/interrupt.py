@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Windows has no SIGHUP."""
@@ -35,7 +36,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self.previous: dict[int, object] = {}
+        self.previous: dict[int, Any] = {}
         self.at_once = False
 
     def __enter__(self) -> StopRequest:
@@ -46,9 +47,7 @@ class StopRequest:
 
     @contextmanager
     def answered_at_once(self) -> Iterator[None]:
-        """Within the block there is nothing to save and no loop that would see the request, so a signal raises
-        KeyboardInterrupt.
-        """
+        """Within the block a signal raises KeyboardInterrupt: nothing needs saving, and no loop sees the request."""
         self.at_once = True
         try:
             yield

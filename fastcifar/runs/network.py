@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
-from fastcifar.models import build_model
-from fastcifar.registry import GIVEN
+from fastcifar.models import GIVEN, build_model
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.ensembles import is_ensemble, voters
@@ -27,6 +26,22 @@ from fastcifar.runs.folder import Run
 
 OWN_CODE = re.compile(r"(timm:)?\w[\w.-]*")
 """Architectures that build from installed code alone: no other module is imported, and nothing is fetched."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How the network of a run is taken from its folder."""
+
+    weights: str | None = None
+    """"weights", or the name of an average or a snapshot; by default as `StoredNetwork.choose` has it."""
+    trust: bool = False
+    """Whether an architecture of the run's own code (`package.module:function`) may be imported, which executes it."""
+    model: nn.Module | None = None
+    """The network that was given to `fastcifar.train`, of which a copy takes the weights; by default one is built by
+    name."""
+
+
+DEFAULT = LoadOptions()
 
 
 @dataclass(frozen=True)
@@ -67,13 +82,8 @@ class StoredNetwork:
         return [name for name in self.weights if SNAPSHOT.fullmatch(name)]
 
     def choose(self, which: str | None) -> str:
-        """The name of the weights `which`; None stands for the best on the validation split.
-
-        Without such a split, it stands for the first average, or where the run keeps none, for the weights themselves.
-        It is no snapshot.
-
-        Raises:
-            FastcifarError: the run has no weights of that name.
+        """The name of the weights `which`; by default the best on the validation split, without such a split the first
+        average, and without averages the weights themselves. Raises FastcifarError where the run has none of that name.
         """
         if which is None:
             averages_first = sorted(self.weights, key=lambda name: name == WEIGHTS)
@@ -96,45 +106,36 @@ class StoredNetwork:
         return size
 
     def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
-        """The network on `device`, with the weights that `choose` names. Raises FastcifarError where they do not
-        fit.
-        """
+        """The network with the weights that `choose` names, in eval mode. Raises FastcifarError where they misfit."""
         name, network, size = self.choose(which), self.network, self.image_size
-        model = (
-            build_network(network, f"{self.path}'s network", size) if self.model is None else copy.deepcopy(self.model)
-        )
+        model = build_network(self.path, network, size) if self.model is None else copy.deepcopy(self.model)
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
         model = model.to(device, memory_format=torch.channels_last).eval()
         normalization = Normalization(network["mean"], network["std"])
         return TrainedNetwork(self.path, model, normalization, tuple(network["classes"]), size, name, network["arch"])
 
 
-def load_networks(
-    path: Path, device: torch.device, which: str | None = None, *, trust: bool = False, model: nn.Module | None = None
-) -> tuple[TrainedNetwork, ...]:
-    """The network of the run at `path`; or of an ensemble's folder those that vote: chosen on the validation split, or
-    else all.
-
-    Arguments and errors are those of `load_network`, besides:
+def load_networks(path: Path, device: torch.device, options: LoadOptions = DEFAULT) -> tuple[TrainedNetwork, ...]:
+    """The network of the run at `path`, in a tuple of one; or those of an ensemble's folder that vote.
 
     Raises:
-        ConfigError: an ensemble is given with `which`, lacks a member, or has members that do not agree.
+        FastcifarError: as `read_network` and `StoredNetwork.load`; or an ensemble is given with the name of weights,
+            lacks a member, or has members that do not agree.
     """
     if not is_ensemble(path):
-        return (load_network(path, device, which, trust=trust, model=model),)
-    if which is not None:
+        return (read_network(path, options).load(device, options.weights),)
+    if options.weights is not None:
         raise ConfigError(
-            f"{path} is an ensemble, which says itself which weights of its members vote; leave --weights {which} out."
+            f"{path} is an ensemble, which says itself which weights of its members vote; "
+            f"leave --weights {options.weights} out."
         )
-    networks = tuple(load_network(run, device, weights, trust=trust, model=model) for run, weights in voters(path))
+    networks = tuple(read_network(run, options).load(device, weights) for run, weights in voters(path))
     check_agreement(networks)
     return networks
 
 
 def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
-    """Raises ConfigError where one was trained on other classes, another order of them, or another size of images
-    than the first.
-    """
+    """Raises ConfigError where the networks differ in their classes, the order of them, or the size of images."""
     first = networks[0]
     for other in networks[1:]:
         if other.classes != first.classes:
@@ -144,63 +145,41 @@ def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
             raise ConfigError(f"{other.path} takes images of {sizes}; give runs on the same data set.")
 
 
-def load_network(
-    path: Path, device: torch.device, which: str | None = None, *, trust: bool = False, model: nn.Module | None = None
-) -> TrainedNetwork:
-    """The network of the run at `path`, on `device`, in eval mode.
-
-    Args:
-        path: folder of the run.
-        device: where the weights go.
-        which: "weights", or the name of an average or a snapshot; by default as `StoredNetwork.choose` has it.
-        trust: whether an architecture of the run's own code (`package.module:function`) may be imported, which executes
-        it. model: the network that was given to `fastcifar.train`, of which a copy takes the run's weights; by default
-        it is built by its name.
+def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
+    """What the last checkpoint of the run at `path` holds.
 
     Raises:
-        FastcifarError: no run, no checkpoint, a damaged one, no such weights, weights of another network than `model`,
-        or code that is
-            not trusted.
+        FastcifarError: there is no run, or no checkpoint, or a damaged one, or its architecture is code that is not
+            trusted.
     """
-    return read_network(path, trust=trust, model=model).load(device, which)
-
-
-def read_network(path: Path, *, trust: bool = False, model: nn.Module | None = None) -> StoredNetwork:
-    """What the last checkpoint of the run at `path` holds; arguments and errors as in `load_network`."""
     state = checkpoints.load(Run.open(path).checkpoints)
     if state is None:
         raise FastcifarError(f"{path} has no checkpoint yet; let it train for an epoch.")
     arch = state.network["arch"]
-    if model is None and arch == GIVEN:
+    if options.model is None and arch == GIVEN:
         raise ConfigError(
             f"{path}'s network was given in Python and has no name to be built by; give it again in Python, as model=."
         )
-    if model is None and not trust and not OWN_CODE.fullmatch(arch):
+    if options.model is None and not options.trust and not OWN_CODE.fullmatch(arch):
         raise FastcifarError(
             f"{path}'s network is built by {arch!r}, code that comes with the run and would be executed; add --trust "
             "where you know it."
         )
     validated = {name: best["accuracy"] for name, best in state.progress["best"].items()}
-    return StoredNetwork(Path(path), state.network, state.chosen, validated, model)
+    return StoredNetwork(path, state.network, state.chosen, validated, options.model)
 
 
-def build_network(network: Network, source: str, image_size: int) -> nn.Module:
-    """The network that stored weights belong to, on the CPU, for images of `image_size` pixels a side.
-
-    Raises:
-        FastcifarError: it describes none that can be built; the sentence begins with `source`.
-    """
+def build_network(path: Path, network: Network, image_size: int) -> nn.Module:
+    """The network of the run at `path`, on the CPU. Raises FastcifarError where `network` describes none."""
     options = network["options"] | {"classes": len(network["classes"]), "image_size": image_size}
     try:
         return build_model(network["arch"], **options)
     except Exception as error:  # on hostile options an architecture raises nearly anything
-        raise FastcifarError(f"{source} cannot be built ({reason(error)}); {checkpoints.RESTART}.") from error
+        raise FastcifarError(f"{path}'s network cannot be built ({reason(error)}); {checkpoints.RESTART}.") from error
 
 
 def joint_logits(each: Sequence[Tensor]) -> Tensor:
-    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of a single member
-    as they are.
-    """
+    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of one as they are."""
     if len(each) == 1:
         return each[0]
     shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])

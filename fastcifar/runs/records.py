@@ -61,9 +61,7 @@ def read_records(path: Path) -> list[EpochRecord]:
 
 
 class JsonLines:
-    """Appends to metrics.jsonl, after cutting it back to the epochs that the checkpoint holds. Raises FastcifarError
-    where it cannot.
-    """
+    """Appends to metrics.jsonl, which is first cut back to the checkpoint's epochs. Raises FastcifarError."""
 
     def __init__(self, path: Path, epochs_done: int) -> None:
         self.path = path

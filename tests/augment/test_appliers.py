@@ -2,6 +2,7 @@
 
 import builtins
 from dataclasses import replace
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from fastcifar.augment.sampling import Params, Slot, sample, slot_warp
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.augment import ONE
-from fastcifar.registry import load
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 EXACT = [
@@ -52,7 +52,7 @@ def apply(
 ) -> torch.Tensor:
     if backend == "dali":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
-    applier = load(BACKENDS[backend])(dataset, policy, Normalization(MEAN, STD), dtype, len(dataset))
+    applier = resolve_name(BACKENDS[backend])(dataset, policy, Normalization(MEAN, STD), dtype, len(dataset))
     applier.submit(torch.arange(len(dataset)), params)
     images = applier.collect()
     assert images.dtype == dtype
@@ -196,7 +196,7 @@ def test_erased_squares_take_the_mean_or_black():
 def test_chunks_do_not_overwrite_each_other():
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     dataset, policy = image_set(64), parse("standard")
-    applier = load(BACKENDS["dali"])(dataset, policy, Normalization(MEAN, STD), torch.uint8, 64)
+    applier = resolve_name(BACKENDS["dali"])(dataset, policy, Normalization(MEAN, STD), torch.uint8, 64)
     params = [drawn(policy, dataset, epoch) for epoch in range(3)]
     outputs = []
     for each in params:
@@ -227,4 +227,4 @@ def test_absent_dali_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match=r"install nvidia-dali-cuda130 or choose --loader torch\.$"):
-        load(BACKENDS["dali"])(image_set(2), Policy(), Normalization(MEAN, STD), torch.uint8, 8)
+        resolve_name(BACKENDS["dali"])(image_set(2), Policy(), Normalization(MEAN, STD), torch.uint8, 8)

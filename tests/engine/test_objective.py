@@ -15,8 +15,8 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.engine.objective import asymmetric, build_loss, cross_entropy, distillation, load_teacher
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
-from fastcifar.runs.network import load_network
+from fastcifar.runs.ensembles import EnsembleReport, Member, Vote, write_report
+from fastcifar.runs.network import read_network
 
 CPU = torch.device("cpu")
 
@@ -130,7 +130,7 @@ def test_the_loss_is_shared_between_labels_and_teacher(tmp_path):
     trainer = student_of(run.path, "ant", "bee", temperature=3.0, distill_weight=0.25, label_smoothing=0.1)
     dataset = trainer.loader.dataset
     images, labels = dataset.images[:4].permute(0, 3, 1, 2), dataset.labels[:4]
-    teacher = load_network(run.path, CPU)
+    teacher = read_network(run.path).load(CPU)
     assert teacher.weights == "weights"
     logits = trainer.model((images.float() / 255 - 0.5) / 0.25)
     expected = 0.75 * F.cross_entropy(logits, labels, label_smoothing=0.1)
@@ -146,13 +146,11 @@ def test_an_ensemble_teaches_the_mean_probabilities_of_its_chosen_members(tmp_pa
     names = "ema-0.999", "weights", "weights"
     runs = [make_run(tmp_path / "ensemble" / f"seed{seed}").path for seed in range(3)]
     members = tuple(Member(Path(run.name), name, 0.5, 0.5) for run, name in zip(runs, names, strict=True))
-    whole, chosen = (
-        Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2))
-    )
+    whole, chosen = (Vote(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
     write_report(tmp_path / "ensemble", EnsembleReport("colours", 12, "none", members, whole, chosen, None, (whole,)))
     teacher = load_teacher(tmp_path / "ensemble", CPU, ("ant", "bee"))
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    voting = [load_network(run, CPU, name).model for run, name in ((runs[0], "ema-0.999"), (runs[2], "weights"))]
+    voting = [read_network(run).load(CPU, name).model for run, name in ((runs[0], "ema-0.999"), (runs[2], "weights"))]
     with torch.no_grad():
         expected = sum(model(seen_by_teacher(images)).softmax(dim=1) for model in voting) / 2
     torch.testing.assert_close(teacher(images, torch.float32).softmax(dim=1), expected, rtol=1e-4, atol=1e-5)

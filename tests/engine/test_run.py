@@ -29,7 +29,7 @@ from fastcifar.optim.schedules import lr_table
 from fastcifar.runs.console import Silence
 from fastcifar.runs.folder import Result, Run
 from fastcifar.runs.interrupt import Interrupted
-from fastcifar.runs.network import load_network
+from fastcifar.runs.network import read_network
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
@@ -235,10 +235,10 @@ def test_what_more_or_fewer_epochs_do_to_a_run_is_said(tmp_path):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="is a run of 2 epochs; give more with --epochs"):
         resume(run, epochs=2, **IMAGES)
-    with pytest.raises(FastcifarError, match="give them again in Python, as train_set= and test_set="):
+    with pytest.raises(FastcifarError, match="give them again there, as train_set= and test_set="):
         resume(run, epochs=3)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert load_network(run, torch.device("cpu")).classes == IMAGES["train_set"].classes
+    assert read_network(run).load(torch.device("cpu")).classes == IMAGES["train_set"].classes
     console = Heard()
     resume(run, epochs=4, console=console, **IMAGES)
     schedule = replace(CONFIG.schedule, warmup="1st")

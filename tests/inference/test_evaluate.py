@@ -1,4 +1,4 @@
-"""The evaluation of a run: its numbers against plainer code, its files, its refusals."""
+"""The evaluation of a run: its numbers against plainer code, its refusals."""
 
 from __future__ import annotations
 
@@ -8,36 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import CLASSES, OPTIONS, SIZE, VOTERS, images_like, make_run
+from small_run import CLASSES, OPTIONS, SIZE, VOTERS, images_like, logits_of, make_run, mean_of_voters, small_network
 from torch.nn import functional as F
 
 from fastcifar import cli
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
 from fastcifar.errors import DataError, FastcifarError
-from fastcifar.inference import speed
-from fastcifar.inference.evaluate import Outcome, evaluate_run, worst_mistakes
+from fastcifar.inference import evaluate as module
+from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.metrics import fit_temperature
-from fastcifar.models import build_model
-from fastcifar.runs.network import load_network
-
-CPU = torch.device("cpu")
 
 
-def logits_of(run: Path, images: torch.Tensor, which: str | None = None) -> torch.Tensor:
-    network = load_network(run, CPU, which)
-    scale, offset = network.normalization.affine(CPU)
-    with torch.no_grad():
-        return network.model((images * scale + offset).permute(0, 3, 1, 2))
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the pictures, which take most of the time and have tests of their own."""
+    monkeypatch.setattr("fastcifar.inference.report.draw", lambda *_: None)
+    monkeypatch.setattr(module, "SPEED_SECONDS", 0.01)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time, and have tests of their own."""
-    monkeypatch.setattr("fastcifar.inference.evaluate.draw", lambda *_: None)
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_the_numbers(run: Path, data: Path) -> None:
     report, test = evaluate_run(run), load_dataset(str(data), "test")
     assert list(report.weights) == ["weights", "ema-0.999"]
@@ -55,36 +44,6 @@ def test_the_numbers(run: Path, data: Path) -> None:
     assert report.calibration.scaled_loss <= report.score.loss + 1e-9
 
 
-def test_the_files(run: Path) -> None:
-    report = evaluate_run(run)
-    names = sorted(path.name for path in (run / "evaluation").iterdir())
-    assert names == ["confusion.png", "evaluation.json", "mistakes.png", "reliability.png"]
-    for name in names:
-        content = (run / "evaluation" / name).read_bytes()
-        assert content.startswith(b"{" if name.endswith("json") else b"\x89PNG")
-    stored = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    assert stored["weights"]["weights"]["accuracy"] == report.weights["weights"].accuracy
-    assert len(stored["calibration"]["bins"]) == 15
-
-
-def test_pictures_that_cannot_be_drawn_cost_nothing_else(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "confusion.png").write_text("of an earlier evaluation")
-
-    def broken(*_: object) -> None:
-        raise ValueError("no fonts")
-
-    monkeypatch.setattr("fastcifar.inference.evaluate.plot_confusion", broken)
-    report = evaluate_run(run, out=out)
-    assert capsys.readouterr().err == "confusion.png was not drawn (no fonts).\n"
-    assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "mistakes.png", "reliability.png"]
-    assert json.loads((out / "evaluation.json").read_text())["chosen"] == report.chosen
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: Path) -> None:
     best = {"weights": {"epoch": 1, "accuracy": 0.5, "loss": 1.0}}
     run = make_run(tmp_path / "validated", data, val_split=21, run_seed=5, split_seed=7, best=best)
@@ -96,38 +55,27 @@ def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: P
     assert report.calibration.temperature == pytest.approx(fit_temperature(logits, train.labels[apart]), rel=1e-4)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SECONDS", 0.01)
+def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path) -> None:
     images, labels = images_like(9, seed=4), np.arange(9) % 3
     np.savez(tmp_path / "pair.npz", images=images, labels=labels)
-    report = evaluate_run(
-        run, which="weights", tta="mirror", pairs=[f"{tmp_path}/pair.npz"], speed=True, out=tmp_path / "out"
-    )
-    pixels = torch.from_numpy(images)
-    logits = (logits_of(run, pixels, "weights") + logits_of(run, pixels.flip(2), "weights")) / 2
+    pairs, out = [f"{tmp_path}/pair.npz"], tmp_path / "out"
+    report = evaluate_run(run, which="weights", tta="mirror", pairs=pairs, speed=True, out=out)
+    logits = logits_of(run, images, "weights") + logits_of(run, images[:, :, ::-1].copy(), "weights")
     (score,) = report.sets.values()
-    assert (score.images, score.accuracy) == (9, (logits.argmax(1) == torch.from_numpy(labels)).double().mean().item())
+    assert (score.images, score.accuracy) == (9, (logits.argmax(1).numpy() == labels).mean())
     assert report.score is report.augmented
     assert report.augmented.loss != report.weights["weights"].loss
-    assert [one.batch_size for one in report.speed] == list(speed.SIZES["cpu"])
+    assert [one.batch_size for one in report.speed] == list(module.SPEED_SIZES["cpu"])
     for one in report.speed:
         assert one.images_per_second == pytest.approx(one.batch_size / one.latency_seconds)
-    assert (tmp_path / "out" / "evaluation.json").exists()
+    assert (out / "evaluation.json").exists()
     assert not (run / "evaluation").exists()
 
 
-def mean_of_voters(ensemble: Path, images: torch.Tensor) -> torch.Tensor:
-    """The mean of the softmax of those that vote, (N, classes)."""
-    return torch.stack([logits_of(ensemble / f"seed{seed}", images, name).softmax(1) for seed, name in VOTERS]).mean(0)
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_an_ensemble(ensemble: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ensemble(ensemble: Path, data: Path, tmp_path: Path) -> None:
     """Every member that votes by itself, and all that follows of their mean probabilities."""
-    monkeypatch.setattr(speed, "SECONDS", 0.01)
     np.savez(tmp_path / "pair.npz", images=images_like(9, seed=4), labels=np.arange(9) % 3)
-    report, test = evaluate_run(ensemble, pairs=[f"{tmp_path}/pair.npz"], speed=True), load_dataset(str(data), "test")
+    report, test = evaluate_run(ensemble, pairs=[f"{tmp_path}/pair.npz"]), load_dataset(str(data), "test")
     assert (report.chosen, list(report.weights)) == ("ensemble", ["seed0 ema-0.999", "seed2 weights", "ensemble"])
     for (seed, name), score in zip(VOTERS, report.weights.values(), strict=False):
         alone = logits_of(ensemble / f"seed{seed}", test.images, name)
@@ -135,44 +83,26 @@ def test_an_ensemble(ensemble: Path, data: Path, tmp_path: Path, monkeypatch: py
     mean = mean_of_voters(ensemble, test.images)
     assert report.score.accuracy == (mean.argmax(1) == test.labels).double().mean().item()
     assert report.score.loss == pytest.approx(F.nll_loss(mean.log(), test.labels).item(), rel=1e-5)
-    assert report.confusion == [
-        [int(((mean.argmax(1) == k) & (test.labels == i)).sum()) for k in range(3)] for i in range(3)
-    ]
+    given = mean.argmax(1)
+    assert report.confusion == [[int(((given == k) & (test.labels == i)).sum()) for k in range(3)] for i in range(3)]
     assert report.calibration.fitted_on == "validation"
     train = load_dataset(str(data), "train")
     _, apart = validation_split(train.labels, 20, 0, 3)
     fitted = fit_temperature(mean_of_voters(ensemble, train.images[apart]).log(), train.labels[apart])
     assert report.calibration.temperature == pytest.approx(fitted, rel=1e-3)
     (score,) = report.sets.values()
-    other = mean_of_voters(ensemble, torch.from_numpy(images_like(9, seed=4)))
+    other = mean_of_voters(ensemble, images_like(9, seed=4))
     assert score.accuracy == (other.argmax(1) == torch.arange(9) % 3).double().mean().item()
-    assert [one.batch_size for one in report.speed] == list(speed.SIZES["cpu"])
     assert json.loads((ensemble / "evaluation" / "evaluation.json").read_text())["chosen"] == "ensemble"
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_the_command_on_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["eval", str(ensemble), "--tta", "mirror", "--per-class"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    starts = ["seed0 ema-0.999  test", "seed2 weights    test", "ensemble         test", "mirror           test"]
-    assert [line[:21] for line in lines[:4]] == starts
-    assert "points over ensemble" in lines[4]
-    assert cli.main(["eval", str(ensemble), "--weights", "weights"]) == 2
-    assert "is an ensemble, which says itself which weights of its members vote" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> None:
-    run = make_run(tmp_path / "run", "given", arch="given", val_split=20)
-    model, test = (
-        build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS),
-        load_dataset(str(data), "test"),
-    )
+    run, test = make_run(tmp_path / "run", "given", arch="given", val_split=20), load_dataset(str(data), "test")
     with pytest.raises(FastcifarError, match="network was given in Python"):
         evaluate_run(run, test_set=test)
     with pytest.raises(DataError, match="images were given in Python"):
-        evaluate_run(run, model=model)
-    report = evaluate_run(run, model=model, test_set=test, out=tmp_path / "given")
+        evaluate_run(run, model=small_network())
+    report = evaluate_run(run, model=small_network(), test_set=test, out=tmp_path / "given")
     known = evaluate_run(make_run(tmp_path / "known", data))
     assert report.dataset == "test_set"
     assert [(name, one.accuracy, one.loss) for name, one in report.weights.items()] == [
@@ -180,45 +110,36 @@ def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> Non
     ]
 
 
-def test_mistakes_are_the_worst_first() -> None:
-    probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.45, 0.55], [0.99, 0.01], [0.5, 0.5]])
-    outcome = Outcome(probabilities.log(), torch.tensor([1, 0, 0, 0, 1]), 1.0)
-    worst, captions = worst_mistakes(outcome, ("ant", "bee"), count=4)
-    assert worst.tolist() == [0, 1, 2, 4]
-    assert captions[0] == "label: bee\npredicted: ant 90%\nimage 0"
-    assert [caption.split("\n")[2] for caption in captions] == ["image 0", "image 1", "image 2", "image 4"]
-
-
 def test_another_data_set_than_the_runs(tmp_path: Path, data: Path) -> None:
     other = make_run(tmp_path / "other", data, classes=["ant", "bee", "cow"])
     with pytest.raises(FastcifarError, match="was trained on other classes than"):
         evaluate_run(other)
-    larger = make_run(
-        tmp_path / "larger",
-        data,
-        options={"blocks": [1, 1], "channels": [4, 8], "pre_activation": True, "final_norm": True},
-    )
+    larger = make_run(tmp_path / "larger", data, options=OPTIONS)  # of images of 32 pixels
     with pytest.raises(FastcifarError, match=f"was trained on 32x32 images and .* has {SIZE}x{SIZE}"):
         evaluate_run(larger)
 
 
 def test_a_bad_pair_is_told_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastcifar.inference.evaluate.classify", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(module, "classify", lambda *_: pytest.fail("too late"))
     with pytest.raises(DataError, match="does not exist"):
         evaluate_run(run, pairs=["nowhere.npz"])
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(run: Path, ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", str(run), "--tta", "mirror-shift", "--per-class"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("weights     test accuracy ")
-    for text in (
+    shown = (
         "ema-0.999   test accuracy",
         "mirror-shift  test accuracy",
         "points over ema-0.999",
         "fitted on the test set",
-        "bee, wild",
-    ):
+    )
+    for text in (*shown, "bee, wild"):
         assert text in printed
     assert printed.endswith(f"pictures    {run}/evaluation\n")
+    assert cli.main(["eval", str(ensemble), "--tta", "mirror"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = ["seed0 ema-0.999  test", "seed2 weights    test", "ensemble         test", "mirror           test"]
+    assert [line[:21] for line in lines[:4]] == starts
+    assert "points over ensemble" in lines[4]

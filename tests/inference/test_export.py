@@ -1,4 +1,4 @@
-"""Exports: the same probabilities without fastcifar, or no file."""
+"""Exports: the same probabilities without fastcifar, or no file; and the card beside them."""
 
 from __future__ import annotations
 
@@ -6,90 +6,72 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from small_run import CLASSES, OPTIONS, SIZE, VOTERS, images_like, make_run
+from small_run import CLASSES, VOTERS, images_like, logits_of, make_run, mean_of_voters, small_network
 
 from fastcifar import cli
 from fastcifar.data.sources import load_dataset
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import export, formats
 from fastcifar.inference.export import export_run
-from fastcifar.inference.formats import FORMATS, Format
-from fastcifar.models import build_model
-from fastcifar.runs.network import load_network
+from fastcifar.inference.formats import FORMATS
+from fastcifar.runs.network import read_network
 
-NEEDED = {
-    name: [package for package in one.packages if not importlib.util.find_spec(package)]
-    for name, one in FORMATS.items()
+LACKING = {
+    name: [package for package in made.packages if not importlib.util.find_spec(package)]
+    for name, made in FORMATS.items()
 }
 NAMES = [
-    pytest.param(n, marks=pytest.mark.skipif(bool(lacking), reason=f"no {', '.join(lacking)}"))
-    for n, lacking in NEEDED.items()
+    pytest.param(name, marks=pytest.mark.skipif(bool(lacking), reason=f"no {', '.join(lacking)}"))
+    for name, lacking in LACKING.items()
 ]
 
 STRANGER = """
+import os
 import sys
 sys.modules["fastcifar"] = None
-sys.path.insert(0, ".")
+sys.path.insert(0, "")
 import numpy as np
 import torch
-found = {{}}
-for count in (1, 2, 13):
-    images = np.load("images.npy")[:count]
-    images = images if {onnx} else torch.from_numpy(images)
-    exec({usage!r})
-    assert probabilities.dtype == (np.float32 if {onnx} else torch.float32)
-    found[str(count)] = np.asarray(probabilities)
-np.savez("found.npz", **found)
+for folder in {folders!r}:
+    os.chdir(folder)
+    sys.modules.pop("model_network", None)
+    found = {{}}
+    for count in (1, 2, 13):
+        images = np.load("images.npy")[:count]
+        images = images if {onnx} else torch.from_numpy(images)
+        exec({usage!r})
+        assert probabilities.dtype == (np.float32 if {onnx} else torch.float32)
+        found[str(count)] = np.asarray(probabilities)
+    np.savez("found.npz", **found)
 """
 
 
-def expected(run: Path, images: np.ndarray, which: str | None = None) -> np.ndarray:
-    network = load_network(run, torch.device("cpu"), which)
-    scale, offset = network.normalization.affine(torch.device("cpu"))
-    with torch.no_grad():
-        return network.model((torch.from_numpy(images) * scale + offset).permute(0, 3, 1, 2)).softmax(1).numpy()
-
-
-def strangers_probabilities(folder: Path, name: str, images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the code on the card makes of the first 1, 2 and 13 images, in a process that has no fastcifar."""
-    card = (folder / f"model{FORMATS[name].suffix}.md").read_text()
-    usage = card.split("```python\n")[1].split("```")[0]
-    np.save(folder / "images.npy", images)
-    program = STRANGER.format(usage=usage, onnx=name == "onnx")
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stranger_gets_the_same_probabilities(run: Path, ensemble: Path, name: str) -> None:
+    """By the code on the card, in a process that has no fastcifar; of an ensemble, the mean of those that vote."""
+    suffix, images = FORMATS[name].suffix, images_like(13, seed=9)
+    for folder, weights in ((run, "ema-0.999"), (ensemble, "2 networks")):
+        made = export_run(folder, name)
+        assert made.difference <= 1e-5
+        assert (made.weights, made.checked) == (weights, "the first 64 test images of data.npz")
+        assert folder / f"model{suffix}" in made.files
+        np.save(folder / "images.npy", images)
+    usage = (run / f"model{suffix}.md").read_text().split("```python\n")[1].split("```")[0]
+    program = STRANGER.format(folders=[str(run), str(ensemble)], usage=usage, onnx=name == "onnx")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return np.load(folder / "found.npz")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_stranger_gets_the_same_probabilities(run: Path, name: str) -> None:
-    made = export_run(run, name)
-    assert made.difference <= 1e-5
-    assert made.checked == "the first 64 test images of data.npz"
-    images = images_like(13, seed=9)
-    found = strangers_probabilities(run, name, images)
-    for count in (1, 2, 13):
-        np.testing.assert_allclose(found[str(count)], expected(run, images[:count]), atol=1e-5)
-    assert not list(run.glob(".model*"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_ensemble_is_one_file(ensemble: Path, name: str) -> None:
-    """It gives the mean probabilities of the members that vote."""
-    made = export_run(ensemble, name)
-    assert (made.weights, made.files[0]) == ("2 networks", ensemble / f"model{FORMATS[name].suffix}")
-    assert made.difference <= 1e-5
-    images = images_like(13, seed=9)
-    found = strangers_probabilities(ensemble, name, images)
-    mean = np.mean([expected(ensemble / f"seed{seed}", images, which) for seed, which in VOTERS], axis=0)
-    for count in (1, 2, 13):
-        np.testing.assert_allclose(found[str(count)], mean[:count], atol=1e-5)
+    for folder, expected in ((run, logits_of(run, images).softmax(1)), (ensemble, mean_of_voters(ensemble, images))):
+        found = np.load(folder / "found.npz")
+        for count in (1, 2, 13):
+            np.testing.assert_allclose(found[str(count)], expected[:count], atol=1e-5)
+        assert not list(folder.glob(".model*"))
 
 
 def test_the_card_of_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,9 +81,7 @@ def test_the_card_of_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[s
         members = json.loads(file.metadata()["members"])
     assert [one["weights"] for one in members] == [which for _, which in VOTERS]
     card = (ensemble / "model.safetensors.md").read_text()
-    parameters = sum(
-        tensor.numel() for tensor in load_network(ensemble / "seed0", torch.device("cpu")).model.parameters()
-    )
+    parameters = sum(parameter.numel() for parameter in small_network().parameters())
     for text in (
         "# Ensemble of 2 on data.npz",
         f"{2 * parameters:,} parameters together",
@@ -114,14 +94,25 @@ def test_the_card_of_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[s
     ):
         assert text in card
     assert str(ensemble.parent) not in card
-    assert cli.main(["export", str(ensemble), "--format", "torch", "--weights", "weights"]) == 2
-    assert "is an ensemble, which says itself which weights of its members vote" in capsys.readouterr().err
+
+
+def test_the_command_and_the_card_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(run)]) == 0
+    capsys.readouterr()
+    assert cli.main(["export", str(run), "--format", "torch", "--weights", "ema-0.999"]) == 0
+    first, *files = capsys.readouterr().out.splitlines()
+    assert first.startswith("ema-0.999: equal to within ")
+    assert files == [str(run / "model.pt2"), str(run / "model.pt2.md")]
+    card = (run / "model.pt2.md").read_text()
+    numbers = "| test accuracy |", "| 95% interval |", "| expected calibration error |"
+    for text in ("the average ema-0.999 of the weights", *numbers, "batch size | 128"):
+        assert text in card
+    assert str(run.parent) not in card
 
 
 def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> None:
     run = make_run(tmp_path / "run", "given", arch="given")
-    model = build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS)
-    made = export_run(run, "torch", model=model, test_set=load_dataset(str(data), "test"))
+    made = export_run(run, "torch", model=small_network(), test_set=load_dataset(str(data), "test"))
     assert made.checked == "the first 64 test images of the set given"
     assert "# a network given in Python on images given in Python" in (run / "model.pt2.md").read_text()
 
@@ -133,7 +124,8 @@ def test_what_goes_with_safetensors(run: Path) -> None:
         assert json.loads(file.metadata()["classes"]) == list(CLASSES)
         assert file.metadata()["weights"] == "weights"
         stem = file.get_tensor("network.stem.weight")
-    assert torch.equal(stem, load_network(run, torch.device("cpu"), "weights").model.state_dict()["stem.weight"])
+    model = read_network(run).load(torch.device("cpu"), "weights").model
+    assert torch.equal(stem, model.state_dict()["stem.weight"])
 
 
 @pytest.mark.parametrize("name", ["safetensors", "torch"])
@@ -158,20 +150,13 @@ def test_class_names_cannot_become_code(tmp_path: Path, data: Path) -> None:
     assert names == module.CLASSES
 
 
-@pytest.mark.parametrize("name", ["safetensors", "torch"])
-def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    whole = FORMATS[name]
-    off = Format(
-        whole.suffix,
-        whole.packages,
-        whole.write,
-        lambda path: lambda images: whole.open(path)(images) + 2e-5,
-        whole.usage,
-    )
-    monkeypatch.setitem(formats.FORMATS, name, off)
+def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = FORMATS["safetensors"]
+    off = replace(whole, open=lambda path: lambda images: whole.open(path)(images) + 2e-5)
+    monkeypatch.setitem(formats.FORMATS, "safetensors", off)
     before = sorted(path.name for path in run.iterdir())
     with pytest.raises(FastcifarError, match=r"gave probabilities off by 2\.\de-05, more than 1e-05, and was not kept"):
-        export_run(run, name)
+        export_run(run, "safetensors")
     assert sorted(path.name for path in run.iterdir()) == before
 
 
@@ -184,10 +169,8 @@ def test_operations_that_plain_torch_lacks(run: Path, monkeypatch: pytest.Monkey
     with torch.library._scoped_library("strangers_ops", "DEF") as library:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
-        whole = export.Deployed.forward
-        monkeypatch.setattr(
-            export.Deployed, "forward", lambda self, images: torch.ops.strangers_ops.twice(whole(self, images))
-        )
+        whole, twice = export.Deployed.forward, torch.ops.strangers_ops.twice
+        monkeypatch.setattr(export.Deployed, "forward", lambda self, images: twice(whole(self, images)))
         with pytest.raises(FastcifarError, match=r"operations that plain torch lacks, strangers_ops\.twice"):
             export_run(run, "torch")
 
@@ -200,22 +183,3 @@ def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=r"needs onnx, onnxscript, onnxruntime; pip install 'fastcifar\[export\]'"):
         export_run(run, "onnx")
-
-
-def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["eval", str(run)]) == 0
-    capsys.readouterr()
-    assert cli.main(["export", str(run), "--format", "torch", "--weights", "ema-0.999"]) == 0
-    first, *files = capsys.readouterr().out.splitlines()
-    assert first.startswith("ema-0.999: equal to within ")
-    assert files == [str(run / "model.pt2"), str(run / "model.pt2.md")]
-    card = (run / "model.pt2.md").read_text()
-    for text in (
-        "the average ema-0.999 of the weights",
-        "| test accuracy |",
-        "| 95% interval |",
-        "| expected calibration error |",
-        "batch size | 128",
-    ):
-        assert text in card
-    assert str(run.parent) not in card

@@ -16,8 +16,8 @@ from fastcifar.errors import DataError
 from fastcifar.inference.images import open_images, read_pair
 
 
-def read_all(path: Path, size: int, batch: int = 4) -> np.ndarray:
-    batches = list(open_images(path, size).batches(batch))
+def read_all(source: object, size: int, batch: int = 4) -> np.ndarray:
+    batches = list(open_images(source, size).batches(batch))
     assert all(0 < len(part) <= batch for part in batches)
     assert all(part.dtype == torch.uint8 for part in batches)
     return torch.cat(batches).numpy()
@@ -25,46 +25,36 @@ def read_all(path: Path, size: int, batch: int = 4) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_arrays(tmp_path: Path, count: int) -> None:
+    """Those of a .npy file stay on the disk."""
     images = images_like(count)
     np.save(tmp_path / "a.npy", images)
     np.savez(tmp_path / "only.npz", whatever=images)
     np.savez(tmp_path / "named.npz", images=images, labels=np.zeros(count))
     for name in ("a.npy", "only.npz", "named.npz"):
         assert np.array_equal(read_all(tmp_path / name, 8), images)
-
-
-def test_a_npy_file_stays_on_disk(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", images_like(3))
     assert isinstance(open_images(tmp_path / "a.npy", 8).items, np.memmap)
 
 
 def test_pictures_in_the_order_of_their_paths(tmp_path: Path) -> None:
     images = dict(zip(["b/x.png", "a/y.png", "10.png", "2.png", "a/x.png"], images_like(5), strict=True))
-    for name, image in images.items():
+    for name, image in (images | {".cache/z.png": images["2.png"]}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / name)
     (tmp_path / "note.txt").write_text("no picture")
-    (tmp_path / ".cache").mkdir()
-    Image.fromarray(images["2.png"]).save(tmp_path / ".cache" / "z.png")
     expected = [images[name] for name in ("10.png", "2.png", "a/x.png", "a/y.png", "b/x.png")]
     assert np.array_equal(read_all(tmp_path, 8, batch=2), expected)
-    assert read_all(tmp_path, 6).shape == (5, 6, 6, 3)
-
-
-def fitted(picture: Image.Image, size: int) -> np.ndarray:
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
 def test_images_of_another_size_are_cut_and_resized_whatever_their_form(tmp_path: Path) -> None:
     """As Pillow's own `fit` does it; those of the size itself come through as they are."""
-    wide = np.random.default_rng(0).integers(0, 256, (3, 12, 20, 3), dtype=np.uint8)
-    own = images_like(2)
+    wide, own = np.random.default_rng(0).integers(0, 256, (3, 12, 20, 3), dtype=np.uint8), images_like(2)
     np.save(tmp_path / "a.npy", wide)
     (tmp_path / "folder").mkdir()
     for number, image in enumerate((*wide, *own)):
         Image.fromarray(image).save(tmp_path / "folder" / f"{number}.png")
-    expected = np.stack([fitted(Image.fromarray(image), 8) for image in wide])
-    for source in (wide, torch.from_numpy(wide), tmp_path / "a.npy", [Image.fromarray(image) for image in wide]):
+    pictures = [Image.fromarray(image) for image in wide]
+    expected = np.stack([ImageOps.fit(picture, (8, 8), Image.Resampling.LANCZOS) for picture in pictures])
+    for source in (wide, torch.from_numpy(wide), tmp_path / "a.npy", pictures):
         images = open_images(source, 8)
         assert images.note is None
         assert np.array_equal(torch.cat(list(images.batches(2))), expected)
@@ -72,28 +62,6 @@ def test_images_of_another_size_are_cut_and_resized_whatever_their_form(tmp_path
     mixed = open_images([tmp_path / "folder", str(tmp_path / "folder" / "1.png"), images_like(1, size=9)], 8)
     assert np.array_equal(torch.cat(list(mixed.batches(4)))[:6], [*expected, *own, expected[1]])
     assert mixed.note == "5 images of several sizes were cut to their largest centred square and resized to 8x8."
-    single = open_images(tmp_path / "folder" / "1.png", 8)
-    assert (len(list(single.batches(4))), list(single.names)) == (1, ["1.png"])
-    assert single.note == "1 image of 20x12 was cut to its largest centred square and resized to 8x8."
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ([], "the list of images is empty"),
-        (3, "images are int; give a path"),
-        (Image.new("I;16", (8, 8)), "more than 8 bits a channel; convert it to RGB"),
-        (
-            torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16),
-            r"the array: images are bfloat16 \(2, 8, 8, 3\); expected uint8",
-        ),
-        (images_like(1)[0], r"images are uint8 \(8, 8, 3\); expected uint8 \(N, H, W, 3\)"),
-    ],
-    ids=["nothing", "number", "16 bits", "float", "one"],
-)
-def test_things_that_are_no_images(source: object, expected: str) -> None:
-    with pytest.raises(DataError, match=expected):
-        open_images(source, 8)
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -116,36 +84,33 @@ class Hostile:
 
 
 def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    (tmp_path / "batch").write_bytes(pickle.dumps({b"data": Hostile(marker)}))
-    np.save(tmp_path / "a.npy", np.array([Hostile(marker)], dtype=object), allow_pickle=True)
-    np.savez(tmp_path / "a.npz", images=np.array([Hostile(marker)], dtype=object))
+    hostile = Hostile(tmp_path / "executed")
+    (tmp_path / "batch").write_bytes(pickle.dumps({b"data": hostile}))
+    np.save(tmp_path / "a.npy", np.array([hostile], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "a.npz", images=np.array([hostile], dtype=object))
     for name in ("batch", "a.npy", "a.npz"):
         with pytest.raises(DataError):
             open_images(tmp_path / name, 32)
-    assert not marker.exists()
+    assert not hostile.marker.exists()
 
 
 @pytest.mark.parametrize(
-    ("array", "expected"),
+    ("source", "expected"),
     [
-        (images_like(2).astype(np.float32), "images are float32"),
-        (images_like(2).transpose(0, 3, 1, 2), r"save images.transpose\(0, 2, 3, 1\)"),
-        (
-            images_like(2, size=7).transpose(0, 3, 1, 2),
-            r"expected uint8 \(N, H, W, 3\), RGB: save images.transpose\(0, 2, 3, 1\)",
-        ),
-        (images_like(2)[..., 0], r"\(2, 8, 8\)"),
+        ([], "the list of images is empty"),
+        (3, "images are int; give a path"),
+        (Path("nowhere"), "does not exist; give a picture"),
+        (Image.new("I;16", (8, 8)), "more than 8 bits a channel; convert it to RGB"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16), r"the array: images are bfloat16 \(2, 8, 8, 3\)"),
+        (images_like(1)[0], r"images are uint8 \(8, 8, 3\); expected uint8 \(N, H, W, 3\)"),
+        (images_like(2, size=7).transpose(0, 3, 1, 2), r"\(N, H, W, 3\), RGB: save images.transpose\(0, 2, 3, 1\)"),
         (images_like(2)[:0], "holds no images"),
     ],
-    ids=["dtype", "planes", "larger planes", "grey", "empty"],
+    ids=["nothing", "number", "absent", "16 bits", "dtype", "one", "planes", "empty"],
 )
-def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, expected: str) -> None:
-    np.save(tmp_path / "a.npy", array)
-    np.savez(tmp_path / "a.npz", images=array)
-    for name in ("a.npy", "a.npz"):
-        with pytest.raises(DataError, match=expected):
-            open_images(tmp_path / name, 8)
+def test_things_that_are_no_images(source: object, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        open_images(source, 8)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +119,7 @@ def test_arrays_that_do_not_fit(tmp_path: Path, array: np.ndarray, expected: str
         ("a.npy", b"nonsense", "cannot be read"),
         ("a.npz", b"nonsense", "damaged"),
         ("batch", b"nonsense", "is not a sound CIFAR batch"),
-        (
-            "batch",
-            pickle.dumps({b"data": np.zeros((2, 10), np.uint8)}, 2),
-            "expected a dict with uint8 data|not a sound CIFAR batch",
-        ),
+        ("batch", pickle.dumps({b"data": np.zeros((2, 10), np.uint8)}, 2), r"\(N, 3072\)|not a sound CIFAR batch"),
         ("folder/note.txt", b"", "holds no pictures"),
         ("folder/a.png", b"nonsense", "is no PNG"),
     ],
@@ -172,11 +133,6 @@ def test_files_that_are_none(tmp_path: Path, name: str, content: bytes, expected
     assert "\n" not in str(caught.value)
 
 
-def test_a_place_with_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist; give a picture"):
-        open_images(tmp_path / "nowhere", 8)
-
-
 def test_pairs(tmp_path: Path) -> None:
     images, labels = images_like(3), np.array([2, 0, 1], np.uint8)
     np.savez(tmp_path / "pair.npz", images=images, labels=labels)
@@ -188,25 +144,18 @@ def test_pairs(tmp_path: Path) -> None:
         assert (targets.dtype, targets.tolist()) == (torch.int64, [2, 0, 1])
 
 
-def test_a_pair_of_another_size_is_not_resized(tmp_path: Path) -> None:
-    np.savez(tmp_path / "pair.npz", images=images_like(3, size=7), labels=np.arange(3))
-    with pytest.raises(
-        DataError,
-        match=r"images are uint8 \(3, 7, 7, 3\); expected uint8 \(N, 8, 8, 3\), RGB, as the run was trained on",
-    ):
-        read_pair(f"{tmp_path}/pair.npz", 8, 3)
-
-
 @pytest.mark.parametrize(
-    ("labels", "expected"),
+    ("size", "labels", "expected"),
     [
-        (None, "is no pair"),
-        (np.array([0, 1]), r"labels are int64 \(2,\); expected integers \(3,\)"),
-        (np.array([0.0, 1, 2]), "labels are float64"),
-        (np.array([0, 1, 3]), "run from 0 to 3; expected 0 to 2"),
+        (8, None, "is no pair"),
+        (8, np.array([0, 1]), r"labels are int64 \(2,\); expected integers \(3,\)"),
+        (8, np.array([0.0, 1, 2]), "labels are float64"),
+        (8, np.array([0, 1, 3]), "run from 0 to 3; expected 0 to 2"),
+        (7, np.arange(3), r"uint8 \(3, 7, 7, 3\); expected uint8 \(N, 8, 8, 3\), RGB, as the run was trained on"),
     ],
 )
-def test_pairs_that_do_not_fit(tmp_path: Path, labels: np.ndarray | None, expected: str) -> None:
-    np.savez(tmp_path / "pair.npz", images=images_like(3), **({} if labels is None else {"labels": labels}))
+def test_pairs_that_do_not_fit(tmp_path: Path, size: int, labels: np.ndarray | None, expected: str) -> None:
+    arrays = {"images": images_like(3, size)} | ({} if labels is None else {"labels": labels})
+    np.savez(tmp_path / "pair.npz", **arrays)
     with pytest.raises(DataError, match=expected):
         read_pair(f"{tmp_path}/pair.npz", 8, 3)

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from small_run import CLASSES, MEAN, OPTIONS, SIZE, STD, images_like, make_run, make_weights
+from small_run import CLASSES, MEAN, OPTIONS, STD, images_like, make_run, make_weights, small_network
 
 from fastcifar import cli
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.inference import classifier
+from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.predict import predict, write_predictions
-from fastcifar.models import build_model
 from fastcifar.runs import checkpoint as checkpoints
+from fastcifar.runs.network import DEFAULT, LoadOptions
+
+LAST = LoadOptions("weights")
 
 
 @pytest.fixture
@@ -31,19 +33,15 @@ def images(tmp_path: Path) -> Path:
 
 def expected_probabilities(images: Path | np.ndarray, *seeds: int) -> torch.Tensor:
     """In float64, from first principles: the mean of the networks' softmax, (N, classes)."""
-    pixels = (
-        torch.from_numpy(np.array(images if isinstance(images, np.ndarray) else np.load(images)))
-        .permute(0, 3, 1, 2)
-        .double()
-        / 255
-    )
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
+    pixels = torch.from_numpy(np.array(images if isinstance(images, np.ndarray) else np.load(images)))
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
+    normalised = ((pixels.double() / 255 - mean) / std).permute(0, 3, 1, 2)
     shares = []
     for seed in seeds:
-        model = build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS)
+        model = small_network()
         model.load_state_dict(make_weights(seed))
         with torch.no_grad():
-            shares.append(model.double().eval()((pixels - mean) / std).softmax(1))
+            shares.append(model.double().eval()(normalised).softmax(1))
     return torch.stack(shares).mean(0)
 
 
@@ -52,11 +50,23 @@ def rows_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 11, 250])
+def shares_of(path: Path) -> torch.Tensor:
+    """The probabilities in a table, float64 (N, classes)."""
+    return torch.tensor([[float(value) for value in row[2:]] for row in rows_of(path)[1:]], dtype=torch.float64)
+
+
+def change_weights(run: Path, name: str, key: str, value: float, part: slice | int = slice(None)) -> None:
+    checkpoint = checkpoints.load(run / "checkpoints")
+    checkpoint.weights[name][key][part] = value
+    checkpoint.progress["step"] += 1
+    checkpoints.save(run / "checkpoints", checkpoint)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 250])
 def test_one_run(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
-    monkeypatch.setattr(classifier.Classifier, "batch_size", batch_size)
+    monkeypatch.setattr(Classifier, "batch_size", batch_size)
     out = tmp_path / "predictions.csv"
-    assert len(write_predictions([run], images, out)) == 11
+    assert len(write_predictions([run], images, out, DEFAULT)) == 11
     winners = expected_probabilities(images, 1).argmax(1).tolist()
     assert len(set(winners)) > 1
     assert rows_of(out) == [["index", "prediction"], *([str(i), CLASSES[winner]] for i, winner in enumerate(winners))]
@@ -65,31 +75,25 @@ def test_one_run(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_several_runs_with_probabilities(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
     other, out = make_run(tmp_path / "other", data, seed=7), tmp_path / "predictions.csv"
-    write_predictions([run, other], images, out, which="weights", probabilities=True)
+    write_predictions([run, other], images, out, LAST, probabilities=True)
     header, *rows = rows_of(out)
     assert header == ["index", "prediction", *CLASSES]
     expected = expected_probabilities(images, 0, 7)
-    found = torch.tensor([[float(value) for value in row[2:]] for row in rows], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shares_of(out), expected, atol=1e-5, rtol=0)
     assert [row[1] for row in rows] == [CLASSES[winner] for winner in expected.argmax(1)]
 
 
 def test_test_time_augmentation_reads_the_mirror_image(run: Path, images: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "mirrored.npy", np.load(images)[:, :, ::-1])
     for name, source in (("a", images), ("b", tmp_path / "mirrored.npy")):
-        write_predictions([run], source, tmp_path / name, tta="mirror", probabilities=True)
-    values = [[[float(value) for value in row[2:]] for row in rows_of(tmp_path / name)[1:]] for name in "ab"]
-    np.testing.assert_allclose(*values, atol=2e-6)
+        write_predictions([run], source, tmp_path / name, DEFAULT, tta="mirror", probabilities=True)
+    torch.testing.assert_close(shares_of(tmp_path / "a"), shares_of(tmp_path / "b"), atol=2e-6, rtol=0)
 
 
 def test_equal_probabilities_go_to_the_lower_label(run: Path, images: Path, tmp_path: Path) -> None:
-    checkpoint = checkpoints.load(run / "checkpoints")
-    for weights in checkpoint.weights.values():
-        for part in ("weight", "bias"):
-            weights[f"classifier.{part}"].zero_()
-    checkpoint.progress["step"] += 1
-    checkpoints.save(run / "checkpoints", checkpoint)
-    write_predictions([run], images, tmp_path / "out.csv")
+    for part in ("weight", "bias"):
+        change_weights(run, "ema-0.999", f"classifier.{part}", 0.0)
+    write_predictions([run], images, tmp_path / "out.csv", DEFAULT)
     assert {row[1] for row in rows_of(tmp_path / "out.csv")[1:]} == {CLASSES[0]}
 
 
@@ -98,110 +102,68 @@ def test_a_failure_leaves_what_was_there(
 ) -> None:
     out = tmp_path / "predictions.csv"
     out.write_text("old")
-    monkeypatch.setattr(classifier.Classifier, "batch_size", 4)
-    whole, calls = classifier.Classifier.logits, []
+    monkeypatch.setattr(Classifier, "batch_size", 4)
+    whole, calls = Classifier.logits, []
 
-    def failing(self: classifier.Classifier, *arguments: object) -> torch.Tensor:
+    def failing(self: Classifier, *arguments: object) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return whole(self, *arguments)
 
-    monkeypatch.setattr(classifier.Classifier, "logits", failing)
+    monkeypatch.setattr(Classifier, "logits", failing)
     with pytest.raises(KeyboardInterrupt):
-        write_predictions([run], images, out)
+        write_predictions([run], images, out, DEFAULT)
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "images.npy", "predictions.csv", "run"]
 
 
-def test_places_that_cannot_be_written(run: Path, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(FastcifarError, match=r"cannot be written \(No such file or directory\)"):
-        write_predictions([run], images, tmp_path / "nowhere" / "out.csv")
-    with pytest.raises(ConfigError, match="is a folder; give a file"):
-        write_predictions([run], images, tmp_path)
-    with pytest.raises(ConfigError, match="is where the images are"):
-        write_predictions([run], images, images)
-
-
-def test_runs_that_do_not_agree(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
+def test_refusals(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
     reordered = make_run(tmp_path / "reordered", data, classes=list(reversed(CLASSES)))
-    with pytest.raises(ConfigError, match=f"{reordered} knows other classes than {run}"):
-        write_predictions([run, reordered], images, tmp_path / "out.csv")
     larger = make_run(tmp_path / "larger", data, options=OPTIONS | {"image_size": 16})
-    with pytest.raises(ConfigError, match=f"{larger} takes images of 16 pixels a side and {run} 8"):
-        write_predictions([run, larger], images, tmp_path / "out.csv")
-    with pytest.raises(ConfigError, match="no run to predict with"):
-        write_predictions([], images, tmp_path / "out.csv")
+    diverged, out = make_run(tmp_path / "diverged", data), tmp_path / "out.csv"
+    change_weights(diverged, "weights", "classifier.bias", float("nan"), 0)
+    for runs, place, expected in [
+        ([run], tmp_path / "nowhere" / "out.csv", r"cannot be written \(No such file or directory\)"),
+        ([run], tmp_path, "is a folder; give a file"),
+        ([run], images, "is where the images are"),
+        ([run, reordered], out, f"{reordered} knows other classes than {run}"),
+        ([run, larger], out, f"{larger} takes images of 16 pixels a side and {run} 8"),
+        ([], out, "no run to predict with"),
+        ([diverged], out, f"{diverged}'s network gives infinite or NaN outputs"),
+    ]:
+        with pytest.raises(FastcifarError, match=expected):
+            write_predictions(runs, images, place, LAST)
+    assert not out.exists()
 
 
-def test_a_run_that_diverged(run: Path, images: Path, tmp_path: Path) -> None:
-    checkpoint = checkpoints.load(run / "checkpoints")
-    checkpoint.weights["weights"]["classifier.bias"][0] = float("nan")
-    checkpoint.progress["step"] += 1
-    checkpoints.save(run / "checkpoints", checkpoint)
-    with pytest.raises(FastcifarError, match=f"{run}'s network gives infinite or NaN outputs"):
-        write_predictions([run], images, tmp_path / "out.csv", which="weights")
-    assert not (tmp_path / "out.csv").exists()
-
-
-def test_the_command(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out.csv"
-    command = [
-        "predict",
-        str(run),
-        str(run),
-        "--images",
-        str(images),
-        "--out",
-        str(out),
-        "--tta",
-        "mirror-shift",
-        "--probabilities",
-    ]
-    assert cli.main(command) == 0
-    assert capsys.readouterr().out == f"11 predictions in {out}\n"
-    assert len(rows_of(out)) == 12
-    assert cli.main(["predict", str(run), "--images", str(data_of(run))]) == 2
+def test_the_command(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a picture of another size, which is said."""
+    picture, out = Image.fromarray(images_like(1, size=12)[0]), tmp_path / "out.csv"
+    picture.save(tmp_path / "cat.png")
+    command = ["predict", str(run), str(run), "--images", str(tmp_path / "cat.png"), "--out", str(out)]
+    assert cli.main([*command, "--probabilities"]) == 0
+    line = "1 image of 12x12 was cut to its largest centred square and resized to 8x8."
+    assert capsys.readouterr().out == f"{line}\n1 prediction in {out}\n"
+    resized = np.asarray(ImageOps.fit(picture, (8, 8), Image.Resampling.LANCZOS))[None]
+    torch.testing.assert_close(shares_of(out), expected_probabilities(resized, 1), atol=1e-5, rtol=0)
+    assert cli.main(["predict", str(run), "--images", str(data)]) == 2
     assert "name the array to classify images" in capsys.readouterr().err
 
 
 def test_pictures_go_by_their_names(run: Path, tmp_path: Path) -> None:
-    names = [
-        "10.png",
-        "2.png",
-        "a, b.png",
-        "deep/er/c.png",
-        "line\nbreak.png",
-        '"quoted".png',
-        "r\return.png",
-        os.fsdecode(b"\xff.png"),
-    ]
-    folder, images = tmp_path / "pictures", images_like(len(names), seed=3)
+    plain = ["10.png", "2.png", "a, b.png", "deep/er/c.png", "line\nbreak.png", '"quoted".png']
+    escaped = {"r\return.png": "r\\return.png", os.fsdecode(b"\xff.png"): "\\udcff.png"}
+    names, folder = [*plain, *escaped], tmp_path / "pictures"
+    images = images_like(len(names), seed=3)
     for name, image in zip(names, images, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / name, "PNG")
-    write_predictions([run], folder, tmp_path / "out.csv")
+    write_predictions([run], folder, tmp_path / "out.csv", DEFAULT)
     winners = expected_probabilities(images, 1).argmax(1).tolist()
     given = {name: CLASSES[winner] for name, winner in zip(names, winners, strict=True)}
-    escaped = {"r\return.png": "r\\return.png", names[-1]: "\\udcff.png"}
     expected = [[escaped.get(name, name), given[name]] for name in sorted(names, key=lambda name: folder / name)]
     assert rows_of(tmp_path / "out.csv") == [["file", "prediction"], *expected]
-
-
-def test_a_picture_of_another_size(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 30, 3), dtype=np.uint8))
-    picture.save(tmp_path / "cat.png")
-    out = tmp_path / "out.csv"
-    assert (
-        cli.main(["predict", str(run), "--images", str(tmp_path / "cat.png"), "--out", str(out), "--probabilities"])
-        == 0
-    )
-    line = "1 image of 30x12 was cut to its largest centred square and resized to 8x8."
-    assert capsys.readouterr().out == f"{line}\n1 prediction in {out}\n"
-    expected = expected_probabilities(np.asarray(ImageOps.fit(picture, (8, 8), Image.Resampling.LANCZOS))[None], 1)[0]
-    header, (name, winner, *shares) = rows_of(out)
-    assert (header, name, winner) == (["file", "prediction", *CLASSES], "cat.png", CLASSES[expected.argmax()])
-    np.testing.assert_allclose(np.array(shares, dtype=float), expected, atol=1e-5)
 
 
 def test_in_memory(run: Path, ensemble: Path, images: Path) -> None:
@@ -210,45 +172,34 @@ def test_in_memory(run: Path, ensemble: Path, images: Path) -> None:
     """
     pixels = np.load(images)
     sources = [pixels[:4], torch.from_numpy(pixels[4:9]), Image.fromarray(pixels[9]), Image.fromarray(pixels[10])]
-    for runs, seeds in (([str(run), ensemble], (1, 1, 20)), (ensemble, (1, 20)), (run, (1,))):
+    for runs, seeds in (([str(run), ensemble], (1, 1, 20)), (run, (1,))):
         expected = expected_probabilities(images, *seeds)
         for source in (images, sources):
             found = predict(runs, source)
-            assert (found.probabilities.dtype, found.labels.dtype, found.classes) == (
-                torch.float64,
-                torch.int64,
-                CLASSES,
-            )
+            assert (found.labels.dtype, found.classes) == (torch.int64, CLASSES)
             torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=0)
             assert torch.equal(found.labels, expected.argmax(1))
             assert found.names == [CLASSES[winner] for winner in expected.argmax(1)]
 
 
-def test_an_ensemble_votes_wherever_it_is(ensemble: Path, images: Path, tmp_path: Path) -> None:
-    moved, out = tmp_path / "elsewhere", tmp_path / "out.csv"
-    ensemble.rename(moved)
-    write_predictions([moved], images, out, probabilities=True)
-    found = [[float(value) for value in row[2:]] for row in rows_of(out)[1:]]
-    np.testing.assert_allclose(found, expected_probabilities(images, 1, 20), atol=1e-5)
-
-
 def test_ensembles_that_cannot_vote(ensemble: Path, data: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     with pytest.raises(
-        ConfigError, match=f"{ensemble} is an ensemble, which says itself which weights .* leave --weights swa out"
+        ConfigError, match=f"{ensemble} is an ensemble, which says itself which weights .* leave --weights weights out"
     ):
-        write_predictions([ensemble], images, out, which="swa")
+        write_predictions([ensemble], images, out, LAST)
     shutil.rmtree(ensemble / "seed2")
     with pytest.raises(ConfigError, match=f"{ensemble}'s member {ensemble / 'seed2'} is no longer there; put it back"):
-        write_predictions([ensemble], images, out)
+        write_predictions([ensemble], images, out, DEFAULT)
     make_run(ensemble / "seed2", data, classes=list(reversed(CLASSES)))
     with pytest.raises(ConfigError, match=f"{ensemble / 'seed2'} knows other classes than {ensemble / 'seed0'}"):
-        write_predictions([ensemble], images, out)
+        write_predictions([ensemble], images, out, DEFAULT)
     report = json.loads((ensemble / "ensemble.json").read_text())
-    report["chosen"]["members"] = []
-    (ensemble / "ensemble.json").write_text(json.dumps(report))
-    with pytest.raises(ConfigError, match="names no member that votes"):
-        write_predictions([ensemble], images, out)
+    for members, expected in ([], "names no member that votes"), ([4], "names member 4 of 3"):
+        report["chosen"]["members"] = members
+        (ensemble / "ensemble.json").write_text(json.dumps(report))
+        with pytest.raises(ConfigError, match=expected):
+            write_predictions([ensemble], images, out, DEFAULT)
     assert not out.exists()
 
 
@@ -257,14 +208,10 @@ def test_a_network_that_was_given_is_given_again(tmp_path: Path, images: Path) -
     runs = [make_run(tmp_path / f"run{seed}", "given", seed=seed, arch="given") for seed in (0, 10)]
     with pytest.raises(ConfigError, match=f"{runs[0]}'s network was given in Python .* as model="):
         predict(runs, images)
-    model = build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS)
+    model = small_network()
     before = copy.deepcopy(model.state_dict())
     found = predict(runs, images, model=model)
     torch.testing.assert_close(found.probabilities, expected_probabilities(images, 1, 11), atol=1e-5, rtol=0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(FastcifarError, match=r"run0's ema-0\.999 (lacks|has)"):
         predict(runs, images, model=torch.nn.Flatten())
-
-
-def data_of(run: Path) -> Path:
-    return run.parent / "data.npz"

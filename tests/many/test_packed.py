@@ -1,8 +1,7 @@
-"""Several runs at a time: each is the run that it would have been alone."""
+"""Several runs of a recipe at a time: which they are, how many and with what share; each is as if alone."""
 
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,26 +13,34 @@ import pytest
 import torch
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, RunConfig
+from fastcifar.data.splits import validation_split
+from fastcifar.engine.memory import DataSize
 from fastcifar.engine.run import train
-from fastcifar.many.packed import train_packed
-from fastcifar.many.reproduce import Task
+from fastcifar.errors import ConfigError
+from fastcifar.many import packed
+from fastcifar.many.jobs import Job, Overrides
+from fastcifar.many.packed import (
+    divide,
+    how_many,
+    most_at_once,
+    parse_seeds,
+    plan_members,
+    shares_the_gpu,
+    train_packed,
+)
 from fastcifar.recipes import RECIPES
+from fastcifar.runs.console import Silence
+from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted
 
-IMAGES = Path(tempfile.gettempdir()) / f"fastcifar-packed-{os.getpid()}.npz"
 CONFIG = RunConfig(
     model=ModelConfig("resnet", blocks=(1,), channels=(8,)),
-    data=DataConfig(str(IMAGES)),
+    data=DataConfig("synthetic"),
     average=AverageConfig((0.9,)),
     engine=EngineConfig(device="cpu", compile="off", threads=1),
-    epochs=1,
+    epochs=3,
     batch_size=100,
 )
-
-
-def weight_files(run: Path) -> dict[str, bytes]:
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
 @pytest.fixture(autouse=True)
@@ -44,52 +51,113 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def images() -> Iterator[None]:
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0..3", (0, 1, 2, 3)), ("4", (4,)), ("7,2", (7, 2)), ("0..1, 5", (0, 1, 5))]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "3..1", "a", "0..", "-1", "0..99999", "1,,2", "0..3,2"])
+def test_seeds_that_are_none(text):
+    with pytest.raises(ConfigError, match=r"are not known; write 0\.\.10|name one twice"):
+        parse_seeds(text)
+
+
+def test_the_members_of_report_5():
+    """As it trained them, but for images to choose by, which all set apart alike; the test set is not watched."""
+    entry = RECIPES["r5_ensemble_member"]
+    members = plan_members(entry, range(11), Path("nowhere"), Overrides(val_split=5000))
+    assert [(job.config.seed, job.folder.name) for job in members] == [(seed, f"seed{seed}") for seed in range(11)]
+    labels, config = torch.arange(50_000) % 10, members[0].config
+    splits = [validation_split(labels, job.config.data.val_split, job.config.data.split_seed, 10)[1] for job in members]
+    assert all(torch.equal(splits[0], split) for split in splits)
+    assert len(splits[0]) == 5000
+    assert (config.model.arch, config.optim.optimizer, config.schedule.schedule) == ("resnet18", "adam", "step")
+    assert (config.loss.loss, config.data.augment, config.average.decays) == ("asymmetric", "standard", ())
+    assert (config.optim.sharpness, config.watch_test, config.epochs) == ("none", False, entry.config.epochs)
+
+
+def test_a_folder_of_another_length_or_reading_is_refused(tmp_path):
+    entry = RECIPES["quickstart"]
+    first, second = plan_members(entry, (0, 1), tmp_path, Overrides(epochs=2))
+    Run.create(second.folder, second.config)
+    assert plan_members(entry, (0, 1), tmp_path, Overrides(epochs=2)) == [first, second]
+    for seeds, overrides, expected in [
+        ((0, 1), Overrides(epochs=3), "seed1 holds a run of 2 epochs in place of 3; choose another --out"),
+        ((0, 1), Overrides(epochs=2, val_split=50), "val_split changed"),
+        ((0,), Overrides(), "give more --seeds, or a recipe that keeps snapshots"),
+    ]:
+        with pytest.raises(ConfigError, match=expected):
+            plan_members(entry, seeds, tmp_path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("threads", "free", "expected"),
+    [(None, 64, 8), (2, 64, 4), (3, 64, 2), (16, 64, 1), (None, 4, 3), (None, 1, 1), (None, None, 8), (16, None, 1)],
+)
+def test_how_many_suit_the_threads_and_the_memory(monkeypatch, threads, free, expected):
+    """A run of this size takes a GiB, and a tenth stays free; none is begun on less. Where memory is not told, the
+    threads alone count.
+    """
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(packed, "free_memory", lambda device: free and free * 2**30)
+    small = RunConfig(ModelConfig("resnet", blocks=(1,), channels=(4,)), engine=EngineConfig("cpu", threads=threads))
+    assert how_many(small, DataSize(100, 10)) == expected
+
+
+def test_runs_share_a_gpu_only_under_the_multi_process_service(monkeypatch, tmp_path):
+    assert most_at_once("cuda", 16, None, mps=False) == 1
+    assert most_at_once("cuda", 16, 4, mps=True) == 8
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not shares_the_gpu()
+    (tmp_path / "control").touch()
+    assert shares_the_gpu()
+
+
+def test_what_is_given_is_not_divided(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(packed, "free_memory", lambda device: 6 * 2**30)
+    assert divide(EngineConfig("cpu"), 3) == EngineConfig("cpu", threads=2, memory_limit="2048MB")
+    assert divide(EngineConfig("cpu"), 1) == EngineConfig("cpu", threads=8)
+    given = EngineConfig("cpu", threads=5, memory_limit="2GB")
+    assert divide(given, 3) == given
+
+
+def weight_files(run: Path) -> dict[str, bytes]:
+    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_packed_runs_that_were_stopped_end_in_the_bytes_of_single_ones(tmp_path):
+    """At equal thread counts; the processes save what they have when the parent lets them go, and what has ended is
+    kept.
+    """
     draw, arrays = torch.Generator().manual_seed(0), {}
     for split, count in (("train", 2000), ("test", 300)):
         arrays[f"{split}_images"] = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=draw).numpy()
         arrays[f"{split}_labels"] = (torch.arange(count) % 10).numpy()
-    numpy.savez(IMAGES, **arrays)
-    yield
-    IMAGES.unlink()
-
-
-@pytest.mark.slow
-def test_packed_runs_end_in_the_bytes_of_single_ones(tmp_path):
-    """At equal thread counts; and what has ended is kept."""
-    configs = [replace(CONFIG, seed=seed) for seed in (0, 1)]
-    tasks = [Task(RECIPES["quickstart"], config, tmp_path / "packed" / f"seed{config.seed}") for config in configs]
-    train_packed(tasks, at_once=2)
-    for config, task in zip(configs, tasks, strict=True):
-        train(config, tmp_path / f"alone{config.seed}")
-        assert weight_files(task.folder) == weight_files(tmp_path / f"alone{config.seed}")
-    assert weight_files(tasks[0].folder) != weight_files(tasks[1].folder)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    train_packed(tasks)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
-@pytest.mark.slow
-def test_packed_runs_that_were_stopped_end_in_the_same_bytes(tmp_path):
-    """The processes themselves save what they have when the parent lets them go."""
-    configs = [replace(CONFIG, seed=seed, epochs=3) for seed in (0, 1)]
-    whole, stopped = (
-        [Task(RECIPES["quickstart"], one, tmp_path / name / f"seed{one.seed}") for one in configs]
-        for name in ("a", "b")
-    )
-    train_packed(whole, at_once=2)
+    numpy.savez(tmp_path / "images.npz", **arrays)
+    configs = [replace(CONFIG, seed=seed, data=DataConfig(str(tmp_path / "images.npz"))) for seed in (0, 1)]
+    jobs = [Job(RECIPES["quickstart"], config, tmp_path / "packed" / f"seed{config.seed}") for config in configs]
 
     def interrupt() -> None:
-        while not all((task.folder / "checkpoints" / "latest").exists() for task in stopped):
+        while not all((job.folder / "checkpoints" / "latest").exists() for job in jobs):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Interrupted):
-        train_packed(stopped, at_once=2)
+        train_packed(jobs, 2, Silence())
     thread.join()
-    assert not any((task.folder / "result.json").exists() for task in stopped)
-    train_packed(stopped, at_once=2)
-    assert [weight_files(task.folder) for task in stopped] == [weight_files(task.folder) for task in whole]
+    assert not any(job.result for job in jobs)
+    train_packed(jobs, 2, Silence())
+    for config, job in zip(configs, jobs, strict=True):
+        train(config, tmp_path / f"alone{config.seed}")
+        assert weight_files(job.folder) == weight_files(tmp_path / f"alone{config.seed}")
+    assert weight_files(jobs[0].folder) != weight_files(jobs[1].folder)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    train_packed(jobs, None, Silence())
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -51,9 +51,7 @@ def normed(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
     return scaled * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("size", [5, 8, 15])
-@pytest.mark.parametrize("pool_skip", [False, True])
+@pytest.mark.parametrize(("kernel", "size", "pool_skip"), [(1, 5, True), (3, 8, False), (3, 15, True), (5, 15, False)])
 def test_blocks_keep_and_halve_odd_maps(kernel, size, pool_skip):
     x = torch.randn(2, 4, size, size)
     same = BlockShape(channels=(4, 4, 4), kernels=(kernel, kernel), pool_skip=pool_skip)
@@ -88,7 +86,7 @@ def test_stochastic_depth_leaves_the_shortcut_or_scales_the_branch(style, reduce
     torch.testing.assert_close(y, torch.relu(dropped + x) if style is PostActivation else (dropped, x))
 
 
-@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("probability", [0.1, 0.9])
 def test_stochastic_depth_scales_as_timms(probability):
     """Zero or the input over the share that is kept, which is as often as it should be (5 deviations)."""
     count, layer = 10_000, StochasticDepth(probability)
@@ -98,8 +96,5 @@ def test_stochastic_depth_scales_as_timms(probability):
     assert torch.equal(ours[:, 0], ours[:, 1])
     deviation = (probability * (1 - probability) / count) ** 0.5
     assert ((ours[:, 0] == 0).float().mean() - probability).abs() < 5 * deviation
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
     assert layer.eval()(x) is x
-
-
-def test_stochastic_depth_keeps_a_half_precision():
-    assert StochasticDepth(0.5)(torch.ones(3, 2, 1, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -17,36 +17,38 @@ from fastcifar.errors import FastcifarError
 from fastcifar.models import build_model
 from fastcifar.optim.averaging import Buckets
 from fastcifar.runs import checkpoint as checkpoints
-from fastcifar.runs import files
-from fastcifar.runs.checkpoint import Checkpoint, copy_tensors, load_weights
+from fastcifar.runs.checkpoint import copy_tensors, load_weights
+
+FILES = ["weights", "ema-0.999", "best-weights", "state"]
+
+
+def small_network() -> torch.nn.Module:
+    return build_model(NETWORK["arch"], **NETWORK["options"]).to(memory_format=torch.channels_last)
 
 
 def test_round_trip(tmp_path):
+    """Into the same bytes each time; and the metadata is JSON alone."""
+    assert checkpoints.load(tmp_path) is None
     saved = state(7)
-    checkpoints.save(tmp_path, saved)
-    loaded = checkpoints.load(tmp_path)
-    assert loaded.progress == PROGRESS | {"step": 7}
-    assert loaded.network == NETWORK
-    assert loaded.files().keys() == saved.files().keys() == {"weights", "ema-0.999", "best-weights", "state"}
+    for folder in ("a", "b"):
+        checkpoints.save(tmp_path / folder, saved)
+    loaded = checkpoints.load(tmp_path / "a")
+    assert (loaded.progress, loaded.network) == (PROGRESS | {"step": 7}, NETWORK)
+    assert list(loaded.files()) == list(saved.files()) == FILES
     for file, tensors in saved.files().items():
         assert loaded.files()[file].keys() == tensors.keys()
-        for key, tensor in tensors.items():
-            restored = loaded.files()[file][key]
-            assert torch.equal(restored, tensor)
-            assert restored.is_contiguous()
+        assert all(torch.equal(loaded.files()[file][key], tensor) for key, tensor in tensors.items())
+    stored, other = ((tmp_path / name / "00000007" / "weights.safetensors").read_bytes() for name in ("a", "b"))
+    assert stored == other
+    header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
+    assert json.loads(header["__metadata__"]["network"]) == json.loads(json.dumps(NETWORK))
 
 
-def test_the_best_weights_are_chosen_where_there_are_any():
+def test_a_run_without_average_or_best_weights(tmp_path):
     saved = state(7)
     assert saved.chosen == {"weights": saved.best["weights"], "ema-0.999": saved.weights["ema-0.999"]}
-
-
-def test_a_run_without_average(tmp_path):
-    saved = state(7)
-    progress = {**saved.progress, "averages": [], "best": {}}
-    checkpoints.save(
-        tmp_path, Checkpoint({"weights": saved.weights["weights"]}, {}, saved.state, progress, saved.network)
-    )
+    weights, progress = {"weights": saved.weights["weights"]}, {**saved.progress, "averages": [], "best": {}}
+    checkpoints.save(tmp_path, replace(saved, weights=weights, best={}, progress=progress))
     loaded = checkpoints.load(tmp_path)
     assert (list(loaded.weights), loaded.best) == (["weights"], {})
 
@@ -60,23 +62,10 @@ def test_names_that_no_weights_have_are_not_opened(tmp_path, name):
         checkpoints.load(tmp_path)
 
 
-def test_only_the_last_one_is_kept(tmp_path):
-    for step in (1, 2, 3):
-        checkpoints.save(tmp_path, state(step))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "latest"]
-
-
-def test_equal_states_are_equal_bytes(tmp_path):
-    saved = state(1)
-    for folder in ("a", "b"):
-        checkpoints.save(tmp_path / folder, saved)
-    a, b = ((tmp_path / folder / "00000001" / "weights.safetensors").read_bytes() for folder in ("a", "b"))
-    assert a == b
-
-
 @pytest.mark.parametrize("fatal", ["fsync", "replace"])
 @pytest.mark.parametrize("after", range(12))
 def test_a_save_that_dies_anywhere_leaves_the_one_before(tmp_path, monkeypatch, fatal, after):
+    """And the next one leaves itself alone."""
     checkpoints.save(tmp_path, state(1))
     calls = iter(range(100))
     genuine = getattr(os, fatal)
@@ -98,18 +87,9 @@ def test_a_save_that_dies_anywhere_leaves_the_one_before(tmp_path, monkeypatch, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "latest"]
 
 
-def test_no_checkpoint_yet(tmp_path):
-    assert checkpoints.load(tmp_path) is None
-
-
-def small_network() -> torch.nn.Module:
-    return build_model(NETWORK["arch"], **NETWORK["options"]).to(memory_format=torch.channels_last)
-
-
 def test_weights_of_a_network_in_training_are_contiguous_under_its_own_names(tmp_path):
     """Though it is compiled, and its tensors are channels_last views of one bucket."""
-    names = list(small_network().state_dict())
-    model = small_network()
+    names, model = list(small_network().state_dict()), small_network()
     Buckets(model)
     model.compile()
     saved = state()
@@ -123,11 +103,10 @@ def test_weights_of_a_network_in_training_are_contiguous_under_its_own_names(tmp
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in plain.state_dict().items())
 
 
-def test_loading_keeps_the_models_memory_format(tmp_path):
+def test_loading_keeps_the_models_memory_format():
     saved, model = state(), small_network()
-    checkpoints.save(tmp_path, saved)
     strides = {name: tensor.stride() for name, tensor in model.state_dict().items()}
-    load_weights(model, checkpoints.load(tmp_path).weights["weights"], "here")
+    load_weights(model, {key: tensor.contiguous() for key, tensor in saved.weights["weights"].items()}, "here")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, saved.weights["weights"][name])
         assert tensor.stride() == strides[name]
@@ -158,40 +137,23 @@ def test_what_others_put_beside_a_checkpoint_stays(tmp_path):
     for name in ("00000000", ".00000000.partial"):
         (tmp_path / name).mkdir()
     checkpoints.save(tmp_path, state(2))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        ".hidden",
-        "00000001-copy",
-        "00000002",
-        "2024",
-        "best",
-        "latest",
-    ]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".hidden", "00000001-copy", "00000002", "2024", "best", "latest"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not name open files")
 def test_all_is_on_disk_before_it_is_published(tmp_path, monkeypatch):
-    events = []
+    events, genuine = [], os.replace
 
-    def fsync(number: int) -> None:
-        events.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
-
-    def replace(old: Path, new: Path) -> None:
+    def rename(old: Path, new: Path) -> None:
         genuine(old, new)
         events.append(f"-> {new.name}")
 
-    if not Path("/proc/self/fd").is_dir():
-        pytest.skip("the system does not name open files")
-    genuine = os.replace
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", lambda file: events.append(Path(os.readlink(f"/proc/self/fd/{file}")).name))
+    monkeypatch.setattr(os, "replace", rename)
     checkpoints.save(tmp_path, state(1))
     expected = []
-    for file in (
-        "weights.safetensors",
-        "ema-0.999.safetensors",
-        "best-weights.safetensors",
-        "state.safetensors",
-        "progress.json",
-    ):
+    for file in (*(f"{name}.safetensors" for name in FILES), "progress.json"):
         expected += [f".{file}.partial", f"-> {file}", ".00000001.partial"]
     assert events == [*expected, "-> 00000001", tmp_path.name, ".latest.partial", "-> latest", tmp_path.name]
 
@@ -205,7 +167,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before(tmp_path, 
         if next(calls) >= after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
         FastcifarError, match=r"^\S+ cannot be written \(No space left on device\); make room there, [^\n]+\.$"
     ):
@@ -218,10 +180,3 @@ def test_a_place_below_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FastcifarError, match=r"cannot be written \(Not a directory\)"):
         checkpoints.save(tmp_path / "file" / "checkpoints", state(1))
-
-
-def test_metadata_is_json_alone(tmp_path):
-    checkpoints.save(tmp_path, state(1))
-    header_size = int.from_bytes((tmp_path / "00000001" / "weights.safetensors").read_bytes()[:8], "little")
-    header = json.loads((tmp_path / "00000001" / "weights.safetensors").read_bytes()[8 : 8 + header_size])
-    assert json.loads(header["__metadata__"]["network"]) == json.loads(json.dumps(NETWORK))

@@ -17,29 +17,22 @@ from hypothesis import strategies as st
 from made_run import CONFIG, NETWORK, PROGRESS, RESULT, record
 from safetensors.torch import load_file, save_file
 
-from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import FastcifarError
-from fastcifar.inference import evaluate as inference
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.folder import Run
+from fastcifar.runs.network import read_network
 from fastcifar.runs.records import JsonLines, read_records
 
 CHECKPOINT = Path("checkpoints/00000008")
+WEIGHTS = CHECKPOINT / "weights.safetensors"
+TENSORS = ["weights", "ema-0.999", "best-weights", "state"]
+PROGRESS_FILE = str(CHECKPOINT / "progress.json")
+FILES = [*(str(CHECKPOINT / f"{name}.safetensors") for name in TENSORS), PROGRESS_FILE]
 READERS: dict[str, Callable[[Run], object]] = {
     "config.json": Run.config,
     "result.json": Run.result,
     "metrics.jsonl": lambda run: read_records(run.metrics),
-    "checkpoints/latest": lambda run: checkpoints.load(run.checkpoints),
-    **{
-        str(CHECKPOINT / name): lambda run: checkpoints.load(run.checkpoints)
-        for name in (
-            "weights.safetensors",
-            "ema-0.999.safetensors",
-            "best-weights.safetensors",
-            "state.safetensors",
-            "progress.json",
-        )
-    },
+    **{name: lambda run: checkpoints.load(run.checkpoints) for name in ("checkpoints/latest", *FILES)},
 }
 
 
@@ -62,21 +55,21 @@ def test_a_whole_run_is_read(run: Run) -> None:
     assert (loaded.progress, loaded.network) == (PROGRESS, NETWORK)
 
 
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00\n", b"{\n", b"[" * 100_000 + b"\n", b"null\n", b"7\n", b'{"surprise": 1}\n'], ids=repr
-)
 @pytest.mark.parametrize("name", READERS)
-def test_foreign_content(run: Run, name: str, content: bytes) -> None:
-    (run.path / name).write_bytes(content)
-    assert sentence(lambda: READERS[name](run)).startswith(f"{run.path / name}")
+def test_foreign_content(run: Run, name: str) -> None:
+    for content in (b"\xff\xfe\x00\n", b"{\n", b"[" * 100_000 + b"\n", b"null\n", b"7\n", b'{"surprise": 1}\n'):
+        (run.path / name).write_bytes(content)
+        assert sentence(lambda: READERS[name](run)).startswith(f"{run.path / name}")
 
 
-@pytest.mark.parametrize("name", [name for name in READERS if name.startswith(str(CHECKPOINT))])
-def test_missing_files_of_a_checkpoint(run: Run, name: str) -> None:
-    (run.path / name).unlink()
-    text = sentence(lambda: READERS[name](run))
-    assert text.startswith(f"{run.path / name} cannot be read (")
-    assert text.endswith("; start the run again.")
+def test_missing_files_of_a_checkpoint(run: Run) -> None:
+    for name in FILES:
+        content = (run.path / name).read_bytes()
+        (run.path / name).unlink()
+        text = sentence(lambda: checkpoints.load(run.checkpoints))
+        assert text.startswith(f"{run.path / name} cannot be read (")
+        assert text.endswith("; start the run again.")
+        (run.path / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -92,34 +85,26 @@ def test_bytes_gone_astray(run: Run, name: str, position: float, junk: bytes) ->
     file.write_bytes(whole)
 
 
-def change(path: Path, changes: dict[str, Any], without: tuple[str, ...] = ()) -> None:
-    """Rewrites a JSON file with other entries."""
-    known = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in (known | changes).items() if key not in without}))
-
-
 @pytest.mark.parametrize(
-    ("name", "changes", "without", "expected"),
+    ("name", "changes", "expected"),
     [
-        ("config.json", {}, ("seed",), "config.json lacks seed"),
-        ("config.json", {"optim": {"lr": 0.5}}, (), "config.json: optim lacks optimizer, scale_lr"),
-        ("config.json", {"epochs": 0}, (), "config.json: epochs is 0; expected 1 or more"),
-        ("config.json", {"epochs": "x" * 10_000}, (), "epochs is 'xxx"),
-        ("config.json", {"batchsize": 1}, (), "unknown key 'batchsize'; did you mean batch_size"),
-        ("result.json", {}, ("commit",), "result.json lacks commit"),
-        ("result.json", {"seconds": "3"}, (), "seconds is '3'; expected float"),
-        ("result.json", {"versions": ["3"]}, (), "versions is ['3']; expected dict[str, str]"),
-        ("result.json", {"seconds_by_phase": {"train": None}}, (), "seconds_by_phase: train is None; expected float"),
-        (CHECKPOINT / "progress.json", {}, ("epoch", "scaler"), "progress.json lacks epoch, scaler"),
-        (CHECKPOINT / "progress.json", {"epoch": "2"}, (), "epoch is '2'; expected int"),
-        (CHECKPOINT / "progress.json", {"seconds": 1}, (), "seconds is 1; expected dict[str, float]"),
+        ("config.json", {"seed": ...}, "config.json lacks seed"),
+        ("config.json", {"optim": {"lr": 0.5}}, "config.json: optim lacks optimizer, scale_lr"),
+        ("config.json", {"epochs": 0}, "config.json: epochs is 0; expected 1 or more"),
+        ("config.json", {"epochs": "x" * 10_000}, "epochs is 'xxx"),
+        ("config.json", {"batchsize": 1}, "unknown key 'batchsize'; did you mean batch_size"),
+        ("result.json", {"seconds": "3"}, "seconds is '3'; expected float"),
+        ("result.json", {"versions": ["3"]}, "versions is ['3']; expected dict[str, str]"),
+        ("result.json", {"seconds_by_phase": {"train": None}}, "seconds_by_phase: train is None; expected float"),
+        (PROGRESS_FILE, {"epoch": ..., "scaler": ...}, "progress.json lacks epoch, scaler"),
+        (PROGRESS_FILE, {"epoch": "2"}, "epoch is '2'; expected int"),
     ],
 )
-def test_entries_that_do_not_fit(
-    run: Run, name: str | Path, changes: dict, without: tuple[str, ...], expected: str
-) -> None:
-    change(run.path / name, changes, without)
-    text = sentence(lambda: READERS[str(name)](run))
+def test_entries_that_do_not_fit(run: Run, name: str, changes: dict[str, Any], expected: str) -> None:
+    """Where a change is to `...`, the entry is not there."""
+    content = json.loads((run.path / name).read_text()) | changes
+    (run.path / name).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+    text = sentence(lambda: READERS[name](run))
     assert text.startswith(f"{run.path / name} cannot be read (")
     assert expected in text
 
@@ -146,75 +131,42 @@ def test_pointers_elsewhere(run: Run, pointer: str) -> None:
     ("metadata", "expected"),
     [
         (None, "network lacks arch, options, classes, mean, std"),
-        ({}, "network lacks arch, options, classes, mean, std"),
         ({"network": "null"}, "network is None; expected an object"),
         ({"network": "{"}, "Expecting property name"),
-        ({"network": json.dumps(NETWORK | {"arch": 7})}, "arch is 7; expected str"),
-        ({"network": json.dumps(NETWORK | {"options": [1]})}, "options is [1]; expected dict[str, typing.Any]"),
-        ({"network": json.dumps(NETWORK | {"classes": [0, 1]})}, "classes is 0; expected str"),
-        (
-            {"network": json.dumps(NETWORK | {"mean": [0.1, 0.2]})},
-            "mean is [0.1, 0.2]; expected tuple[float, float, float]",
-        ),
-        ({"network": json.dumps(NETWORK | {"mean": [0.1, 0.2, float("nan")]})}, "mean is nan; expected 0 to 1"),
-        ({"network": json.dumps(NETWORK | {"std": [0.1, 0, 0.1]})}, "std is 0.0; expected above 0, at most 1"),
-    ],
-)
-def test_networks_that_are_no_description(run: Run, metadata: dict[str, str] | None, expected: str) -> None:
-    weights = run.path / CHECKPOINT / "weights.safetensors"
-    save_file(load_file(weights), weights, metadata)
-    text = sentence(lambda: checkpoints.load(run.checkpoints))
-    assert text.startswith(f"{weights} cannot be read (")
-    assert expected in text
-
-
-@pytest.fixture
-def eight_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the synthetic set."""
-    images, labels = torch.randint(0, 256, (8, 8, 8, 3), dtype=torch.uint8), torch.arange(8) % 2
-    test = ImageSet(images, labels, ("ant", "bee"), NETWORK["mean"], NETWORK["std"])
-    monkeypatch.setattr(inference, "load_dataset", lambda *_: test)
-
-
-@pytest.mark.usefixtures("eight_images")
-def test_a_whole_run_is_evaluated(run: Run) -> None:
-    found = inference.evaluate_run(run.path)
-    assert list(found.weights) == ["weights", "ema-0.999"]
-
-
-@pytest.mark.usefixtures("eight_images")
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+        ({"arch": 7}, "arch is 7; expected str"),
+        ({"options": [1]}, "options is [1]; expected dict[str, typing.Any]"),
+        ({"classes": [0, 1]}, "classes is 0; expected str"),
+        ({"mean": [0.1, 0.2]}, "mean is [0.1, 0.2]; expected tuple[float, float, float]"),
+        ({"mean": [0.1, 0.2, float("nan")]}, "mean is nan; expected 0 to 1"),
+        ({"std": [0.1, 0, 0.1]}, "std is 0.0; expected above 0, at most 1"),
         ({"arch": "resnte"}, "unknown architecture 'resnte'; did you mean resnet"),
-        ({"arch": "os:system"}, "add --trust where you know it"),
         ({"options": {"name": "x"}}, "multiple values for argument 'name'"),
         ({"options": {"blocks": "abc", "channels": [1, 2, 3]}}, "cannot be built"),
         ({"options": {"blocks": None}}, "cannot be built"),
         ({"options": {"blocks": [1], "channels": [10**12]}}, "cannot be built"),
         ({"options": {"width": 3}}, "does not read the option 'width'"),
         ({"options": {"blocks": [1, 1], "channels": [4, 16]}}, "has stage2.0"),
-        ({"classes": ["ant", "cat"]}, "was trained on other classes than synthetic has"),
     ],
-    ids=repr,
+    ids=str,
 )
-def test_networks_that_cannot_be_built(run: Run, changes: dict, expected: str) -> None:
-    weights = run.path / CHECKPOINT / "weights.safetensors"
-    save_file(load_file(weights), weights, {"network": json.dumps(NETWORK | changes)})
-    text = sentence(lambda: inference.evaluate_run(run.path))
+def test_networks_that_are_none(run: Run, metadata: dict[str, Any] | None, expected: str) -> None:
+    weights = run.path / WEIGHTS
+    if metadata and "network" not in metadata:
+        metadata = {"network": json.dumps(NETWORK | metadata)}
+    save_file(load_file(weights), weights, metadata)
+    text = sentence(lambda: read_network(run.path).load(torch.device("cpu"), "weights"))
     assert text.startswith(str(run.path))
     assert expected in text
 
 
-@pytest.mark.usefixtures("eight_images")
-@pytest.mark.parametrize(("key", "expected"), [("stem.weight", "lacks stem.weight"), ("extra", "has an unknown extra")])
-def test_weights_with_other_keys(run: Run, key: str, expected: str) -> None:
+def test_weights_with_other_keys(run: Run) -> None:
     averaged = run.path / CHECKPOINT / "ema-0.999.safetensors"
     tensors = load_file(averaged)
-    tensors = (
-        {name: tensor for name, tensor in tensors.items() if name != key}
-        if key in tensors
-        else tensors | {key: torch.zeros(1)}
-    )
-    save_file(tensors, averaged)
-    assert f"ema-0.999 {expected}; " in sentence(lambda: inference.evaluate_run(run.path))
+    lacking = {name: tensor for name, tensor in tensors.items() if name != "stem.weight"}
+    for others, expected in (
+        (lacking, "lacks stem.weight"),
+        (tensors | {"extra": torch.zeros(1)}, "has an unknown extra"),
+    ):
+        save_file(others, averaged)
+        text = sentence(lambda: read_network(run.path).load(torch.device("cpu"), "ema-0.999"))
+        assert f"ema-0.999 {expected}; " in text

@@ -44,17 +44,6 @@ def test_a_place_that_cannot_be_made(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_read_only_place(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    if os.access(tmp_path, os.W_OK):
-        pytest.skip("permissions do not bind this user")
-    try:
-        with pytest.raises(FastcifarError, match="Permission denied"):
-            Run.create(tmp_path / "run", CONFIG)
-    finally:
-        tmp_path.chmod(0o700)
-
-
 @pytest.mark.parametrize("there", [(), ("outer",), ("outer", "outer/run")], ids=repr)
 def test_what_was_made_of_a_folder_is_gone_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]
@@ -96,14 +85,11 @@ def test_a_lock_alone_does_not_take_a_folder(tmp_path: Path) -> None:
     """As of a process that was killed before it wrote anything."""
     with Run(tmp_path).locked():
         pass
-    assert Run.create(tmp_path, CONFIG).config() == CONFIG
+    run = Run.create(tmp_path, CONFIG)
+    assert (run.config(), run.result()) == (CONFIG, None)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / ("x" * 300)):
         with pytest.raises(ConfigError, match=r"is no run: it has no config\.json"):
             Run.open(path)
-
-
-def test_a_run_that_has_not_ended_has_no_result(tmp_path: Path) -> None:
-    assert Run.create(tmp_path / "run", CONFIG).result() is None

@@ -12,12 +12,13 @@ from fastcifar.runs.interrupt import SIGNALS, StopRequest
 NOTICE = "stopping after this step; press Ctrl-C again to quit at once\n"
 
 
-def test_the_first_signal_is_noted_and_said(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_the_first_signal_is_noted_and_said(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as request:
         assert request.signal_number is None
-        os.kill(os.getpid(), signal.SIGINT)
-        assert request.signal_number == signal.SIGINT
+        os.kill(os.getpid(), number)
+        assert request.signal_number == number
         assert capfd.readouterr().err == NOTICE
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -36,10 +37,7 @@ def test_every_signal_is_answered_at_once_where_there_is_nothing_to_save(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
-def test_a_lost_terminal_is_a_request_but_not_below_nohup() -> None:
-    with StopRequest() as request:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert request.signal_number == signal.SIGHUP
+def test_a_lost_terminal_is_no_request_below_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest() as request:

@@ -1,6 +1,4 @@
-"""A run folder with a small network that was never trained, an ensemble of such, and the data set of both, as arrays
-on disk.
-"""
+"""A run folder with a small network that was never trained, an ensemble of such, and the data set of both."""
 
 from __future__ import annotations
 
@@ -8,18 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_run import PROGRESS
 
 from fastcifar.config import DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.models import build_model
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import Best, Checkpoint
-from fastcifar.runs.ensembles import EnsembleReport, Member, Standing, write_report
+from fastcifar.runs.ensembles import EnsembleReport, Member, Vote, write_report
 from fastcifar.runs.folder import Run
+from fastcifar.runs.network import read_network
 
 CLASSES = ("ant", "bee, wild", "cat")
 SIZE = 8
 OPTIONS = {"blocks": [1, 1], "channels": [4, 8], "pre_activation": True, "final_norm": True}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+NETWORK = {"arch": "resnet", "options": OPTIONS | {"image_size": SIZE}, "classes": list(CLASSES)}
+NETWORK |= {"mean": MEAN, "std": STD}
 
 
 def images_like(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
@@ -27,19 +29,23 @@ def images_like(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def make_data(folder: Path, train: int = 60, test: int = 70) -> Path:
-    """A .npz file such as `data.arrays` reads."""
+def make_data(folder: Path) -> Path:
+    """A .npz file such as `data.arrays` reads, of 60 images to train on and 70 to test on."""
     arrays = {"classes": np.array(CLASSES)}
-    for seed, (split, count) in enumerate({"train": train, "test": test}.items(), start=1):
+    for seed, (split, count) in enumerate({"train": 60, "test": 70}.items(), start=1):
         arrays |= {f"{split}_images": images_like(count, seed=seed), f"{split}_labels": np.arange(count) % len(CLASSES)}
     np.savez(folder / "data.npz", **arrays)
     return folder / "data.npz"
 
 
-def make_weights(seed: int, arch: str = "resnet", size: int = SIZE, **options: object) -> dict[str, torch.Tensor]:
+def small_network() -> torch.nn.Module:
+    return build_model("resnet", classes=len(CLASSES), image_size=SIZE, **OPTIONS)
+
+
+def make_weights(seed: int) -> dict[str, torch.Tensor]:
     """Random ones, with batch norm statistics that are not those of a new network, and outputs that differ."""
     torch.manual_seed(seed)
-    weights = dict(build_model(arch, classes=len(CLASSES), image_size=size, **(options or OPTIONS)).state_dict())
+    weights = dict(small_network().state_dict())
     for name, tensor in weights.items():
         if name.endswith("running_mean"):
             tensor.normal_(0, 0.2)
@@ -62,33 +68,19 @@ def make_run(
     split_seed: int = 0,
     **changes: object,
 ) -> Path:
-    """A run that has ended, with `averages` and so many snapshots; `changes` replace what its checkpoint says of the
-    network.
+    """A run at its end, with so many snapshots; `changes` replace what its checkpoint says of the network.
+
+    The weights, then the averages, then the snapshots are those of `make_weights` by the seeds from `seed` on; the best
+    ones, those from `seed` + 100 on.
     """
     data = DataConfig(str(dataset), val_split=val_split, split_seed=split_seed)
     model = ModelConfig("resnet", blocks=(1, 1), channels=(4, 8), pre_activation=True, final_norm=True)
     run = Run.create(path, RunConfig(model, data, engine=EngineConfig("cpu", "fp32"), epochs=2, seed=run_seed))
     kept = [f"snapshot-{number}" for number in range(1, snapshots + 1)]
     weights = {name: make_weights(seed + shift) for shift, name in enumerate(("weights", *averages, *kept))}
-    network = {
-        "arch": "resnet",
-        "options": OPTIONS | {"image_size": SIZE},
-        "classes": list(CLASSES),
-        "mean": MEAN,
-        "std": STD,
-    } | changes
-    progress = {
-        "epoch": 2,
-        "batch": 0,
-        "step": 8,
-        "elapsed": 3.5,
-        "seconds": {"train": 3.0},
-        "scaler": {},
-        "plateau": {},
-    }
-    progress |= {"averages": list(averages), "snapshots": kept, "best": best or {}}
     chosen = {name: make_weights(seed + 100 + shift) for shift, name in enumerate(best or {})}
-    checkpoints.save(run.checkpoints, Checkpoint(weights, chosen, {}, progress, network))
+    progress = PROGRESS | {"averages": list(averages), "snapshots": kept, "best": best or {}}
+    checkpoints.save(run.checkpoints, Checkpoint(weights, chosen, {}, progress, NETWORK | changes))
     return path
 
 
@@ -100,10 +92,21 @@ def make_ensemble(path: Path, dataset: Path) -> Path:
     """An ensemble of three runs in its folder, of which two vote."""
     for seed in range(3):
         make_run(path / f"seed{seed}", dataset, seed=10 * seed, run_seed=seed, val_split=20)
-    weights = {seed: name for seed, name in VOTERS} | {1: "weights"}
+    weights = dict(VOTERS) | {1: "weights"}
     members = tuple(Member(Path(f"seed{seed}"), weights[seed], 0.5, 0.5) for seed in range(3))
-    whole, chosen = (
-        Standing(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.25, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2))
-    )
+    whole, chosen = (Vote(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.25, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
     write_report(path, EnsembleReport(str(dataset), 70, "none", members, whole, chosen, None, (whole,)))
     return path
+
+
+def logits_of(run: Path, images: torch.Tensor | np.ndarray, which: str | None = None) -> torch.Tensor:
+    """What the network of the run makes of images uint8 (N, H, W, 3), in float32, without the classifier."""
+    network = read_network(run).load(torch.device("cpu"), which)
+    scale, offset = network.normalization.affine(torch.device("cpu"))
+    with torch.no_grad():
+        return network.model((torch.as_tensor(images) * scale + offset).permute(0, 3, 1, 2))
+
+
+def mean_of_voters(ensemble: Path, images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """The mean of the softmax of those that vote in `make_ensemble`, (N, classes)."""
+    return torch.stack([logits_of(ensemble / f"seed{seed}", images, name).softmax(1) for seed, name in VOTERS]).mean(0)

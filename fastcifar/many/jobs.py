@@ -1,0 +1,85 @@
+"""Runs of recipes that are to be done: what each is, and whether its folder holds that run already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastcifar.config import EngineConfig, RunConfig
+from fastcifar.engine.run import resume, train
+from fastcifar.errors import ConfigError
+from fastcifar.many.results import recipe_settings
+from fastcifar.recipes import Recipe
+from fastcifar.recipes.registry import derive
+from fastcifar.runs.console import Console
+from fastcifar.runs.folder import Result, Run
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What replaces a recipe's own settings; None leaves them as they are."""
+
+    epochs: int | None = None
+    val_split: int | None = None
+    data_dir: Path | None = None
+    engine: EngineConfig | None = None
+
+    def apply(self, config: RunConfig, seed: int) -> RunConfig:
+        """`config` with `seed` and all that is given here."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        config = replace(config, engine=given.pop("engine", config.engine))
+        return derive(config, seed=seed, **given)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a recipe."""
+
+    recipe: Recipe
+    config: RunConfig
+    folder: Path
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Recipe, epochs and seed."""
+        return self.recipe.name, self.config.epochs, self.config.seed
+
+    @property
+    def started(self) -> bool:
+        return (self.folder / "config.json").exists()
+
+    @property
+    def result(self) -> Result | None:
+        """What the run came to; None where it has not ended."""
+        return Run(self.folder).result()
+
+    def check_same_reading(self) -> None:
+        """Raises ConfigError where the folder holds a run of what the recipe used to be."""
+        if self.started:
+            check_settings(self, recipe_settings(Run(self.folder).config()), str(self.folder))
+
+    def check_same_length(self) -> None:
+        """Raises ConfigError where the folder holds a run of other epochs."""
+        if self.started and (found := Run(self.folder).config().epochs) != self.config.epochs:
+            wanted = self.config.epochs
+            raise ConfigError(
+                f"{self.folder} holds a run of {found} epochs in place of {wanted}; choose another --out."
+            )
+
+
+def carry_out(config: RunConfig, folder: Path, console: Console) -> Result:
+    """Trains the run of `config`, or goes on with it where it was started."""
+    if (folder / "config.json").exists():
+        return resume(folder, console=console)
+    return train(config, folder, console=console)
+
+
+def check_settings(job: Job, kept: dict[str, object], place: str) -> None:
+    """Raises ConfigError where the settings `kept` at `place` are not those of the job's recipe."""
+    wanted = recipe_settings(job.config)
+    if kept != wanted:
+        names = sorted(name for name in kept.keys() | wanted.keys() if kept.get(name) != wanted.get(name))
+        raise ConfigError(
+            f"{place} holds a run of {job.recipe.name} as that recipe used to be ({', '.join(names)} changed); "
+            "choose another --out, or remove the run."
+        )

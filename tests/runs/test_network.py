@@ -1,0 +1,107 @@
+"""The network of a run: which weights, and nothing executed that is not trusted."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import CLASSES, MEAN, SIZE, STD, make_data, make_run, make_weights
+
+from fastcifar.augment.normalize import Normalization
+from fastcifar.errors import FastcifarError
+from fastcifar.inference.evaluate import evaluate_run
+from fastcifar.inference.export import export_run
+from fastcifar.inference.predict import predict
+from fastcifar.runs.network import LoadOptions, TrainedNetwork, read_network
+
+PLUG_IN = """
+from pathlib import Path
+from torch import nn
+Path({marker!r}).touch()
+
+
+def build(classes, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, classes))
+"""
+
+
+def load(run: Path, which: str | None = None, *, trust: bool = False) -> TrainedNetwork:
+    return read_network(run, LoadOptions(trust=trust)).load(torch.device("cpu"), which)
+
+
+def test_the_network_is_as_it_was_stored(tmp_path: Path) -> None:
+    network = load(make_run(tmp_path / "run", "data.npz"), "weights")
+    assert (network.classes, network.image_size, network.weights, network.arch) == (CLASSES, SIZE, "weights", "resnet")
+    assert network.normalization == Normalization(MEAN, STD)
+    assert not network.model.training
+    for name, tensor in make_weights(0).items():
+        assert torch.equal(network.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("averages", "accuracies", "expected"),
+    [
+        ((), {}, "weights"),
+        (("ema-0.999", "swa"), {}, "ema-0.999"),
+        (("ema-0.999",), {"weights": 0.8, "ema-0.999": 0.7}, "weights"),
+        (("ema-0.999", "swa"), {"weights": 0.8, "ema-0.999": 0.7, "swa": 0.9}, "swa"),
+        (("ema-0.999",), {"weights": 0.8, "ema-0.999": 0.8}, "ema-0.999"),
+    ],
+)
+def test_which_weights_are_taken(
+    tmp_path: Path, averages: tuple[str, ...], accuracies: dict[str, float], expected: str
+) -> None:
+    """A snapshot is taken by its name alone."""
+    best = {name: {"epoch": 1, "accuracy": accuracy, "loss": 1.0} for name, accuracy in accuracies.items()}
+    run = make_run(tmp_path / "run", "data.npz", averages=averages, best=best, snapshots=2)
+    network = load(run)
+    assert network.weights == expected
+    seed = list(accuracies).index(expected) + 100 if accuracies else ("weights", *averages).index(expected)
+    assert torch.equal(network.model.state_dict()["stem.weight"], make_weights(seed)["stem.weight"])
+    snapshot = load(run, "snapshot-2").model.state_dict()
+    assert torch.equal(snapshot["stem.weight"], make_weights(2 + len(averages))["stem.weight"])
+
+
+def test_weights_that_the_run_lacks(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "data.npz")
+    with pytest.raises(FastcifarError, match=re.escape(f"{run}: unknown weights 'ema-0.99'; did you mean ema-0.999?")):
+        load(run, "ema-0.99")
+
+
+@pytest.mark.parametrize("size", [0, 10**9, "8", None, True])
+def test_an_impossible_image_size(tmp_path: Path, size: object) -> None:
+    run = make_run(tmp_path / "run", "data.npz", options={"blocks": [1], "channels": [4], "image_size": size})
+    with pytest.raises(FastcifarError, match="which cannot be; start the run again"):
+        load(run)
+
+
+def test_a_strangers_code_is_executed_where_it_is_trusted_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's network is built by a module of its own, which makes a file when it is imported."""
+    marker, data = tmp_path / "executed", make_data(tmp_path)
+    (tmp_path / "strangers_net.py").write_text(PLUG_IN.format(marker=str(marker)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "strangers_net", raising=False)
+    run = make_run(tmp_path / "run", data, arch="strangers_net:build", options={"image_size": SIZE})
+    for use in (load, evaluate_run, lambda run: predict(run, data), lambda run: export_run(run, "torch")):
+        with pytest.raises(
+            FastcifarError, match=r"'strangers_net:build', code that comes with the run .*; add --trust"
+        ):
+            use(run)
+    assert not marker.exists()
+    with pytest.raises(FastcifarError, match=r"'s ema-0\.999 "):  # the stored weights are another network's
+        load(run, trust=True)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "arch", ["timm:hf-hub:someone/net", "timm:local-dir:/tmp/net", "timm:../net", "os:system", "a.b:c", "resnet\n"]
+)
+def test_what_would_fetch_or_import_is_refused(tmp_path: Path, arch: str) -> None:
+    with pytest.raises(FastcifarError, match="add --trust"):
+        load(make_run(tmp_path / "run", "data.npz", arch=arch))
