@@ -119,8 +119,7 @@ def test_float16_with_a_scaled_loss_on_an_old_card(gpu):
     assert json.loads(Path("run/config.json").read_text())["engine"]["precision"] == "fp16"
 
 
-def test_what_comes_after_training(monkeypatch, capsys):
-    monkeypatch.setattr("fastcifar.inference.evaluate.draw", lambda *arguments: None)
+def test_what_comes_after_training(capsys):
     for seed in "01":
         assert cli.main([*TRAIN, "--epochs", "1", "--val-split", "50", "--seed", seed, "--out", seed]) == 0
     accuracy = result("0")["test_accuracy"]
