@@ -21,8 +21,8 @@ SMALL = {"arch": "resnet", "blocks": (1,), "channels": (4,), "dataset": "synthet
 @pytest.mark.parametrize("recipe", ["r1_resnet_prop_standard", "r1_resnet20_standard"])
 def test_recipe(recipe, record_property, request, tmp_path, monkeypatch, fastcifar, tiny):
     if tiny:
-        small = derive(RECIPES[recipe].config, **SMALL)
-        monkeypatch.setitem(RECIPES, recipe, replace(RECIPES[recipe], function=lambda: small))
+        small = replace(RECIPES[recipe], config=derive(RECIPES[recipe].config, **SMALL))
+        monkeypatch.setitem(RECIPES, recipe, small)
     elif find("cifar10") is None:
         pytest.skip("CIFAR-10 is not at hand; name its folder in FASTCIFAR_DATA")
     runs, kept = tmp_path if tiny else RUNS, request.config.getoption("results").with_name("results.json")
