@@ -72,6 +72,10 @@ class Stream:
         for stream, time in clock.items():
             self.clock[stream] = max(self.clock.get(stream, 0), time)
 
+    def is_capturing(self) -> bool:
+        """What torch's optimisers ask."""
+        return self.gpu.tape is not None
+
 
 class Event:
     """A place in a stream. It is queried once in vain, as where the GPU is behind."""
