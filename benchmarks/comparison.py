@@ -24,9 +24,9 @@ from fastcifar.device import Precision, synchronize
 from fastcifar.diagnostics.machine import usable_cpus
 from fastcifar.engine.setup import prepare_machine, resolve
 from fastcifar.engine.trainer import Trainer
-from fastcifar.kernels.batch_norm import Skip, with_skip
+from fastcifar.kernels.batch_norm import Skip
 from fastcifar.models import build_model
-from fastcifar.models.layers import BatchNorm2d, SqueezeExcite, add_and_activate
+from fastcifar.models.layers import BatchNorm2d, SqueezeExcite, add_and_activate, with_skip
 from fastcifar.optim.schedules import lr_table
 from fastcifar.runs.checkpoint import WEIGHTS
 

@@ -13,8 +13,6 @@ There are no atomics: the same inputs give the same bits.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,14 +20,11 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
-from .compilation import Compilation
-from .dispatch import KERNELS_EXIST, jit, launcher, tl, use_triton
-from .spec import Arguments, Case, OpSpec
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from .checks import check_activation, check_like, check_tensor
+from .dispatch import jit, launch, tl, triton, use_triton
 
 Skip = Literal["input", "output"]
-"""What a shortcut takes, past the norm or from it on."""
+"""What a shortcut takes: what is normalised, or the result."""
 
 # Rows of 32 half-precision channels are 64 bytes, two sectors of memory; fewer channels a program leave more programs
 # to share them. A tile is 16 elements a thread of eight warps, two loads of 16 bytes. Twice that takes more than 200
@@ -47,71 +42,50 @@ TILE = 4096
 WARPS = 8
 
 
-def batch_norm_relu_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None = None,
-    addend: Tensor | None = None,
-    *,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    relu: bool = True,
-    skip: Skip | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """What `batch_norm_relu` computes, in plain torch, of any layout."""
-    x = x if addend is None else x + addend
-    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y = y if residual is None else y + residual
-    y = F.relu(y) if relu else y
-    return with_skip(y, x, skip)
+class ForwardInputs(NamedTuple):
+    """The arguments of `batch_norm_relu_forward`, which `batch_norm_relu` explains."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    residual: Tensor | None
+    addend: Tensor | None
+    momentum: float
+    eps: float
+    relu: bool
 
 
-def with_skip(y: Tensor, x: Tensor, skip: Skip | None) -> Tensor | tuple[Tensor, Tensor]:
-    """The result `y`, and with it what a shortcut takes, if there is one: what was normalised, or the result once
-    more.
-    """
-    return y if skip is None else (y, x if skip == "input" else y)
+class BackwardInputs(NamedTuple):
+    """The arguments of `batch_norm_relu_backward`."""
+
+    grad_y: Tensor
+    grad_skip: Tensor | None
+    x: Tensor
+    y: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    statistics: Tensor
+    relu: bool
+    skip: str | None
 
 
-def forward_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None,
-    addend: Tensor | None,
-    momentum: float,
-    eps: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward_reference(given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor]:
     """What `batch_norm_relu_forward` computes, in plain torch."""
-    x = x if addend is None else x + addend
-    y, mean, rstd = torch.ops.aten._native_batch_norm_legit(
-        x, weight, bias, running_mean, running_var, True, momentum, eps
-    )
-    if residual is not None:
-        y = y + residual
-    # Float32 they are, but torch's fakes do not know it.
-    return F.relu(y) if relu else y, torch.stack((mean, rstd)).float(), x.new_empty(0) if addend is None else x
+    x = given.x if given.addend is None else given.x + given.addend
+    vectors = given.weight, given.bias, given.running_mean, given.running_var
+    y, mean, rstd = torch.ops.aten._native_batch_norm_legit(x, *vectors, True, given.momentum, given.eps)
+    if given.residual is not None:
+        y = y + given.residual
+    y = F.relu(y) if given.relu else y
+    # The statistics are float32 already, but torch's fakes do not know it.
+    return y, torch.stack((mean, rstd)).float(), x.new_empty(0) if given.addend is None else x
 
 
-def backward_reference(
-    grad_y: Tensor,
-    grad_skip: Tensor | None,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    statistics: Tensor,
-    relu: bool,
-    skip: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward_reference(given: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `batch_norm_relu_backward` computes, in plain torch."""
+    grad_y, grad_skip, x, y, weight, bias, statistics, relu, skip = given
     mean, rstd = statistics
     g = grad_y + grad_skip if skip == "output" else grad_y
     if relu:
@@ -120,10 +94,9 @@ def backward_reference(
         g = g.masked_fill(z <= 0, 0)
     # In any other layout torch rounds the gradients of weight and bias to half precision.
     g = torch.empty_like(x).copy_(g)
-    of_norm = torch.ops.aten.native_batch_norm_backward(
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
         g, x, weight, None, None, mean, rstd, True, 0.0, [True, True, True]
     )
-    grad_x, grad_weight, grad_bias = of_norm
     grad_x = grad_x + grad_skip if skip == "input" else grad_x
     return grad_x, grad_weight, grad_bias, x.new_empty(0) if y is None else g
 
@@ -527,6 +500,11 @@ class Split(NamedTuple):
     tile_rows: int
     """Rows that a program holds at once, a power of two."""
 
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The options of every launch."""
+        return {"SPAN": self.span, "BLOCK_C": self.block_c, "TILE_ROWS": self.tile_rows, "num_warps": WARPS}
+
 
 def split(rows: int, channels: int) -> Split:
     """Chooses by the shape alone.
@@ -536,19 +514,15 @@ def split(rows: int, channels: int) -> Split:
     cache.
     """
     one_part = rows <= ROWS_OF_ONE_PART
-    block_c = min(CHANNELS_OF_ONE_PART if one_part else MOST_CHANNELS, _power_of_two(channels))
+    block_c = min(CHANNELS_OF_ONE_PART if one_part else MOST_CHANNELS, triton.next_power_of_2(channels))
     most_parts = 1 if one_part else 1 << ((rows // 4).bit_length() - 1) // 2
-    span = -(-rows // min(most_parts, MOST_PARTS))
-    parts = -(-rows // span)
-    tile_rows = min(_power_of_two(max(span, 16)), TILE // block_c)
-    return Split(span, (parts, -(-channels // block_c)), _power_of_two(parts), block_c, tile_rows)
+    span = triton.cdiv(rows, min(most_parts, MOST_PARTS))
+    parts = triton.cdiv(rows, span)
+    tile_rows = min(triton.next_power_of_2(max(span, 16)), TILE // block_c)
+    return Split(span, (parts, triton.cdiv(channels, block_c)), triton.next_power_of_2(parts), block_c, tile_rows)
 
 
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
-
-
-def _sizes(x: Tensor) -> tuple[int, int]:
+def matrix_of(x: Tensor) -> tuple[int, int]:
     """Rows and channels of an activation (N, C, H, W): numbers even where a graph is traced for all sizes, since
     kernels depend on them.
     """
@@ -556,154 +530,55 @@ def _sizes(x: Tensor) -> tuple[int, int]:
     return count * height * width, channels
 
 
-def _compilations(
-    activation: str,
-    rows: int,
-    channels: int,
-    residual: bool = False,
-    relu: bool = True,
-    addend: bool = False,
-    skip: Skip | None = None,
-) -> list[Compilation]:
-    """The launches over one shape: four, or two where the rows are one part."""
-    span, _, parts, block_c, tile_rows = split(rows, channels)
-    types = {name: "i32" if size % 16 else "i32:16" for name, size in (("rows", rows), ("channels", channels))}
-    types |= dict.fromkeys(("momentum", "eps"), "fp32")
-    activations = ("x", "y", "sum", "addend", "residual", "grad_x", "grad_y", "grad_skip", "grad_residual")
-    types |= {f"{name}_ptr": f"*{activation}:16" for name in activations}
-    constexprs = {
-        "SPAN": span,
-        "PARTS": parts,
-        "BLOCK_C": block_c,
-        "TILE_ROWS": tile_rows,
-        "HAS_RESIDUAL": residual,
-        "SKIP_OF_X": skip == "input",
-    }
-
-    def compilation(
-        kernel: Any, relu: bool, from_y: bool = False, addend: bool = addend, of_y: bool = skip == "output"
-    ) -> Compilation:
-        names = inspect.signature(getattr(kernel, "fn", kernel)).parameters
-        signature = {name: types.get(name, "*fp32:16") for name in names if name.islower()}
-        flags = {"RELU": relu, "FROM_Y": from_y, "HAS_ADDEND": addend, "SKIP_OF_Y": of_y}
-        return Compilation(
-            kernel, signature, {name: {**constexprs, **flags}[name] for name in names if name.isupper()}, WARPS
-        )
-
-    from_y = relu and residual
-    if parts == 1:
-        return [compilation(normalize_kernel, relu), compilation(input_gradient_kernel, relu, from_y)]
-    of_parts = compilation(statistics_kernel, relu), compilation(reduce_gradient_kernel, relu, from_y)
-    of_y = skip == "output" and not from_y
-    normalize = compilation(normalize_kernel, relu, addend=False)
-    return [*of_parts, normalize, compilation(input_gradient_kernel, relu and not residual, of_y=of_y)]
-
-
-COMPILATIONS = [
-    *_compilations("bf16", 128 * 32 * 32, 16),
-    *_compilations("fp16", 128 * 16 * 16, 128, residual=True),
-    *_compilations("bf16", 128 * 4 * 4, 512, residual=True, relu=False),
-    *_compilations("bf16", 128 * 32 * 32, 64, residual=True, skip="output"),
-    *_compilations("fp32", 1024 * 32 * 32, 64, residual=True),
-    *_compilations("bf16", 128 * 2 * 2, 1024, residual=True, skip="output"),
-    *_compilations("fp32", 128, 2048),
-    *_compilations("bf16", 128 * 32 * 32, 16, addend=True, skip="input"),
-    *_compilations("bf16", 128 * 2 * 2, 512, addend=True, skip="input"),
-]
-
-
-@launcher
-def launch_forward(
-    statistics: Any,
-    normalize: Any,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None,
-    addend: Tensor | None,
-    momentum: float,
-    eps: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches `statistics_kernel`, unless the rows are one part, and `normalize_kernel`, or their wrapped forms,
-    over new outputs.
-    """
-    rows, channels = _sizes(x)
-    span, grid, parts, block_c, tile_rows = split(rows, channels)
+def launch_forward(statistics: Any, normalize: Any, given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches `statistics_kernel`, unless the rows are one part, and `normalize_kernel`, both wrapped."""
+    x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu = given
+    rows, channels = matrix_of(x)
+    how = split(rows, channels)
     y = torch.empty_like(x)
     saved = torch.empty((2, channels), dtype=torch.float32, device=x.device)
-    partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
+    partials = torch.empty((how.grid[0], 2, channels), dtype=torch.float32, device=x.device)
     has_addend = addend is not None
     total = torch.empty_like(x) if has_addend else torch.empty(0, dtype=x.dtype, device=x.device)
     # Where there is no addend, some pointers, which are neither read nor written; likewise for the residual.
     of_sum = (total, x, addend) if has_addend else (x, x, x)
-    blocks = {"SPAN": span, "BLOCK_C": block_c, "TILE_ROWS": tile_rows, "num_warps": WARPS}
-    if parts > 1:
-        statistics[grid](partials, *of_sum, rows, channels, HAS_ADDEND=has_addend, **blocks)
+    if how.parts > 1:
+        launch(statistics, how.grid, partials, *of_sum, rows, channels, HAS_ADDEND=has_addend, **how.blocks)
         if has_addend:
             of_sum, has_addend = (total, total, total), False
-    normalize[grid](
-        y,
-        saved,
-        running_mean,
-        running_var,
-        *of_sum,
-        x if residual is None else residual,
-        weight,
-        bias,
-        partials,
-        rows,
-        channels,
-        momentum,
-        eps,
-        HAS_ADDEND=has_addend,
-        HAS_RESIDUAL=residual is not None,
-        RELU=relu,
-        PARTS=parts,
-        **blocks,
-    )
+    outputs, summed = (y, saved, running_mean, running_var), (*of_sum, x if residual is None else residual)
+    arguments = *outputs, *summed, weight, bias, partials, rows, channels, momentum, eps
+    flags = {"HAS_ADDEND": has_addend, "HAS_RESIDUAL": residual is not None, "RELU": relu}
+    launch(normalize, how.grid, *arguments, **flags, PARTS=how.parts, **how.blocks)
     return y, saved, total
 
 
-@launcher
 def launch_backward(
-    reduce_gradient: Any,
-    input_gradient: Any,
-    grad_y: Tensor,
-    grad_skip: Tensor | None,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    statistics: Tensor,
-    relu: bool,
-    skip: str | None,
+    reduce_gradient: Any, input_gradient: Any, given: BackwardInputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launches `reduce_gradient_kernel`, unless the rows are one part, and `input_gradient_kernel`, or their wrapped
-    forms.
-    """
-    rows, channels = _sizes(x)
-    span, grid, parts, block_c, tile_rows = split(rows, channels)
-    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    """Launches `reduce_gradient_kernel`, unless the rows are one part, and `input_gradient_kernel`, both wrapped."""
+    grad_y, grad_skip, x, y, weight, bias, statistics, relu, skip = given
+    rows, channels = matrix_of(x)
+    how = split(rows, channels)
     from_y = y is not None
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x) if from_y else torch.empty(0, dtype=x.dtype, device=x.device)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
-    partials = torch.empty((grid[0], 2, channels), dtype=torch.float32, device=x.device)
+    partials = torch.empty((how.grid[0], 2, channels), dtype=torch.float32, device=x.device)
     # Where there is no residual, some pointer, which is not written; likewise for y and the shortcut.
     of_residual, y = (grad_residual, y) if from_y else (grad_x, x)
     grad_skip = x if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
-    blocks = {"SPAN": span, "BLOCK_C": block_c, "TILE_ROWS": tile_rows, "num_warps": WARPS}
-    of_y = {"SKIP_OF_Y": skip == "output", "FROM_Y": from_y, "RELU": relu}
-    g, vectors = grad_y, (weight, bias, statistics)
-    if parts > 1:
-        reduce_gradient[grid](partials, of_residual, g, grad_skip, x, y, *vectors, rows, channels, **of_y, **blocks)
+    g = grad_y.contiguous(memory_format=torch.channels_last)
+    vectors = weight, bias, statistics
+    flags = {"SKIP_OF_Y": skip == "output", "FROM_Y": from_y, "RELU": relu}
+    if how.parts > 1:
+        inputs = g, grad_skip, x, y, *vectors
+        launch(reduce_gradient, how.grid, partials, of_residual, *inputs, rows, channels, **flags, **how.blocks)
         if from_y:
-            g, of_y = grad_residual, dict.fromkeys(of_y, False)
+            g, flags = grad_residual, dict.fromkeys(flags, False)
     outputs, inputs = (grad_x, grad_weight, grad_bias, of_residual), (g, grad_skip, x, y, *vectors, partials)
-    input_gradient[grid](*outputs, *inputs, rows, channels, SKIP_OF_X=skip == "input", **of_y, PARTS=parts, **blocks)
+    flags |= {"SKIP_OF_X": skip == "input", "PARTS": how.parts}
+    launch(input_gradient, how.grid, *outputs, *inputs, rows, channels, **flags, **how.blocks)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
@@ -720,16 +595,16 @@ def batch_norm_relu_forward(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`batch_norm_relu` in training, for arguments that it has checked; carries no gradient.
+    """`batch_norm_relu` for arguments that it has checked; carries no gradient.
 
     Returns:
         y, like `x`; the statistics float32 (2, C): mean, and 1 / sqrt(variance + eps); and `x + addend`, empty without
         an addend.
     """
-    arguments = x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu
+    given = ForwardInputs(x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu)
     if use_triton(x):
-        return launch_forward(wrap_triton(statistics_kernel), wrap_triton(normalize_kernel), *arguments)
-    return forward_reference(*arguments)
+        return launch_forward(wrap_triton(statistics_kernel), wrap_triton(normalize_kernel), given)
+    return forward_reference(given)
 
 
 @triton_op("fastcifar::batch_norm_relu_backward", mutates_args=())
@@ -744,26 +619,23 @@ def batch_norm_relu_backward(
     relu: bool,
     skip: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `batch_norm_relu_forward`.
+    """The gradients of `batch_norm_relu_forward`, whose arguments `weight`, `bias` and `relu` are.
 
     Args:
         grad_y: (N, C, H, W) in the dtype of `x`, of any strides.
         grad_skip: like `grad_y`, that of what the shortcut takes; None where there is none.
-        x: as it was, or the sum that was normalised.
+        x: what was normalised, the sum with an addend.
         y: what came of it; None where the ReLU followed on no residual, or there was no ReLU.
-        weight: as it was.
-        bias: as it was.
         statistics: float32 (2, C), as returned.
-        relu: as it was.
-        skip: as it was.
+        skip: what the shortcut takes.
 
     Returns:
         The gradients of x, weight and bias, and that of the residual, which is empty where y is None.
     """
-    arguments = grad_y, grad_skip, x, y, weight, bias, statistics, relu, skip
+    given = BackwardInputs(grad_y, grad_skip, x, y, weight, bias, statistics, relu, skip)
     if use_triton(x):
-        return launch_backward(wrap_triton(reduce_gradient_kernel), wrap_triton(input_gradient_kernel), *arguments)
-    return backward_reference(*arguments)
+        return launch_backward(wrap_triton(reduce_gradient_kernel), wrap_triton(input_gradient_kernel), given)
+    return backward_reference(given)
 
 
 class BatchNormReLU(torch.autograd.Function):
@@ -772,28 +644,17 @@ class BatchNormReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        residual: Tensor | None,
-        addend: Tensor | None,
-        momentum: float,
-        eps: float,
-        relu: bool,
-        skip: Skip | None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        arguments = x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu
-        y, statistics, total = batch_norm_relu_forward(*arguments)
-        x = x if addend is None else total
-        ctx.relu, ctx.skip, ctx.masks_residual = relu, skip, relu and residual is not None
-        ctx.has_residual, ctx.has_addend = residual is not None, addend is not None
-        ctx.save_for_backward(x, y if ctx.masks_residual else None, weight, bias, statistics)
-        # A tensor that is returned twice would be one to autograd, which would add up both gradients itself.
-        return with_skip(y, x, skip) if skip != "output" else (y, y.view_as(y))
+    def forward(ctx: Any, skip: Skip | None, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+        given = ForwardInputs(*arguments)
+        y, statistics, total = batch_norm_relu_forward(*given)
+        x = given.x if given.addend is None else total
+        ctx.relu, ctx.skip, ctx.masks_residual = given.relu, skip, given.relu and given.residual is not None
+        ctx.has_residual, ctx.has_addend = given.residual is not None, given.addend is not None
+        ctx.save_for_backward(x, y if ctx.masks_residual else None, given.weight, given.bias, statistics)
+        if skip is None:
+            return y
+        # The same tensor twice would be one to autograd, which would add up both gradients itself.
+        return y, x if skip == "input" else y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -803,19 +664,8 @@ class BatchNormReLU(torch.autograd.Function):
         grad_residual = None
         if ctx.has_residual:
             grad_residual = masked if ctx.masks_residual else grad_y + grad_skip if ctx.skip == "output" else grad_y
-        return (
-            grad_x,
-            grad_weight,
-            grad_bias,
-            None,
-            None,
-            grad_residual,
-            grad_x if ctx.has_addend else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        grad_addend = grad_x if ctx.has_addend else None
+        return None, grad_x, grad_weight, grad_bias, None, None, grad_residual, grad_addend, None, None, None
 
 
 def batch_norm_relu(
@@ -827,200 +677,46 @@ def batch_norm_relu(
     residual: Tensor | None = None,
     addend: Tensor | None = None,
     *,
-    training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
     relu: bool = True,
     skip: Skip | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), per channel: (N, C, H, W) like `x`,
-    differentiable once.
+    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), per channel, as in training: (N, C, H, W)
+    like `x`, differentiable once.
 
-    In training mean and variance are those of `x`, or of `x + addend`, in float32, and the running statistics move
-    towards them as in `nn.BatchNorm2d`. In evaluation, and on the CPU, this is plain torch.
+    Mean and variance are those of `x`, or of `x + addend`, in float32, and the running statistics move towards them as
+    in `nn.BatchNorm2d`.
 
     Args:
         x: (N, C, H, W) float32, bfloat16 or float16, channels last.
         weight: (C,) float32, contiguous, on the device of `x`, as are the next three.
         bias: (C,) float32.
-        running_mean: (C,) float32; in training written in place.
-        running_var: (C,) float32; in training written in place, with the unbiased variance.
+        running_mean: (C,) float32; written in place.
+        running_var: (C,) float32; written in place, with the unbiased variance.
         residual: like `x` in shape, dtype, layout and device, added before the ReLU; None for nothing.
         addend: like `x`, added to it before it is normalised; None for nothing.
-        training: whether to normalise by the statistics of `x`, or by the running ones.
         momentum: the share of the new statistics in the running ones.
         eps: is added to the variance.
         relu: whether to end with a ReLU.
         skip: what to return besides, for a shortcut, whose gradient the backward pass then adds without a kernel of its
-        own: "input", what
-            is normalised, or "output", the result once more.
+            own: "input", what is normalised, or "output", the result once more.
 
     Raises:
         TypeError: an argument has the wrong dtype.
-        ValueError: an argument has the wrong shape, strides or device, or `x` has one row in training.
+        ValueError: an argument has the wrong shape, strides or device, or `x` has one row.
     """
-    _check(x, weight, bias, running_mean, running_var, residual, addend, training)
-    arguments = x, weight, bias, running_mean, running_var, residual, addend
-    # Whether a card is too old is left to the ops: a compiler that traces this function cannot ask the driver.
-    plain = not (training and KERNELS_EXIST and (x.device.type == "cuda" or use_triton(x)))
-    if plain:
-        return batch_norm_relu_reference(
-            *arguments, training=training, momentum=momentum, eps=eps, relu=relu, skip=skip
-        )
-    return BatchNormReLU.apply(*arguments, momentum, eps, relu, skip)
+    given = ForwardInputs(x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu)
+    check(given)
+    return BatchNormReLU.apply(skip, *given)
 
 
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None,
-    addend: Tensor | None,
-    training: bool,
-) -> None:
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float32, bfloat16 or float16, not {x.dtype}.")
-    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(
-            f"x must be (N, C, H, W), channels last, not of shape {tuple(x.shape)} with strides {x.stride()}."
-        )
-    if training and x.numel() <= x.shape[1]:
-        raise ValueError(
-            f"x must have more than one value per channel in training, which its shape {tuple(x.shape)} has not."
-        )
-    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, vector in vectors.items():
-        if vector.dtype != torch.float32:
-            raise TypeError(f"{name} must be float32, not {vector.dtype}.")
-        if vector.shape != x.shape[1:2] or not vector.is_contiguous():
-            shape = tuple(x.shape[1:2])
-            raise ValueError(
-                f"{name} must be contiguous of shape {shape}, not {tuple(vector.shape)} with strides {vector.stride()}."
-            )
-        if vector.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, not on {vector.device}.")
-    for name, other in (("residual", residual), ("addend", addend)):
-        if other is None:
-            continue
-        if other.dtype != x.dtype:
-            raise TypeError(f"{name} must be {x.dtype} like x, not {other.dtype}.")
-        if other.shape != x.shape or not other.is_contiguous(memory_format=torch.channels_last):
-            shape = tuple(other.shape)
-            raise ValueError(
-                f"{name} must be {tuple(x.shape)} like x, channels last, not {shape} with strides {other.stride()}."
-            )
-        if other.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, not on {other.device}.")
-
-
-def _launch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None,
-    addend: Tensor | None,
-    **how: Any,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`batch_norm_relu` in training through the kernels themselves, without gradients."""
-    arguments = x, weight, bias, running_mean, running_var, residual, addend, how["momentum"], how["eps"], how["relu"]
-    y, _, total = launch_forward(statistics_kernel, normalize_kernel, *arguments)
-    return with_skip(y, x if addend is None else total, how["skip"])
-
-
-def _make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
-    channels = shape["size"][1]
-
-    def activation(scale: float, mean: float) -> Tensor:
-        return (
-            torch.randn(shape["size"], device=device)
-            .mul_(scale)
-            .add_(mean)
-            .to(dtype, memory_format=torch.channels_last)
-        )
-
-    x, weight, bias = (
-        activation(2.0, 0.5),
-        torch.rand(channels, device=device) + 0.5,
-        torch.randn(channels, device=device) * 0.3,
-    )
-    residual = activation(1.0, 0.0) if shape["residual"] else None
-    addend = activation(1.0, 0.0) if shape["addend"] else None
-    # Where the ReLU is given almost zero, rounding decides whether a gradient passes: none of millions of elements may
-    # be so.
-    total = x if addend is None else x + addend
-    z = F.batch_norm(total.float(), None, None, weight, bias, training=True)
-    z = z if residual is None else z + residual
-    return {
-        "x": torch.where(z.abs() < 1 / 64, x + 0.125, x).contiguous(memory_format=torch.channels_last),
-        "weight": weight,
-        "bias": bias,
-        "running_mean": torch.randn(channels, device=device),
-        "running_var": torch.rand(channels, device=device) + 0.5,
-        "residual": residual,
-        "addend": addend,
-        "training": True,
-        "momentum": 0.1,
-        "eps": 1e-5,
-        "relu": shape["relu"],
-        "skip": shape["skip"],
-    }
-
-
-def _bytes_moved(arguments: Arguments) -> int:
-    x, residual, addend, weight = (arguments[name] for name in ("x", "residual", "addend", "weight"))
-    # The output is as large as x, as is the sum. Four vectors are read, and the running statistics written.
-    return (2 + (residual is not None) + 2 * (addend is not None)) * x.nbytes + 6 * weight.nbytes
-
-
-def _case(
-    size: tuple[int, int, int, int],
-    residual: bool = False,
-    relu: bool = True,
-    addend: bool = False,
-    skip: Skip | None = None,
-    of_a_network: bool = False,
-) -> Case:
-    name = "x".join(map(str, size)) + "-residual" * residual + "-linear" * (not relu) + "-addend" * addend
-    name += f"-{skip}" if skip else ""
-    return Case(name, {"size": size, "residual": residual, "relu": relu, "addend": addend, "skip": skip}, of_a_network)
-
-
-NETWORK_SIZES = [
-    (128, c, s, s) for c, s in ((64, 8), (16, 32), (32, 16), (64, 32), (128, 16), (256, 8), (512, 4), (1024, 2))
-]
-ODD_SIZES = [(1, 3, 5, 7), (7, 5, 1, 1), (1, 17, 33, 1), (3, 130, 5, 7), (2, 1, 3, 3), (5, 16, 33, 5)]
-
-SPEC = OpSpec(
-    op=batch_norm_relu,
-    reference=batch_norm_relu_reference,
-    launch=_launch,
-    make=_make,
-    exact=batch_norm_relu_reference,
-    rival=batch_norm_relu_reference,
-    cases=(
-        *(_case(size, residual) for size in ODD_SIZES for residual in (False, True)),
-        *(_case((3, 17, 5, 7), residual, relu=False) for residual in (False, True)),
-        *(_case(size, addend=True, skip="input") for size in ODD_SIZES),
-        *(_case(size, residual=True, skip="output") for size in ODD_SIZES),
-        *(
-            _case((3, 17, 5, 7), residual, relu=False, skip=skip)
-            for residual in (False, True)
-            for skip in ("input", "output")
-        ),
-        _case((3, 17, 5, 7), residual=True, addend=True),
-        *(_case(size, residual, of_a_network=True) for size in NETWORK_SIZES for residual in (False, True)),
-        *(_case(size, addend=True, skip="input", of_a_network=True) for size in NETWORK_SIZES[:3]),
-        *(_case(size, residual=True, skip="output", of_a_network=True) for size in NETWORK_SIZES[3:6]),
-    ),
-    bytes_moved=_bytes_moved,
-    summary="Batch norm for training, with the additions before and after it and the ReLU, where they are.",
-    mutates=("running_mean", "running_var"),
-    differentiable=("x", "addend", "residual", "weight", "bias"),
-    # Over a few rows the float32 sums of both err by about an eps, either the less by luck.
-    multiple={torch.float32: 4.0, torch.bfloat16: 2.0, torch.float16: 2.0},
-    ops=("fastcifar::batch_norm_relu_forward", "fastcifar::batch_norm_relu_backward"),
-)
+def check(given: ForwardInputs) -> None:
+    x = given.x
+    check_activation("x", x)
+    if x.numel() <= x.shape[1]:
+        raise ValueError(f"x must have more than one value per channel, which its shape {tuple(x.shape)} has not.")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        check_tensor(name, getattr(given, name), torch.float32, x.shape[1:2], x.device)
+    check_like("residual", given.residual, x)
+    check_like("addend", given.addend, x)

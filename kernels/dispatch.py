@@ -1,4 +1,4 @@
-"""Decides where an op runs: as its Triton kernel, or as its reference in plain torch.
+"""Decides where an op runs, as its Triton kernels or as its reference in plain torch, and launches the kernels.
 
 `FASTCIFAR_KERNELS=reference` switches all kernels off. It is read once, at import, and the kernels are then never made:
 the compile caches of torch tell two programs apart by the kernels that they can see in an op, not by the environment.
@@ -10,8 +10,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ except ImportError:
     # triton_op would warn of the missing Triton at every op; `use_triton` says it once, and only where it matters.
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 
-__all__ = ["KERNELS_EXIST", "is_traced", "jit", "launcher", "tl", "triton", "use_triton"]
+__all__ = ["KERNELS_EXIST", "is_traced", "jit", "launch", "obstacle", "tl", "triton", "use_triton"]
 
 OLDEST_CAPABILITY = (7, 5)
 SWITCH = os.environ.get("FASTCIFAR_KERNELS", "triton")
@@ -47,56 +46,57 @@ else:
         return function
 
 
-def launcher(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Has `launch` run with the GPU of its first tensor as the current one: Triton launches there, wherever the
-    tensors are.
-    """
-
-    @functools.wraps(launch)
-    def launch_on_device(*arguments: Any, **options: Any) -> Any:
-        first = next(argument for argument in (*arguments, *options.values()) if isinstance(argument, Tensor))
-        with _device_of(first):
-            return launch(*arguments, **options)
-
-    return launch_on_device
-
-
-def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Nothing in Triton's interpreter, nor while a compiler traces, which sees to the device itself."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda and not is_traced(tensor) else nullcontext()
-
-
-def is_traced(tensor: Tensor) -> bool:
-    """Whether a graph is being recorded, whose tensors have neither values nor addresses."""
-    return type(tensor) is not Tensor or torch.compiler.is_compiling()
-
-
 def use_triton(tensor: Tensor) -> bool:
-    """Whether an op on `tensor` runs its Triton kernel; a GPU that has to do without is told why on stderr, once."""
-    if tensor.device.type in ("cpu", "meta") or SWITCH == "reference":
+    """Whether an op on `tensor` runs its Triton kernels; a GPU that has to do without is told why on stderr, once.
+
+    Layers ask this too, to choose between their op and a plain expression. While torch.compile traces a layer, the
+    driver cannot be asked and every GPU counts as new enough; the op then asks again, and runs its reference on one
+    that is not.
+    """
+    if SWITCH == "reference" or tensor.device.type in ("cpu", "meta"):
         return False
-    reason = _obstacle(tensor.device)
+    if torch.compiler.is_dynamo_compiling():
+        return KERNELS_EXIST and tensor.device.type == "cuda"
+    reason = obstacle(tensor.device)
     if reason is not None:
-        _say_once(f"fastcifar: ops run as plain torch, without their kernels: {reason}.")
+        say_once(f"fastcifar: ops run as plain torch, without their kernels: {reason}.")
     return reason is None
 
 
 @functools.cache
-def _obstacle(device: torch.device) -> str | None:
+def obstacle(device: torch.device) -> str | None:
+    """Why no kernels run on `device`, which is not a CPU, or None."""
+    if SWITCH == "reference":
+        return "switched off by FASTCIFAR_KERNELS"
     if triton is None:
         return "Triton is not installed"
     if device.type != "cuda":
         return f"there are none for {device.type} devices"
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < OLDEST_CAPABILITY:
-        return f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, and they need sm_75 or later"
+        return f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, older than sm_75"
     try:
         triton.runtime.driver.active.utils  # noqa: B018  which Triton compiles when it is first asked for
     except Exception as error:
-        return f"Triton cannot start ({str(error).split('.')[0]})"
+        return f"the driver of Triton cannot start ({str(error).split('.')[0]})"
     return None
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launches `kernel` on the GPU of its first argument, a tensor: Triton itself launches on the current GPU.
+
+    Nothing needs to be done in Triton's interpreter, nor while a compiler traces, which sees to the device itself.
+    """
+    first = arguments[0]
+    with torch.cuda.device(first.device) if first.is_cuda and not is_traced(first) else nullcontext():
+        kernel[grid](*arguments, **options)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a graph is being recorded, whose tensors have neither values nor addresses."""
+    return type(tensor) is not Tensor or torch.compiler.is_compiling()

@@ -10,21 +10,16 @@ reference (`fits`).
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
-from .compilation import Compilation
-from .dispatch import jit, launcher, tl, triton, use_triton
-from .spec import Arguments, Case, OpSpec
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from .checks import check_activation, check_like, check_tensor, described
+from .dispatch import jit, launch, tl, triton, use_triton
 
 # Eight warps hold 32 values of each tensor a thread, sixteen those of a sample twice as large. With more samples, or
 # more hidden units at once, a program shares what it reads of the weights, but spills. Eight units are a sector of
@@ -42,32 +37,37 @@ LARGEST_WEIGHT = 1 << 18
 WEIGHT_GRADIENT = {"BLOCK_N": 32, "BLOCK_R": 16, "BLOCK_C": 32}
 
 
-def squeeze_excite_reference(
-    x: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    skip: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """What `squeeze_excite` computes, in plain torch: in float32, rounded once."""
-    y = _forward_reference(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)[0]
-    return (y, y) if skip else y
+class ForwardInputs(NamedTuple):
+    """The arguments of `squeeze_excite_forward`, which `squeeze_excite` explains."""
+
+    x: Tensor
+    reduce_weight: Tensor
+    reduce_bias: Tensor
+    expand_weight: Tensor
+    expand_bias: Tensor
+    residual: Tensor | None
+    relu: bool
 
 
-def _forward_reference(
-    x: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    residual: Tensor | None,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The output, and in float32 what the gradient needs: pooled (N, C), hidden (N, R) and gate (N, C)."""
-    with _full_precision(x.device):
+class BackwardInputs(NamedTuple):
+    """The arguments of `squeeze_excite_backward`."""
+
+    grad_y: Tensor
+    grad_skip: Tensor | None
+    x: Tensor
+    y: Tensor | None
+    pooled: Tensor
+    hidden: Tensor
+    gate: Tensor
+    reduce_weight: Tensor
+    expand_weight: Tensor
+    masks_residual: bool
+
+
+def forward_reference(given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `squeeze_excite_forward` computes, in plain torch: in float32, rounded once."""
+    x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu = given
+    with without_autocast(x.device):
         pooled = x.mean((2, 3), dtype=torch.float32)
         hidden = F.relu(F.linear(pooled, reduce_weight.float(), reduce_bias.float()))
         gate = F.linear(hidden, expand_weight.float(), expand_bias.float()).sigmoid()
@@ -79,23 +79,13 @@ def _forward_reference(
     return y.to(x.dtype), pooled, hidden, gate
 
 
-def _backward_reference(
-    grad_y: Tensor,
-    grad_skip: Tensor | None,
-    x: Tensor,
-    y: Tensor | None,
-    pooled: Tensor,
-    hidden: Tensor,
-    gate: Tensor,
-    reduce_weight: Tensor,
-    expand_weight: Tensor,
-    masks_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `squeeze_excite_backward` computes, in plain torch; its derivation stands there."""
+def backward_reference(given: BackwardInputs) -> tuple[Tensor, ...]:
+    """What `squeeze_excite_backward` computes, in plain torch."""
+    grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual = given
     grad = grad_y if grad_skip is None else grad_y + grad_skip
     grad = grad if y is None else grad.masked_fill(y <= 0, 0)
     grad_expanded = (grad.float() * x).sum((2, 3)) * gate * (1 - gate)
-    with _full_precision(x.device):
+    with without_autocast(x.device):
         grad_hidden = (grad_expanded @ expand_weight.float()).masked_fill(hidden <= 0, 0)
         grad_pooled = grad_hidden @ reduce_weight.float()
         grad_reduce_weight = grad_hidden.T @ pooled
@@ -107,7 +97,7 @@ def _backward_reference(
     return grad_x, grad_residual, *(gradient.to(reduce_weight.dtype) for gradient in of_weights)
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Keeps autocast from the matrix products."""
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
@@ -146,20 +136,16 @@ def squeeze_excite_kernel(
     tl.store(pooled_ptr + first * channels + means, pooled, is_mean)
 
     # A block of hidden units is complete at once, since a program holds all channels, and adds its share to all gates.
-    expanded = (
-        tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-        + tl.load(expand_bias_ptr + channel, is_channel, 0).to(tl.float32)[None, :]
-    )
+    expand_bias = tl.load(expand_bias_ptr + channel, is_channel, 0).to(tl.float32)
+    expanded = tl.zeros((BLOCK_N, BLOCK_C), tl.float32) + expand_bias[None, :]
     for start in range(0, reduced, BLOCK_R):
         unit = start + tl.arange(0, BLOCK_R)
         is_unit = unit < reduced
         is_weight = is_unit[:, None] & is_channel[None, :]
-        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0).to(
-            tl.float32
-        )
-        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0).to(
-            tl.float32
-        )
+        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0)
+        reduce_weight = reduce_weight.to(tl.float32)
+        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0)
+        expand_weight = expand_weight.to(tl.float32)
         bias = tl.load(reduce_bias_ptr + unit, is_unit, 0).to(tl.float32)
         hidden = tl.sum(reduce_weight[None, :, :] * pooled[:, None, :], 2) + bias[None, :]
         hidden = tl.where(hidden < 0, 0.0, hidden)
@@ -227,12 +213,10 @@ def gradient_kernel(
     for start in range(0, reduced, BLOCK_R):
         unit = start + tl.arange(0, BLOCK_R)
         is_weight = (unit < reduced)[:, None] & is_channel[None, :]
-        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0).to(
-            tl.float32
-        )
-        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0).to(
-            tl.float32
-        )
+        expand_weight = tl.load(expand_weight_ptr + channel[None, :] * reduced + unit[:, None], is_weight, 0)
+        expand_weight = expand_weight.to(tl.float32)
+        reduce_weight = tl.load(reduce_weight_ptr + unit[:, None] * channels + channel[None, :], is_weight, 0)
+        reduce_weight = reduce_weight.to(tl.float32)
         units, is_hidden = sample[:, None] * reduced + unit[None, :], is_sample[:, None] & (unit < reduced)[None, :]
         hidden = tl.load(hidden_ptr + first * reduced + units, is_hidden, 0)
         grad_hidden = tl.where(hidden <= 0, 0.0, tl.sum(expand_weight[None, :, :] * grad_expanded[:, None, :], 2))
@@ -300,117 +284,64 @@ def weight_gradient_kernel(
 
 def fits(x: Tensor, reduce_weight: Tensor) -> bool:
     """Whether the kernels take these: a program holds a whole sample, and reads both weights."""
-    # Sizes are compiled into the kernels' blocks, so that they are numbers even where a graph is traced for all sizes.
-    reduced, channels, pixels = int(reduce_weight.shape[0]), int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])
-    return _power_of_2(pixels) * _power_of_2(channels) <= LARGEST_SAMPLE and channels * reduced <= LARGEST_WEIGHT
+    _, pixels, channels, reduced = sizes_of(x, reduce_weight)
+    sample = triton.next_power_of_2(pixels) * triton.next_power_of_2(channels)
+    return sample <= LARGEST_SAMPLE and channels * reduced <= LARGEST_WEIGHT
 
 
-def _power_of_2(length: int) -> int:
-    """The smallest that is not below `length`."""
-    return 1 << (length - 1).bit_length()
+def sizes_of(x: Tensor, reduce_weight: Tensor) -> tuple[int, int, int, int]:
+    """Samples, pixels of a sample, channels and hidden units. All but the samples are numbers even where a graph is
+    traced for all sizes, since they are compiled into the kernels' blocks.
+    """
+    return len(x), int(x.shape[2]) * int(x.shape[3]), int(x.shape[1]), int(reduce_weight.shape[0])
 
 
-def _blocks(pixels: int, channels: int, reduced: int) -> dict[str, int]:
+def blocks_of(pixels: int, channels: int, reduced: int) -> dict[str, int]:
     """The constexprs and warps of the kernels that hold whole samples."""
-    block_p, block_c = _power_of_2(pixels), _power_of_2(channels)
+    block_p, block_c = triton.next_power_of_2(pixels), triton.next_power_of_2(channels)
     samples = max(1, min(MOST_SAMPLES, TILE // (block_p * block_c)))
-    units = max(1, min(MOST_UNITS, _power_of_2(reduced), PRODUCTS // (samples * block_c)))
+    units = max(1, min(MOST_UNITS, triton.next_power_of_2(reduced), PRODUCTS // (samples * block_c)))
     warps = WARPS if block_p * block_c <= TILE else 2 * WARPS
     return {"BLOCK_N": samples, "BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_R": units, "num_warps": warps}
 
 
-@launcher
-def launch_squeeze_excite(
-    kernel: Any,
-    x: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    residual: Tensor | None,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launches `kernel`, which is `squeeze_excite_kernel` or its wrapped form, over new outputs."""
-    samples, channels, pixels = len(x), int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])
-    reduced = int(reduce_weight.shape[0])
-    blocks = _blocks(pixels, channels, reduced)
+def launch_forward(kernel: Any, given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launches `squeeze_excite_kernel`, wrapped."""
+    x, residual = given.x, given.residual
+    sizes = samples, _, channels, reduced = sizes_of(x, given.reduce_weight)
+    blocks = blocks_of(*sizes[1:])
     y = torch.empty_like(x)
     pooled, gate = (torch.empty((samples, channels), dtype=torch.float32, device=x.device) for _ in range(2))
     hidden = torch.empty((samples, reduced), dtype=torch.float32, device=x.device)
-    kernel[(triton.cdiv(samples, blocks["BLOCK_N"]),)](
-        y,
-        pooled,
-        hidden,
-        gate,
-        x,
-        reduce_weight,
-        reduce_bias,
-        expand_weight,
-        expand_bias,
-        x if residual is None else residual,  # Some pointer, which is not read.
-        samples,
-        pixels,
-        channels,
-        reduced,
-        HAS_RESIDUAL=residual is not None,
-        RELU=relu,
-        **blocks,
-    )
+    inputs = *given[:5], x if residual is None else residual  # Some pointer, which is not read.
+    flags = {"HAS_RESIDUAL": residual is not None, "RELU": given.relu}
+    grid = (triton.cdiv(samples, blocks["BLOCK_N"]),)
+    launch(kernel, grid, y, pooled, hidden, gate, *inputs, *sizes, **flags, **blocks)
     return y, pooled, hidden, gate
 
 
-@launcher
-def launch_squeeze_excite_backward(
-    kernel: Any,
-    of_weights: Any,
-    grad_y: Tensor,
-    grad_skip: Tensor | None,
-    x: Tensor,
-    y: Tensor | None,
-    pooled: Tensor,
-    hidden: Tensor,
-    gate: Tensor,
-    reduce_weight: Tensor,
-    expand_weight: Tensor,
-    masks_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Launches `gradient_kernel` and `weight_gradient_kernel`, or their wrapped forms, over new outputs."""
-    samples, channels, pixels = len(x), int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])
-    reduced = int(reduce_weight.shape[0])
-    blocks = _blocks(pixels, channels, reduced)
+def launch_backward(kernel: Any, of_weights: Any, given: BackwardInputs) -> tuple[Tensor, ...]:
+    """Launches `gradient_kernel` and `weight_gradient_kernel`, both wrapped."""
+    grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual = given
+    sizes = samples, _, channels, reduced = sizes_of(x, reduce_weight)
+    blocks = blocks_of(*sizes[1:])
+    flags = {"HAS_SKIP": grad_skip is not None, "RELU": y is not None, "MASKS_RESIDUAL": masks_residual}
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
-    grad_skip = grad_skip if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
+    # Where there is no shortcut, some pointer, which is not read; likewise for y.
+    grad_skip = x if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
+    y = x if y is None else y
     grad_x = torch.empty_like(x)
     grad_residual = torch.empty_like(x) if masks_residual else torch.empty(0, dtype=x.dtype, device=x.device)
     grad_expanded, grad_hidden = torch.empty_like(gate), torch.empty_like(hidden)
-    kernel[(triton.cdiv(samples, blocks["BLOCK_N"]),)](
-        grad_x,
-        grad_residual,
-        grad_expanded,
-        grad_hidden,
-        grad_y,
-        x if grad_skip is None else grad_skip,  # Some pointer, which is not read; likewise for y.
-        x,
-        x if y is None else y,
-        hidden,
-        gate,
-        reduce_weight,
-        expand_weight,
-        samples,
-        pixels,
-        channels,
-        reduced,
-        HAS_SKIP=grad_skip is not None,
-        RELU=y is not None,
-        MASKS_RESIDUAL=masks_residual,
-        **blocks,
-    )
+    outputs = grad_x, grad_residual, grad_expanded, grad_hidden
+    inputs = grad_y, grad_skip, x, y, hidden, gate, reduce_weight, expand_weight
+    launch(kernel, (triton.cdiv(samples, blocks["BLOCK_N"]),), *outputs, *inputs, *sizes, **flags, **blocks)
+
     shapes = (reduced, channels), (reduced,), (channels, reduced), (channels,)
     gradients = [torch.empty(shape, dtype=reduce_weight.dtype, device=x.device) for shape in shapes]
     grid = triton.cdiv(reduced, WEIGHT_GRADIENT["BLOCK_R"]), triton.cdiv(channels, WEIGHT_GRADIENT["BLOCK_C"])
-    of_weights[grid](
-        *gradients, pooled, hidden, grad_hidden, grad_expanded, samples, channels, reduced, **WEIGHT_GRADIENT
-    )
+    inputs = pooled, hidden, grad_hidden, grad_expanded
+    launch(of_weights, grid, *gradients, *inputs, samples, channels, reduced, **WEIGHT_GRADIENT)
     return grad_x, grad_residual, *gradients
 
 
@@ -427,11 +358,30 @@ def squeeze_excite_forward(
     """`squeeze_excite` together with what its gradient needs: y, and in float32 pooled (N, C), hidden (N, R) and
     gate (N, C).
     """
-    arguments = x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu
-    _check(*arguments[:-1])
-    if fits(x, reduce_weight) and use_triton(x):
-        return launch_squeeze_excite(wrap_triton(squeeze_excite_kernel), *arguments)
-    return _forward_reference(*arguments)
+    given = ForwardInputs(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)
+    check(given)
+    if use_triton(x) and fits(x, reduce_weight):
+        return launch_forward(wrap_triton(squeeze_excite_kernel), given)
+    return forward_reference(given)
+
+
+# The gradients, with p a pixel of P, c a channel, u a hidden unit, and sums over what the left side lacks (the sample n
+# only in weights and biases). Forward:
+#
+#     pooled_c = sum x_pc / P
+#     hidden_u = relu(sum reduce_weight_uc pooled_c + bias)
+#     gate_c = sigmoid(sum expand_weight_cu hidden_u + bias)
+#     y_pc = relu(x_pc gate_c + residual_pc)
+#
+# Backward:
+#
+#     grad_pc = grad_y_pc + grad_skip_pc where the ReLU let y pass, else 0        grad_residual_pc = grad_pc
+#     grad_expanded_c = gate_c (1 - gate_c) sum grad_pc x_pc
+#     grad_hidden_u = [hidden_u > 0] sum expand_weight_cu grad_expanded_c
+#     grad_pooled_c = sum reduce_weight_uc grad_hidden_u
+#     grad_x_pc = grad_pc gate_c + grad_pooled_c / P
+#     grad_reduce_weight_uc = sum grad_hidden_nu pooled_nc        its bias: sum grad_hidden_nu
+#     grad_expand_weight_cu = sum grad_expanded_nc hidden_nu      its bias: sum grad_expanded_nc
 
 
 @triton_op("fastcifar::squeeze_excite_backward", mutates_args=())
@@ -447,57 +397,33 @@ def squeeze_excite_backward(
     expand_weight: Tensor,
     masks_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, residual, reduce_weight, reduce_bias, expand_weight and expand_bias.
-
-    With p a pixel of P, c a channel, u a hidden unit, and sums over what the left side lacks (the sample n only in
-    weights and biases):
-
-        pooled_c = sum x_pc / P                                     grad_pc = grad_y_pc + grad_skip_pc where the ReLU
-        let y pass, else 0 hidden_u = relu(sum reduce_weight_uc pooled_c + bias)       grad_residual_pc = grad_pc gate_c
-        = sigmoid(sum expand_weight_cu hidden_u + bias)      grad_expanded_c = gate_c (1 - gate_c) sum grad_pc x_pc y_pc
-        = relu(x_pc gate_c + residual_pc)                      grad_hidden_u = [hidden_u > 0] sum expand_weight_cu
-        grad_expanded_c
-                                                                    grad_pooled_c = sum reduce_weight_uc grad_hidden_u
-                                                                    grad_x_pc = grad_pc gate_c + grad_pooled_c / P
-        grad_reduce_weight_uc = sum grad_hidden_nu pooled_nc        its bias: sum grad_hidden_nu
-        grad_expand_weight_cu = sum grad_expanded_nc hidden_nu      its bias: sum grad_expanded_nc
+    """The gradients of x, residual, reduce_weight, reduce_bias, expand_weight and expand_bias; the last four in the
+    dtype of `reduce_weight`.
 
     Args:
         grad_y: (N, C, H, W), of the dtype of x, of any strides.
-        grad_skip: like grad_y, that of the result given to a shortcut, which is added to grad_y; None where there is
-        none. x: (N, C, H, W), as given to `squeeze_excite`. y: what it returned; None where there was no ReLU. pooled:
-        (N, C) float32, as are hidden: (N, R) and gate: (N, C). reduce_weight: (R, C), of the dtype that the gradients
-        of weights and biases get. expand_weight: (C, R). masks_residual: whether a gradient of the residual is wanted
-        that is not simply grad_y; else it comes empty.
+        grad_skip: like `grad_y`, that of the result given to a shortcut; None where there is none.
+        x: as given to `squeeze_excite`, as are `reduce_weight` and `expand_weight`.
+        y: what it returned; None where there was no ReLU.
+        pooled: as `squeeze_excite_forward` returned it, as are `hidden` and `gate`.
+        masks_residual: whether a gradient of the residual is wanted that is not simply `grad_y`; else it comes empty.
     """
-    arguments = grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual
-    if fits(x, reduce_weight) and use_triton(x):
-        return launch_squeeze_excite_backward(
-            wrap_triton(gradient_kernel), wrap_triton(weight_gradient_kernel), *arguments
-        )
-    return _backward_reference(*arguments)
+    given = BackwardInputs(grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual)
+    if use_triton(x) and fits(x, reduce_weight):
+        return launch_backward(wrap_triton(gradient_kernel), wrap_triton(weight_gradient_kernel), given)
+    return backward_reference(given)
 
 
 class SqueezeExcite(torch.autograd.Function):
     """Joins the two ops; `torch.library` lets no op return a tensor twice."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        reduce_weight: Tensor,
-        reduce_bias: Tensor,
-        expand_weight: Tensor,
-        expand_bias: Tensor,
-        residual: Tensor | None,
-        relu: bool,
-        skip: bool,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        y, *intermediates = squeeze_excite_forward(
-            x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu
-        )
-        ctx.save_for_backward(x, y if relu else None, *intermediates, reduce_weight, expand_weight)
-        ctx.has_residual, ctx.masks_residual = residual is not None, residual is not None and (relu or skip)
+    def forward(ctx: Any, skip: bool, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+        given = ForwardInputs(*arguments)
+        y, *intermediates = squeeze_excite_forward(*given)
+        has_residual, relu = given.residual is not None, given.relu
+        ctx.save_for_backward(given.x, y if relu else None, *intermediates, given.reduce_weight, given.expand_weight)
+        ctx.has_residual, ctx.masks_residual = has_residual, has_residual and (relu or skip)
         # The same tensor would be one to autograd, which would add up both gradients itself.
         return (y, y.view_as(y)) if skip else y
 
@@ -508,7 +434,7 @@ class SqueezeExcite(torch.autograd.Function):
         )
         if not ctx.masks_residual:
             grad_residual = grad_y if ctx.has_residual else None
-        return grad_x, *of_weights, grad_residual, None, None
+        return None, grad_x, *of_weights, grad_residual, None
 
 
 def squeeze_excite(
@@ -529,11 +455,14 @@ def squeeze_excite(
 
     Args:
         x: (N, C, H, W), channels_last, float32, float16 or bfloat16.
-        reduce_weight: (R, C), contiguous, float32 or of the dtype of x; those of a 1x1 convolution, without their last
-        two dimensions. reduce_bias: (R,), contiguous, of the dtype of reduce_weight, as are expand_weight: (C, R),
-        contiguous, and expand_bias: (C,), contiguous. residual: like x; added after the scaling. relu: whether a ReLU
-        comes last. skip: whether to return the result once more, for a shortcut, whose gradient the backward pass then
-        adds by itself.
+        reduce_weight: (R, C), contiguous, float32 or of the dtype of x.
+        reduce_bias: (R,), contiguous, of the dtype of `reduce_weight`, as are the next two.
+        expand_weight: (C, R), contiguous.
+        expand_bias: (C,), contiguous.
+        residual: like x; added after the scaling.
+        relu: whether a ReLU comes last.
+        skip: whether to return the result once more, for a shortcut, whose gradient the backward pass then adds by
+            itself.
 
     Returns:
         y: like x, twice with `skip`.
@@ -542,201 +471,19 @@ def squeeze_excite(
         TypeError: an argument has the wrong dtype.
         ValueError: an argument has the wrong shape, strides or device.
     """
-    return SqueezeExcite.apply(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu, skip)
+    return SqueezeExcite.apply(skip, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)
 
 
-def _check(
-    x: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    residual: Tensor | None,
-) -> None:
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float32, float16 or bfloat16, not {x.dtype}.")
-    if x.dim() != 4 or 0 in x.shape[1:] or not x.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(
-            f"x must be channels_last (N, C, H, W), not of shape {tuple(x.shape)} with strides {x.stride()}."
-        )
-    dtype = reduce_weight.dtype
-    if dtype not in (torch.float32, x.dtype):
-        raise TypeError(f"reduce_weight must be float32 or, like x, {x.dtype}, not {dtype}.")
-    channels = x.shape[1]
-    if reduce_weight.dim() != 2 or 0 in reduce_weight.shape:
-        raise ValueError(f"reduce_weight must be (R, {channels}), not of shape {tuple(reduce_weight.shape)}.")
-    reduced = reduce_weight.shape[0]
-    expected = (
-        ("reduce_weight", reduce_weight, (reduced, channels)),
-        ("reduce_bias", reduce_bias, (reduced,)),
-        ("expand_weight", expand_weight, (channels, reduced)),
-        ("expand_bias", expand_bias, (channels,)),
-    )
-    for name, tensor, shape in expected:
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype} like reduce_weight, not {tensor.dtype}.")
-        if tensor.shape != shape or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be contiguous of shape {shape}, not {tuple(tensor.shape)} with strides {tensor.stride()}."
-            )
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, not on {tensor.device}.")
-    if residual is not None:
-        _check_residual(residual, x)
-
-
-def _check_residual(residual: Tensor, x: Tensor) -> None:
-    if residual.dtype != x.dtype:
-        raise TypeError(f"residual must be {x.dtype} like x, not {residual.dtype}.")
-    if residual.shape != x.shape or not residual.is_contiguous(memory_format=torch.channels_last):
-        shape = tuple(x.shape)
-        raise ValueError(
-            f"residual must be channels_last {shape}, not of shape {tuple(residual.shape)} with strides "
-            f"{residual.stride()}."
-        )
-    if residual.device != x.device:
-        raise ValueError(f"residual must be on {x.device} like x, not on {residual.device}.")
-
-
-NETWORK_SHAPES = ((256, 8), (512, 4), (1024, 2), (2048, 1))
-"""Channels and side of the stages of residual networks, from images of 32 by 32."""
-
-
-ACTIVATIONS = ("x_ptr", "y_ptr", "residual_ptr", "grad_x_ptr", "grad_y_ptr", "grad_skip_ptr", "grad_residual_ptr")
-
-
-def _compilation(kernel: Any, dtype: str, constexprs: Mapping[str, int], num_warps: int = 4) -> Compilation:
-    """A launch of `kernel` with all that it can do, for activations of `dtype` and, as in the networks, weights in
-    float32.
-    """
-    types = {
-        "pixels": "i32",
-        **dict.fromkeys(("samples", "channels", "reduced"), "i32:16"),
-        **dict.fromkeys(ACTIVATIONS, f"*{dtype}:16"),
-    }
-    names = [name for name in inspect.signature(getattr(kernel, "fn", kernel)).parameters if name.islower()]
-    return Compilation(kernel, {name: types.get(name, "*fp32:16") for name in names}, constexprs, num_warps)
-
-
-def _compilations(dtype: str, channels: int, side: int) -> list[Compilation]:
-    """The launches that depend on the shape of the activation."""
-    blocks = _blocks(side * side, channels, channels // 16)
-    num_warps = blocks.pop("num_warps")
-    launches = (
-        (squeeze_excite_kernel, {"HAS_RESIDUAL": True}),
-        (gradient_kernel, {"HAS_SKIP": True, "MASKS_RESIDUAL": True}),
-    )
-    return [_compilation(kernel, dtype, {"RELU": True, **flags, **blocks}, num_warps) for kernel, flags in launches]
-
-
-COMPILATIONS = [
-    *(
-        compilation
-        for dtype in ("fp32", "bf16")
-        for shape in NETWORK_SHAPES
-        for compilation in _compilations(dtype, *shape)
-    ),
-    _compilation(weight_gradient_kernel, "fp32", WEIGHT_GRADIENT),
-]
-
-
-def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
-    """Arguments for N, C, H, W, R, residual and relu; weights in float32, of a size that saturates no gate."""
-    channels, reduced, size = shape["C"], shape["R"], (shape["N"], shape["C"], shape["H"], shape["W"])
-
-    def activation() -> Tensor:
-        return torch.randn(size, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-
-    return {
-        "x": activation(),
-        "reduce_weight": torch.randn(reduced, channels, device=device) / channels**0.5,
-        "reduce_bias": torch.randn(reduced, device=device) / 2,
-        "expand_weight": torch.randn(channels, reduced, device=device) / reduced**0.5,
-        "expand_bias": torch.randn(channels, device=device) / 2,
-        "residual": activation() if shape["residual"] else None,
-        "relu": shape["relu"],
-        "skip": shape["skip"],
-    }
-
-
-def plain(
-    x: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    skip: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Squeeze-and-excitation as it is usually written, all in the dtype of x."""
-    weights = (
-        tensor.to(x.dtype)
-        for tensor in (reduce_weight[:, :, None, None], reduce_bias, expand_weight[:, :, None, None], expand_bias)
-    )
-    reduce_weight, reduce_bias, expand_weight, expand_bias = weights
-    hidden = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), reduce_weight, reduce_bias))
-    y = x * F.conv2d(hidden, expand_weight, expand_bias).sigmoid()
-    if residual is not None:
-        y = y + residual
-    y = F.relu(y) if relu else y
-    return (y, y) if skip else y
-
-
-def launch(
-    x: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    skip: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`squeeze_excite` through its kernel itself."""
-    y = launch_squeeze_excite(
-        squeeze_excite_kernel, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu
-    )[0]
-    return (y, y) if skip else y
-
-
-def _case(
-    sizes: tuple[int, int, int, int, int], residual: bool, relu: bool, skip: bool = False, of_a_network: bool = False
-) -> Case:
-    name = "x".join(map(str, sizes)) + "-residual" * residual + "-relu" * relu + "-skip" * skip
-    return Case(
-        name, {**dict(zip("NCHWR", sizes, strict=True)), "residual": residual, "relu": relu, "skip": skip}, of_a_network
-    )
-
-
-SPEC = OpSpec(
-    op=squeeze_excite,
-    reference=squeeze_excite_reference,
-    launch=launch,
-    make=make,
-    exact=plain,
-    rival=plain,
-    cases=(
-        _case((1, 1, 1, 1, 1), False, False),
-        _case((3, 3, 5, 7, 2), True, True),
-        _case((3, 17, 8, 8, 5), False, True),
-        _case((17, 300, 3, 2, 30), True, True, skip=True),
-        _case((3, 17, 5, 7, 3), True, False, skip=True),
-        # Too large for the kernels.
-        _case((1, 130, 13, 17, 37), True, False, skip=True),
-        *(
-            _case((128, channels, side, side, channels // 16), True, True, of_a_network=True)
-            for channels, side in NETWORK_SHAPES
-        ),
-        _case((128, 256, 8, 8, 16), True, True, skip=True, of_a_network=True),
-    ),
-    bytes_moved=lambda given: (
-        sum(tensor.nbytes for tensor in given.values() if isinstance(tensor, Tensor)) + given["x"].nbytes
-    ),
-    summary="Squeeze-and-excitation, with the addition of a residual and ReLU where they follow.",
-    ops=("fastcifar::squeeze_excite", "fastcifar::squeeze_excite_backward"),
-    differentiable=("x", "residual", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias"),
-    # The gradients of weights and biases sum few values here, after a dozen roundings each: over random seeds they are
-    # no further off than PyTorch's in the median, but in one of twenty cases 2.5 times as far, where it is lucky.
-    multiple={torch.float32: 4.0},
-)
+def check(given: ForwardInputs) -> None:
+    x, weight = given.x, given.reduce_weight
+    check_activation("x", x)
+    if weight.dtype not in (torch.float32, x.dtype):
+        raise TypeError(f"reduce_weight must be float32 or, like x, {x.dtype}, not {weight.dtype}.")
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"reduce_weight must be (R, C), not {described(weight)}.")
+    reduced, channels = weight.shape[0], x.shape[1]
+    shapes = {"reduce_weight": (reduced, channels), "reduce_bias": (reduced,)}
+    shapes |= {"expand_weight": (channels, reduced), "expand_bias": (channels,)}
+    for name, shape in shapes.items():
+        check_tensor(name, getattr(given, name), weight.dtype, shape, x.device)
+    check_like("residual", given.residual, x)

@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from fastcifar.data import loader
 from fastcifar.kernels import dispatch
+from fastcifar.models import layers
 
 CARD = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -530,8 +531,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch, "autocast", lambda device_type, **options: GENUINE_AUTOCAST("cpu", **options))
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: pretended.of(tensor).recorded.add(stream))
-    monkeypatch.setattr(dispatch, "_obstacle", lambda device: "this GPU is pretended")
-    monkeypatch.setattr(dispatch, "_say_once", lambda line: None)
+    # Layers take their ops, as on a GPU, and these run their references.
+    monkeypatch.setattr(dispatch, "obstacle", lambda device: "this GPU is pretended")
+    monkeypatch.setattr(dispatch, "say_once", lambda line: None)
+    monkeypatch.setattr(layers, "use_triton", lambda tensor: tensor.is_cuda)
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device=None: pretended.stream)
     monkeypatch.setattr(torch._C, "_group_tensors_by_device_and_dtype", grouped_by_place(pretended))
     operators = Operators(pretended)

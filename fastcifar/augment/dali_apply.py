@@ -23,8 +23,8 @@ from fastcifar.augment.sampling import Params, Slot, automatic_table
 from fastcifar.augment.torch_apply import Colour, Group, grouped
 from fastcifar.augment.triton_apply import TritonApplier
 from fastcifar.errors import ConfigError, reason
-from fastcifar.kernels.augment import ONE
 from fastcifar.kernels.transfer import upload
+from fastcifar.kernels.warp import ONE
 
 if TYPE_CHECKING:
     from fastcifar.data.image_set import ImageSet

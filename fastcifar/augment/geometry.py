@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastcifar.kernels.augment import ONE
+from fastcifar.kernels.warp import ONE
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.kernels.batch_norm import DTYPES, Skip, batch_norm_relu, with_skip
-from fastcifar.kernels.dispatch import KERNELS_EXIST
+from fastcifar.kernels.batch_norm import Skip, batch_norm_relu
+from fastcifar.kernels.checks import FLOATS
+from fastcifar.kernels.dispatch import use_triton
 from fastcifar.kernels.squeeze_excite import squeeze_excite
 from fastcifar.models.compiled_norm import CompiledNorm
 
@@ -47,7 +48,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         chosen by `skip`.
         """
         x, addend = x if isinstance(x, tuple) else (x, None)
-        if self.training and has_kernel(x, self.weight, residual, addend):
+        if self.training and takes_op(x, self.weight, residual, addend):
             parameters = self.weight, self.bias, self.running_mean, self.running_var
             how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu, "skip": skip}
             return batch_norm_relu(
@@ -101,7 +102,7 @@ class SqueezeExcite(nn.Module):
         """`x` scaled, plus `residual`, which is like `x`, if there is one, and through a ReLU if so chosen; twice
         with `skip`.
         """
-        if has_kernel(x, self.reduce.weight, residual):
+        if takes_op(x, self.reduce.weight, residual):
             weights = self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias
             return squeeze_excite(as_channels_last(x), *weights, as_channels_last(residual), relu, skip)
         gate = self.expand(F.relu(self.reduce(x.mean((2, 3))))).sigmoid()
@@ -109,18 +110,17 @@ class SqueezeExcite(nn.Module):
         return (y, y) if skip else y
 
 
-def has_kernel(x: Tensor, weight: Tensor, *added: Tensor | None) -> bool:
-    """Whether an op of `fastcifar.kernels` takes these: on a GPU, float32 or half precision, with weights in float32.
-
-    Whether the card is too old for Triton is left to the op: a compiler that traces the layer cannot ask the driver.
+def takes_op(x: Tensor, weight: Tensor, *added: Tensor | None) -> bool:
+    """Whether an op of `fastcifar.kernels` computes a layer: where kernels run, for an input in a float type of theirs,
+    with what is added to it in the same, and weights in float32.
     """
-    if not (x.is_cuda and KERNELS_EXIST):
-        return False
-    return (
-        x.dtype in DTYPES
-        and weight.dtype == torch.float32
-        and all(tensor is None or tensor.dtype == x.dtype for tensor in added)
-    )
+    same_dtype = all(tensor is None or tensor.dtype == x.dtype for tensor in added)
+    return use_triton(x) and x.dtype in FLOATS and weight.dtype == torch.float32 and same_dtype
+
+
+def with_skip(y: Tensor, x: Tensor, skip: Skip | None) -> Tensor | tuple[Tensor, Tensor]:
+    """The result `y`, and with it what a shortcut takes, if there is one: what was normalised, or the result again."""
+    return y if skip is None else (y, x if skip == "input" else y)
 
 
 def as_channels_last(x: Tensor | None) -> Tensor | None:

@@ -20,7 +20,7 @@ from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample, slot_warp
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.augment import ONE
+from fastcifar.kernels.warp import ONE
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 EXACT = [

@@ -10,7 +10,7 @@ from fastcifar.augment.automatic import Operation
 from fastcifar.augment.policy import parse
 from fastcifar.augment.random import Key, Stream, draw
 from fastcifar.augment.sampling import Params, beta, sample
-from fastcifar.kernels.augment import ONE
+from fastcifar.kernels.warp import ONE
 
 COUNT = 50_000
 INDEX = torch.arange(COUNT)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from compilation import CARDS, Compilation, all_compilations, compilations, compile_for
+from harness import needs_kernels
+from op_specs.averaging import SPEC
 
 from fastcifar.kernels import averaging
-from fastcifar.kernels.compilation import CARDS, all_compilations, compile_for
-from fastcifar.kernels.dispatch import KERNELS_EXIST
 
-pytestmark = pytest.mark.skipif(not KERNELS_EXIST, reason="Triton is absent or FASTCIFAR_KERNELS=reference")
+pytestmark = [needs_kernels, pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")]
 
 # A block's limit where the launcher opts in, in KB; NVIDIA, "CUDA C++ Programming Guide", table of technical
 # specifications.
@@ -25,8 +26,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "compile_kernels"
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_card_without_spilling() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    finished = subprocess.run([sys.executable, str(TOOL)], env=environment, capture_output=True, text=True)
+    finished = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     rows = [line.split() for line in finished.stdout.splitlines()[1:]]
     assert len(rows) == len(all_compilations()) * len(CARDS)
@@ -36,22 +36,29 @@ def test_every_kernel_compiles_for_every_card_without_spilling() -> None:
         assert int(spills) == 0
 
 
-def test_what_is_no_compiled_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    interpreted = dataclasses.replace(averaging.COMPILATIONS[0], kernel=averaging.ema_kernel.fn)
-    monkeypatch.setattr(averaging, "COMPILATIONS", [interpreted])
+def test_interpreted_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averaging, "ema_kernel", averaging.ema_kernel.fn)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         all_compilations()
 
 
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_spilled_registers_are_counted() -> None:
-    crowded = dataclasses.replace(
-        averaging.COMPILATIONS[0], constexprs={**averaging.COMPILATIONS[0].constexprs, "BLOCK": 16384}, num_warps=1
+@pytest.fixture
+def plain_average() -> Compilation:
+    (compilation,) = compilations(SPEC, SPEC.network_cases()[0], torch.float32)
+    return compilation
+
+
+def test_a_launch_is_recorded_with_its_types(plain_average: Compilation) -> None:
+    types = {"averages_ptr": "*fp32:16", "source_ptr": "*fp32:16", "decays_ptr": "*fp32:16", "length": "i32:16"}
+    assert plain_average == Compilation(
+        averaging.ema_kernel, types, {"AVERAGES": 1, "BLOCK": averaging.BLOCK, "num_warps": averaging.WARPS}
     )
+
+
+def test_spilled_registers_are_counted(plain_average: Compilation) -> None:
+    crowded = dataclasses.replace(plain_average, options={**plain_average.options, "BLOCK": 8192, "num_warps": 1})
     assert compile_for(crowded, 90).spills > 0
 
 
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_the_plain_average_needs_no_shared_memory() -> None:
-    plain = [compilation for compilation in averaging.COMPILATIONS if compilation.kernel is averaging.ema_kernel][:3]
-    assert {compile_for(compilation, 90).shared_memory for compilation in plain} == {0}
+def test_the_plain_average_needs_no_shared_memory(plain_average: Compilation) -> None:
+    assert compile_for(plain_average, 90).shared_memory == 0

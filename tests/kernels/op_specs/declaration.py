@@ -1,16 +1,9 @@
-"""One declaration an op, from which its tests, its benchmark row and its row in the documentation are made.
-
-A kernel file ends with `SPEC = OpSpec(...)`, or `SPECS`, a tuple of them. Whatever runs over all ops takes them from
-`all_specs`.
-"""
+"""What an op declares of itself."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,27 +33,18 @@ class Case:
 class OpSpec:
     """An op, and how to tell that it is right and fast.
 
-    Correctness: for each case and dtype, `results(arguments, op(**arguments))` must be as near to `exact`, computed in
-    float64, as a small multiple of what `rival` computes in the dtype itself; the gradients of the arguments named in
+    Correctness: for each case and dtype, `results(arguments, op(**arguments))` must be as near to what `rival` computes
+    in float64 as a small multiple of what `rival` computes in the dtype itself; the gradients of the arguments named in
     `differentiable` likewise, for random gradients of what it returns.
     """
 
     op: Callable[..., Any]
     """The registered op, or the differentiable function around it."""
-    reference: Callable[..., Any]
-    """The same in plain torch, with the same arguments."""
-    launch: Callable[..., Any]
-    """The same through the kernels themselves, launched directly: what Triton's interpreter runs."""
     make: Callable[[Mapping[str, Any], torch.dtype, torch.device], Arguments]
-    """Arguments for a case's shape, random from torch's global generator alone: tensors, lists of them, and plain
-    values.
-    """
-    exact: Callable[..., Any]
-    """The definition, written with PyTorch's own modules or the formula, given float64 for every floating point
-    argument; returns what `op` does, and writes where it does."""
+    """Arguments for a case's shape, random from torch's global generator alone: tensors and plain values."""
     rival: Callable[..., Any]
-    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and speed; returns
-    and writes likewise.
+    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and speed, and in
+    float64 the definition. Returns what `op` does, and writes where it does.
     """
     cases: tuple[Case, ...]
     bytes_moved: Callable[[Arguments], int]
@@ -68,18 +52,22 @@ class OpSpec:
     once, in bytes.
     """
     summary: str
-    """One line for the documentation."""
+    """One sentence for the documentation."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     mutates: tuple[str, ...] = ()
     """Arguments written in place, which count among the results; all others must stay as they are."""
     differentiable: tuple[str, ...] = ()
-    """Arguments that gradients flow to; None and other values that are no tensors are passed over."""
+    """Arguments that gradients flow to; those that are None are passed over."""
     multiple: Mapping[torch.dtype, float] | None = None
-    """How many times PyTorch's own error is allowed, by the dtype of the result, where the table in the tests does not
-    suit; the reason stands beside it."""
+    """How many times PyTorch's own error is allowed, by the dtype of the result, where the table in `tolerances` does
+    not suit; the reason stands beside it.
+    """
+    same_bits: bool = False
+    """Whether the kernels give the bits of the reference."""
     ops: tuple[str, ...] = ()
     """The qualified names (`fastcifar::augment`) of the registered ops that `op` is made of, those of its backward
-    included; empty where `op` is itself the one registered op."""
+    included; empty where `op` is itself the one registered op.
+    """
 
     @property
     def name(self) -> str:
@@ -100,14 +88,3 @@ class OpSpec:
 
     def small_cases(self) -> tuple[Case, ...]:
         return tuple(case for case in self.cases if not case.of_a_network)
-
-
-def all_specs() -> list[OpSpec]:
-    """The `SPECS`, or the one `SPEC`, of every module of this package, by module name."""
-    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    modules = [importlib.import_module(f".{name}", __package__) for name in names]
-    return [
-        spec
-        for module in modules
-        for spec in getattr(module, "SPECS", ()) or filter(None, [getattr(module, "SPEC", None)])
-    ]
