@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -17,6 +19,7 @@ from fastcifar.device import native_bf16
 from fastcifar.diagnostics import profile
 from fastcifar.engine import evaluate, launch, run, state, trainer
 from fastcifar.inference import evaluate as evaluation
+from fastcifar.kernels import dispatch
 
 NETWORK = "--dataset synthetic --arch resnet --blocks 1 --channels 4 --batch-size 20 --compile off".split()
 TRAIN = ["train", *NETWORK, "--epochs", "2", "--out", "run"]
@@ -66,6 +69,7 @@ def raising(error: Exception):
     return fail
 
 
+LOST = torch.AcceleratorError("CUDA error: unspecified launch failure")
 NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
@@ -115,8 +119,31 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
 
 def test_float16_with_a_scaled_loss_on_an_old_card(gpu):
     gpu.capability = (7, 5)
-    assert cli.main([*TRAIN, "--epochs", "1", "--capture", "off"]) == 0
+    assert cli.main([*TRAIN, "--epochs", "1", "--capture", "off", "--compile", "auto"]) == 0
     assert json.loads(Path("run/config.json").read_text())["engine"]["precision"] == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--precision bf16", "this GPU has no native bfloat16; choose --precision fp16 or auto."),
+        ("--device cpu --capture on", "only a GPU's steps can be captured"),
+    ],
+)
+def test_what_a_machine_lacks_is_refused(gpu, capsys, flags, sentence):
+    gpu.capability = (7, 0)
+    assert cli.main([*TRAIN, *flags.split()]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_dali_that_does_not_work_gives_way_to_triton(monkeypatch, capsys, installed):
+    monkeypatch.setattr(loader, "dali_installed", lambda: installed)
+    monkeypatch.setattr("fastcifar.augment.dali_apply.why_unusable", lambda device: "its driver is too old")
+    assert cli.main([*TRAIN, "--epochs", "1"]) == 0
+    said = "by Triton, since DALI does not work here: its driver is too old" in capsys.readouterr().err
+    assert said is installed
+    assert json.loads(Path("run/config.json").read_text())["data"]["loader"] == "triton"
 
 
 def test_what_comes_after_training(capsys):
@@ -143,6 +170,23 @@ def test_profile(capture, monkeypatch):
     assert json.loads(Path("profile/profile.json").read_text())["captured"] is (capture == "on")
 
 
+def test_a_profiler_that_sees_no_kernels_ends_in_a_sentence(monkeypatch, capsys):
+    blind = SimpleNamespace(events=list, export_chrome_trace=lambda path: None)
+    monkeypatch.setattr(profile, "profile", lambda **options: nullcontext(blind))
+    assert cli.main(["profile", *NETWORK, "--steps", "1", "--out", "profile"]) == 2
+    assert "the profiler sees no kernels; let this user read the GPU's counters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exist", "said"), [(True, "the card is older than sm_75"), (False, "Triton is not installed")]
+)
+def test_doctor_says_why_there_are_no_kernels(gpu, monkeypatch, capsys, exist, said):
+    gpu.capability = (7, 0)
+    monkeypatch.setattr(dispatch, "KERNELS_EXIST", exist)
+    cli.main(["doctor", "--quick"])
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_doctor(capsys):
     assert cli.main(["doctor", "--quick"]) in (0, 1)
     said = capsys.readouterr().out
@@ -162,13 +206,16 @@ def test_weights_that_cannot_be_put_back_after_a_capture_are_not_trained_on(monk
     assert "the GPU's memory ran out" in capsys.readouterr().err
 
 
+def test_a_compiled_step_that_fails_in_cuda_ends_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: raising(LOST))
+    assert cli.main([*TRAIN, "--compile", "on"]) == 2
+    assert "the GPU failed (CUDA error: unspecified launch failure)" in capsys.readouterr().err
+
+
 def test_a_capture_that_fails_in_cuda_ends_in_a_sentence(gpu, capsys):
     gpu.failures["capture"] = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
     assert cli.main(TRAIN) == 2
     assert "try --capture off" in capsys.readouterr().err
-
-
-LOST = torch.AcceleratorError("CUDA error: unspecified launch failure")
 
 
 @pytest.mark.parametrize(
