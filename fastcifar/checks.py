@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastcifar.errors import ConfigError, unknown
 
-Section = TypeVar("Section")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+Section = TypeVar("Section", bound="DataclassInstance")
+
+
+def given(value: T | None) -> T:
+    """`value`, which only its type allows to be None, as that of a setting that a resolved configuration always has."""
+    assert value is not None
+    return value
 
 
 def check_name(kind: str, name: str, valid: Iterable[str]) -> None:

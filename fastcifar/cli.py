@@ -133,7 +133,7 @@ def parser_of(name: str, known: Sequence[Setting]) -> Parser:
     for setting in known:
         if setting.title not in groups:
             groups[setting.title] = parser.add_argument_group(
-                setting.title, inspect.getdoc(setting.part).partition("\n")[0]
+                setting.title, (inspect.getdoc(setting.part) or "").partition("\n")[0]
             )
         required = setting.default is MISSING
         options: dict[str, Any] = {"help": setting.help.replace("%", "%%")}
@@ -241,7 +241,7 @@ def build(kind: type, given: Mapping[str, Any]) -> Callable[[], int | None]:
     """
     hints, values = get_type_hints(kind), {}
     for field in fields(kind):
-        part = hints[field.name]
+        part: type = hints[field.name]
         if is_dataclass(part):
             start = without_replaced(starting_point(given), given) if part is RunConfig else part()
             own = settings(start)

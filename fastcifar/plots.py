@@ -257,7 +257,8 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(side + 6.5, side + 2), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("lightgrey")
-    shades = axes.imshow(wrong, cmap="Reds", norm=PowerNorm(0.5, 0, max(wrong.max(), 0.01)))
+    norm = PowerNorm(0.5, 0, max(wrong.max(), 0.01))
+    shades = axes.imshow(wrong, cmap="Reds", norm=norm)
     axes.set(xlabel="prediction", ylabel="label")
     font = min(0.75 * 72 * side / count, 9)
     if font >= SMALLEST_FONT:
@@ -266,7 +267,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
         axes.set_yticks(range(count), names, fontsize=font, parse_math=False)
     if few:
         for row, column in np.argwhere(confusion):
-            dark = row != column and shades.norm(share[row, column]) > 0.6
+            dark = row != column and norm(float(share[row, column])) > 0.6
             style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
             axes.text(column, row, str(confusion[row, column]), **style)
     else:
@@ -280,10 +281,10 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
 def worst_pairs(confusion: np.ndarray, classes: Sequence[str], count: int) -> list[str]:
     """A line for each of the pairs of label and prediction that the most images fall on, below a heading."""
     wrong = confusion * (1 - np.eye(len(classes), dtype=confusion.dtype))
-    worst = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:count], wrong.shape)
+    worst: list[int] = np.argsort(-wrong, axis=None, kind="stable")[:count].tolist()
     lines = [
         f"{shortened(classes[label], 16)} → {shortened(classes[given], 16)}: {wrong[label, given]:,}"
-        for label, given in zip(*worst, strict=True)
+        for label, given in (divmod(place, len(classes)) for place in worst)
         if wrong[label, given]
     ]
     return ["label → prediction: images", *lines] if lines else []

@@ -142,7 +142,8 @@ def choices_of(part: type) -> Mapping[str, Mapping[str, Any]]:
 
 def settings_of(kind: type, title: str = "") -> Iterator[Setting]:
     """The fields of a dataclass as arguments, those of the configurations within it last."""
-    hints, parts = get_type_hints(kind, include_extras=True), []
+    hints = get_type_hints(kind, include_extras=True)
+    parts: list[str] = []
     for field in fields(kind):
         hint = hints[field.name]
         if is_dataclass(hint):

@@ -87,7 +87,7 @@ def augment_reference(*arguments: Any) -> Tensor:
         images = greyscale_reference(images, given.grey)
     if given.boxes is not None:
         images = erase_reference(images, given.boxes, given.erase_colour)
-    if given.out_dtype == torch.uint8:
+    if given.scale is None or given.offset is None:
         return images
     return normalize_reference(images, given.scale, given.offset, given.out_dtype)
 
@@ -128,13 +128,13 @@ def read_kernel(
         lower_ptr = byte_ptr + into_image_kernel((from_top >> 16) + 1, HEIGHT, REFLECT) * (WIDTH * 3)
         upper_left, upper_right = tl.load(upper_ptr + left).to(tl.int32), tl.load(upper_ptr + right).to(tl.int32)
         lower_left, lower_right = tl.load(lower_ptr + left).to(tl.int32), tl.load(lower_ptr + right).to(tl.int32)
-        mask: tl.constexpr = (1 << WEIGHT_BITS) - 1
+        mask: tl.constexpr = (1 << WEIGHT_BITS) - 1  # pyright: ignore[reportOperatorIssue]
         rightness = (from_left >> (16 - WEIGHT_BITS)) & mask
         lowness = (from_top >> (16 - WEIGHT_BITS)) & mask
         upper = (upper_left << WEIGHT_BITS) + (upper_right - upper_left) * rightness
         lower = (lower_left << WEIGHT_BITS) + (lower_right - lower_left) * rightness
         value = (upper << WEIGHT_BITS) + (lower - upper) * lowness
-        value = (value + (1 << (2 * WEIGHT_BITS - 1))) >> (2 * WEIGHT_BITS)
+        value = (value + (1 << (2 * WEIGHT_BITS - 1))) >> (2 * WEIGHT_BITS)  # pyright: ignore[reportOperatorIssue]
     else:
         column, row = into_image_kernel(x >> 16, WIDTH, REFLECT), into_image_kernel(y >> 16, HEIGHT, REFLECT)
         value = tl.load(byte_ptr + (row * WIDTH + column) * 3).to(tl.int32)

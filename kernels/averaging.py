@@ -50,7 +50,7 @@ def ema_kernel(averages_ptr, source_ptr, decays_ptr, length, AVERAGES: tl.conste
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < length
     source = tl.load(source_ptr + offsets, inside).to(tl.float32)
-    for row in tl.static_range(AVERAGES):
+    for row in tl.static_range(AVERAGES):  # pyright: ignore[reportGeneralTypeIssues]
         weight = 1 - tl.load(decays_ptr + row)
         average = tl.load(averages_ptr + offsets, inside)
         # Adding zero makes the product round by itself, as in the reference: the bits agree, but for the sign of a

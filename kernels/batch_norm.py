@@ -87,7 +87,7 @@ def backward_reference(given: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, T
     """What `batch_norm_relu_backward` computes, in plain torch."""
     grad_y, grad_skip, x, y, weight, bias, statistics, relu, skip = given
     mean, rstd = statistics
-    g = grad_y + grad_skip if skip == "output" else grad_y
+    g = grad_y if grad_skip is None or skip == "input" else grad_y + grad_skip
     if relu:
         column = (-1, 1, 1)
         z = (x - mean.view(column)) * (rstd * weight).view(column) + bias.view(column) if y is None else y
@@ -249,7 +249,7 @@ def normalize_kernel(
 
     scale = rstd * tl.load(weight_ptr + channel, present, 0.0)
     bias = tl.load(bias_ptr + channel, present, 0.0)
-    start = part.to(tl.int64) * SPAN
+    start = part.to(tl.int64) * SPAN  # pyright: ignore[reportAttributeAccessIssue]
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
     x_ptr += start * channels
     addend_ptr += start * channels
@@ -467,7 +467,7 @@ def input_gradient_kernel(
 
     # Of g - (grad_bias + xhat * grad_weight) / m, what is the same in all rows.
     offset, slope = grad_bias / rows, grad_weight * rstd / rows
-    start = part.to(tl.int64) * SPAN
+    start = part.to(tl.int64) * SPAN  # pyright: ignore[reportAttributeAccessIssue]
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
     grad_y_ptr += start * channels
     grad_skip_ptr += start * channels
@@ -658,12 +658,15 @@ class BatchNormReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        x, y, weight, bias, statistics = ctx.saved_tensors
         grad_x, grad_weight, grad_bias, masked = batch_norm_relu_backward(
-            grad_y, grad_skip, *ctx.saved_tensors, ctx.relu, ctx.skip
+            grad_y, grad_skip, x, y, weight, bias, statistics, ctx.relu, ctx.skip
         )
         grad_residual = None
-        if ctx.has_residual:
-            grad_residual = masked if ctx.masks_residual else grad_y + grad_skip if ctx.skip == "output" else grad_y
+        if ctx.masks_residual:
+            grad_residual = masked
+        elif ctx.has_residual:
+            grad_residual = grad_y if grad_skip is None or ctx.skip == "input" else grad_y + grad_skip
         grad_addend = grad_x if ctx.has_addend else None
         return None, grad_x, grad_weight, grad_bias, None, None, grad_residual, grad_addend, None, None, None
 

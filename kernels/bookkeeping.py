@@ -51,9 +51,9 @@ def advance_kernel(
     tl.store(step_ptr, step + 1)
     place = tl.minimum(step + 1, last)
     lr = tl.load(lr_table_ptr + place)
-    for i in tl.static_range(RATES):
+    for i in tl.static_range(RATES):  # pyright: ignore[reportGeneralTypeIssues]
         tl.store(rates_ptr + i, lr * tl.load(ratios_ptr + i))
-    for i in tl.static_range(DECAYS):
+    for i in tl.static_range(DECAYS):  # pyright: ignore[reportGeneralTypeIssues]
         tl.store(decays_ptr + i, tl.load(decay_table_ptr + place * DECAYS + i))
 
 

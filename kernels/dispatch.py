@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,13 +38,10 @@ if SWITCH not in ("triton", "reference"):
 
 KERNELS_EXIST = triton is not None and SWITCH == "triton"
 
-if KERNELS_EXIST:
-    jit = triton.jit
-else:
 
-    def jit(function):
-        """Leaves `function` a plain one, which is never launched."""
-        return function
+def jit(function: Callable[..., Any]) -> Any:
+    """`triton.jit`; without kernels `function` stays a plain one, which is never launched."""
+    return function if triton is None or SWITCH == "reference" else triton.jit(function)
 
 
 def use_triton(tensor: Tensor) -> bool:
@@ -76,7 +74,8 @@ def obstacle(device: torch.device) -> str | None:
     if (major, minor) < OLDEST_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, older than sm_75"
     try:
-        triton.runtime.driver.active.utils  # noqa: B018  which Triton compiles when it is first asked for
+        # Triton compiles this when it is first asked for.
+        triton.runtime.driver.active.utils  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:
         return f"the driver of Triton cannot start ({str(error).split('.')[0]})"
     return None

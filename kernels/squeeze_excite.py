@@ -410,8 +410,8 @@ def squeeze_excite_backward(
     """
     given = BackwardInputs(grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual)
     if use_triton(x) and fits(x, reduce_weight):
-        return launch_backward(wrap_triton(gradient_kernel), wrap_triton(weight_gradient_kernel), given)
-    return backward_reference(given)
+        return launch_backward(wrap_triton(gradient_kernel), wrap_triton(weight_gradient_kernel), given)  # pyright: ignore[reportReturnType]
+    return backward_reference(given)  # pyright: ignore[reportReturnType]
 
 
 class SqueezeExcite(torch.autograd.Function):
@@ -429,8 +429,9 @@ class SqueezeExcite(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_skip: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        x, y, pooled, hidden, gate, reduce_weight, expand_weight = ctx.saved_tensors
         grad_x, grad_residual, *of_weights = squeeze_excite_backward(
-            grad_y, grad_skip, *ctx.saved_tensors, ctx.masks_residual
+            grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, ctx.masks_residual
         )
         if not ctx.masks_residual:
             grad_residual = grad_y if ctx.has_residual else None

@@ -22,6 +22,7 @@ from fastcifar.augment.policy import Policy
 from fastcifar.augment.sampling import Params, Slot, automatic_table
 from fastcifar.augment.torch_apply import Colour, Group, grouped
 from fastcifar.augment.triton_apply import TritonApplier
+from fastcifar.checks import given
 from fastcifar.errors import ConfigError, reason
 from fastcifar.kernels.transfer import upload
 from fastcifar.kernels.warp import ONE
@@ -58,7 +59,7 @@ class DaliApplier(TritonApplier):
                 f"the loader dali takes at most {self.largest_chunk} images at once, not {chunk_size} (mixing takes "
                 "two for one); lower --batch-size or choose --loader triton."
             )
-        self.device, size = self.images.device, tuple(self.images.shape[1:3])
+        self.device, size = self.images.device, dataset.size
         colours = Colours(import_dali(), size, kind_of(self.device))
         how = self.resampling
         grey_border = how.fill == "constant" and len(set(how.colour)) == 1
@@ -75,7 +76,7 @@ class DaliApplier(TritonApplier):
         self.last = sample_graph(self.device, chunk_size, dtype, **last)
         if policy.automatic:
             border = automatic_table(policy.automatic, size).fill
-            self.moves = sample_graph(self.device, chunk_size, warp=True, border=border)
+            self.moves = given(sample_graph(self.device, chunk_size, warp=True, border=border))
             self.colours = colour_graph(self.device, colours)
         self.under_way: tuple[Tensor, Params] | None = None
         """What the first graph works on, or would if there were any work in it, and the parameters."""
@@ -88,7 +89,7 @@ class DaliApplier(TritonApplier):
         self.under_way = images, params
 
     def collect(self) -> Tensor:
-        (images, params), self.under_way = self.under_way, None
+        (images, params), self.under_way = given(self.under_way), None
         if self.first is not None:
             images = self.first.finish()[0].clone()
         for slot in params.slots:
@@ -262,7 +263,7 @@ def why_unusable(device: torch.device) -> str | None:
     """Why DALI cannot work on `device`, in a few words, or None where it can: one image is put through it."""
     try:
         image = torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device)
-        graph = sample_graph(image.device, 1, warp=True, border=0)
+        graph = given(sample_graph(image.device, 1, warp=True, border=0))
         graph.start({"images": image, "matrix": torch.eye(2, 3)[None]})
         graph.finish()
     except Exception as error:

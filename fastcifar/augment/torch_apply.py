@@ -16,6 +16,7 @@ from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample
+from fastcifar.checks import given
 from fastcifar.kernels.augment import augment_reference
 from fastcifar.kernels.transfer import upload
 
@@ -55,7 +56,7 @@ class TorchApplier:
         self.pending = self.apply(index, params).permute(0, 3, 1, 2)
 
     def collect(self) -> Tensor:
-        result, self.pending = self.pending, None
+        result, self.pending = given(self.pending), None
         return result
 
     def apply(self, index: Tensor, params: Params) -> Tensor:
@@ -87,7 +88,7 @@ class TorchApplier:
     def apply_group(self, images: Tensor, group: Group, fill: int) -> Tensor:
         """The images of a group, changed: uint8 (G, H, W, 3)."""
         if group.operation in GEOMETRIC:
-            return self.one_pass(images, group.place, group.warp, Resampling(colour=(fill,) * 3), None)
+            return self.one_pass(images, group.place, group.warp, Resampling(colour=(fill, fill, fill)), None)
         return apply_operation(images.index_select(0, group.place), group.operation, group.value)
 
 
@@ -138,4 +139,4 @@ def augmented(policy: Policy, dataset: ImageSet, key: Key, index: Tensor) -> Ten
     """
     normalization = Normalization(dataset.mean, dataset.std)
     applier = TorchApplier(dataset, policy, normalization, torch.uint8, len(index))
-    return applier.apply(index, sample(policy, key, index, tuple(dataset.images.shape[1:3]), len(dataset)))
+    return applier.apply(index, sample(policy, key, index, dataset.size, len(dataset)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.data import SPLITS
-from fastcifar.data.image_set import ImageSet, Three, channel_statistics
+from fastcifar.data.image_set import ImageSet, Three, channel_statistics, three
 from fastcifar.errors import DataError, reason
 
 
@@ -105,7 +105,7 @@ def rounded_statistics(images: Tensor, path: Path) -> tuple[Three, Three]:
     """Mean and standard deviation of each channel of uint8 (N, H, W, 3), as fractions of 255, to four digits. Raises
     DataError where a channel is the same everywhere, so that it cannot be normalised.
     """
-    mean, std = (tuple(round(value, 4) for value in values) for values in channel_statistics(images))
+    mean, std = (three(round(value, 4) for value in values) for values in channel_statistics(images))
     if not all(std):
         raise DataError(f"the train images of {path} do not vary in every channel; give pictures in colour.")
     return mean, std

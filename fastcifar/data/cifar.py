@@ -12,12 +12,13 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastcifar.checks import given
 from fastcifar.data.image_set import ImageSet, Three
 from fastcifar.data.unpickle import unpickle
 from fastcifar.errors import DataError
@@ -138,13 +139,13 @@ def read_archive(archive: Path, folder: str, wanted: Iterable[str]) -> dict[str,
     try:
         with (
             gzip.open(archive) as unpacked,
-            tarfile.open(fileobj=Bounded(unpacked, archive, LARGEST_ARCHIVE), mode="r|") as members,
+            tarfile.open(fileobj=cast(BinaryIO, Bounded(unpacked, archive, LARGEST_ARCHIVE)), mode="r|") as members,
         ):
             while missing and (member := members.next()):
                 if name := missing.pop(member.name, None):
                     if not member.isreg() or member.issparse():
                         raise damage(archive, f"holds {member.name} as something other than a plain file", archive)
-                    contents[name] = members.extractfile(member).read()
+                    contents[name] = given(members.extractfile(member)).read()
     except DataError:
         raise
     except Exception as error:  # on hostile bytes, tarfile and zlib raise nearly anything
@@ -160,7 +161,7 @@ class Bounded:
     as they claim.
     """
 
-    stream: BinaryIO
+    stream: gzip.GzipFile
     archive: Path
     left: int
 

@@ -87,7 +87,8 @@ def fetch(addresses: Sequence[str], target: Path, md5: str, size: int, deadline:
         for address, patience in attempts(addresses, slow, deadline):
             connection = Connection(size, patience, deadline, lambda count: progress.update(task, completed=count))
             try:
-                pooch.retrieve(address, f"md5:{md5}", target.name, target.parent, downloader=connection)
+                # pooch's type of a downloader takes check_only as well, which retrieve never gives.
+                pooch.retrieve(address, f"md5:{md5}", target.name, target.parent, downloader=connection)  # pyright: ignore[reportArgumentType]
                 return True
             except SlowAddress as found:
                 slow[address] = found.rate

@@ -161,7 +161,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType], as an array may be called allow_pickle
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,14 +64,19 @@ class ImageSet:
         numbers = torch.as_tensor(labels).to(torch.int64)
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(numbers.max()) + 1)))
         mean, std = channel_statistics(pixels)
-        std = tuple(max(value, 1 / 255) for value in std)
-        return ImageSet(pixels.contiguous(), numbers, names, mean, std)
+        return ImageSet(pixels.contiguous(), numbers, names, mean, three(max(value, 1 / 255) for value in std))
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        _, height, width, _ = self.images.shape
+        return height, width
+
     def __repr__(self) -> str:
-        height, width = self.images.shape[1:3]
+        height, width = self.size
         return (
             f"ImageSet({len(self):,} images of {width}x{height}, {len(self.classes)} classes, on {self.images.device})"
         )
@@ -85,6 +90,12 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
+def three(values: Iterable[float]) -> Three:
+    """`values`, one a channel, as a tuple."""
+    red, green, blue = values
+    return red, green, blue
+
+
 def channel_statistics(images: Tensor) -> tuple[Three, Three]:
     """Mean and standard deviation of each channel of uint8 (N, H, W, 3), as fractions of 255, in float64."""
     levels = torch.arange(256, dtype=torch.float64) / 255
@@ -92,4 +103,4 @@ def channel_statistics(images: Tensor) -> tuple[Three, Three]:
     share /= images.numel() / 3
     mean = (share * levels).sum(1)
     std = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return three(mean.tolist()), three(std.tolist())

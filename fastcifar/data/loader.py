@@ -157,7 +157,7 @@ class Loader:
 
     def submit(self, epoch: int, index: Tensor, begins: int | None = None) -> None:
         """Starts on the samples at `index`, int64 (N,) on the CPU, on a stream of its own where there is one."""
-        key, size, taken, mixing = Key(self.seed, epoch), self.dataset.images.shape[1:3], self.order.taken, None
+        key, size, taken, mixing = Key(self.seed, epoch), self.dataset.size, self.order.taken, None
         with self.aside(), self.naming_failures():
             if self.policy.mix is not None:
                 mixing = sample_mixing(self.policy.mix, key, index, size, len(taken))

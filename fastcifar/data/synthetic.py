@@ -51,8 +51,8 @@ class Canvas:
     def waves(self, steepest: float) -> tuple[Field, Field, np.ndarray]:
         """Distance from the nearest of evenly spaced lines, along two turned axes, and the lines' distance."""
         period = self.draw(6.0, 10.0)
-        u, v = self.rotated(steepest, 5.0)
-        return *(np.abs(w - period * np.floor(w / period + 0.5)) for w in (u, v)), period
+        u, v = (np.abs(w - period * np.floor(w / period + 0.5)) for w in self.rotated(steepest, 5.0))
+        return u, v, period
 
 
 def disc(canvas: Canvas) -> Field:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcifar.checks import given
 from fastcifar.errors import DataError, reason
 
 INSTRUCTIONS = frozenset(
@@ -108,7 +109,7 @@ def check_instructions(data: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in INSTRUCTIONS:
             raise ValueError(f"it holds the instruction {opcode.name}, which no CIFAR batch needs")
-        if opcode.name == "LONG_BINPUT" and argument > len(data):
+        if opcode.name == "LONG_BINPUT" and given(argument) > len(data):
             raise ValueError("it has a memo larger than itself")
         tuples += opcode.name.startswith("TUPLE")
     if tuples > MOST_TUPLES:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from fastcifar.checks import given
 from fastcifar.config import DataConfig, RunConfig
 from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, size
 from fastcifar.errors import ConfigError
@@ -162,13 +163,13 @@ def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
         found.append(Mistake("cut_off", at))
     if name == "one-cycle" and schedule.per == "epoch":
         found.append(Mistake("slow_one_cycle", {}))
-    if name == "warm-restarts" and last / peak - schedule.final_lr > CUT_SHORT:
+    if name == "warm-restarts" and last / peak - given(schedule.final_lr) > CUT_SHORT:
         found.append(Mistake("partial_cycle", at))
-    usual = OPTIMIZERS[optim.optimizer].lr
-    ratio = max(optim.lr / usual, usual / optim.lr)
+    lr, usual = given(optim.lr), OPTIMIZERS[optim.optimizer].lr
+    ratio = max(lr / usual, usual / lr)
     if ratio > UNSUITED * (1 + 1e-9):
-        code = "lr_high" if optim.lr > usual else "lr_low"
-        found.append(Mistake(code, {"lr": optim.lr, "ratio": ratio, "usual": usual, "optimizer": optim.optimizer}))
+        code = "lr_high" if lr > usual else "lr_low"
+        found.append(Mistake(code, {"lr": lr, "ratio": ratio, "usual": usual, "optimizer": optim.optimizer}))
     preset = find_architecture(config.model.arch).preset
     built = {"weight_init": "he", "channels": (512,), **preset, **config.model.options}
     large = built["weight_init"] == "he" or (built["channels"][-1] > NARROW and course.steps < FEW_STEPS)
@@ -230,7 +231,7 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
     device, layout = images.device, torch.channels_last
     if device.type == "cpu":
         keep_freed_memory()
-    model, images = model.to(device, memory_format=layout).train(), images.to(memory_format=layout)
+    model, images = model.to(device).to(memory_format=layout).train(), images.to(memory_format=layout)
 
     def once() -> None:
         with precision.autocast(device):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +20,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcifar.checks import given
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import CIFAR_FORMATS, find
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes, synchronize
@@ -99,7 +100,7 @@ class Watch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, Counter[str]()
+        self.device, self.seconds = device, defaultdict[str, float](float)
 
     @contextmanager
     def on(self, part: str) -> Iterator[None]:
@@ -164,7 +165,7 @@ def traced(
         trainer.run_steps(batches, steps, observe)
     if path:
         profiler.export_chrome_trace(str(path))
-    events = profiler.events()
+    events = given(profiler.events())
     if on_gpu and not share_busy(events):
         raise FastcifarError(
             "the profiler sees no kernels; let this user read the GPU's counters (NVIDIA's CUPTI), or try --device cpu."

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import DeviceType
 
 from fastcifar.engine.memory import size
 from fastcifar.plots import draw, plot_split
@@ -118,7 +118,7 @@ def share_busy(events: Sequence[FunctionEvent]) -> float:
 
 def kernel_seconds(events: Sequence[FunctionEvent]) -> dict[str, float]:
     """Seconds of the kernels that start within the marks of each part, whichever thread launched them."""
-    kernels, found = kernels_of(events), Counter[str]()
+    kernels, found = kernels_of(events), defaultdict[str, float](float)
     for mark in events:
         if mark.device_type == DeviceType.CPU and mark.name.startswith(MARK):
             within = (k for k in kernels if mark.time_range.start <= k.time_range.start <= mark.time_range.end)
@@ -148,12 +148,13 @@ def launches_of(events: Sequence[FunctionEvent], steps: int) -> dict[str, float 
 
 def costliest(events: Sequence[FunctionEvent], steps: int) -> tuple[OperationTime, ...]:
     """The kernels that take the most time in a step, or where there are none, the operations."""
-    seconds, calls = Counter[str](), Counter[str]()
+    seconds, calls = defaultdict[str, float](float), Counter[str]()
     kernels = kernels_of(events)
     for event in kernels or operations_of(events):
         seconds[event.name] += (event.time_range.elapsed_us() if kernels else event.self_cpu_time_total) / 1e6
         calls[event.name] += 1
-    return tuple(OperationTime(name, calls[name] / steps, spent / steps) for name, spent in seconds.most_common(SHOWN))
+    longest = sorted(seconds, key=lambda name: -seconds[name])[:SHOWN]
+    return tuple(OperationTime(name, calls[name] / steps, seconds[name] / steps) for name in longest)
 
 
 def write_report(figures: Figures, folder: Path) -> list[str]:

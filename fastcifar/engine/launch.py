@@ -177,7 +177,7 @@ class Launcher:
             recorder = Recorder(self.state.device)
             recorder.warm_up(lambda: self.step(Workspace(None, images, labels)))
             captured = CapturedSteps(self.step, images, labels, count, recorder)
-            self.evaluator.capture(images.shape[2:], recorder)
+            self.evaluator.capture((images.shape[2], images.shape[3]), recorder)
         except torch.AcceleratorError:
             raise
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization, Normalizer
+from fastcifar.checks import given
 from fastcifar.config import LossConfig
 from fastcifar.device import Precision
 from fastcifar.errors import ConfigError
@@ -35,7 +36,7 @@ class ForwardPass:
         self.model, self.precision, self.device = model, precision, device
         self.normalize = Normalizer(normalization, device)
 
-    def __call__(self, images: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def __call__(self, images: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """Images uint8 (B, 3, H, W) -> logits (B, classes); `weights`, by name, are used in place of the model's."""
         with self.precision.autocast(self.device):
             return functional_call(self.model, weights or {}, self.normalize(images, self.precision.dtype))
@@ -53,7 +54,7 @@ class Objective:
         forward: ForwardPass,
         loss: LossConfig,
         classes: tuple[str, ...],
-        weights: Mapping[str, Tensor] | None = None,
+        weights: dict[str, Tensor] | None = None,
     ) -> None:
         self.forward, self.weights = forward, dict(weights or {})
         self.loss, self.criterion = loss.resolved, build_loss(loss)
@@ -69,7 +70,8 @@ class Objective:
             precision = self.forward.precision
             with precision.autocast(self.forward.device):
                 taught = self.teacher(images, precision.dtype)
-            loss = torch.lerp(loss, distillation(logits, taught, self.loss.temperature), self.loss.distill_weight)
+            temperature, weight = given(self.loss.temperature), given(self.loss.distill_weight)
+            loss = torch.lerp(loss, distillation(logits, taught, temperature), weight)
         hard = labels if labels.dim() == 1 else labels.argmax(dim=1)
         return BatchMetrics(loss, (logits.detach().argmax(dim=1) == hard).sum())
 
@@ -111,9 +113,10 @@ def asymmetric(
 def build_loss(config: LossConfig) -> Loss:
     """The loss that `config` names, without the teacher's part of it."""
     config = config.resolved
-    smoothing = config.label_smoothing
+    smoothing = given(config.label_smoothing)
     if config.loss == "asymmetric":
-        return lambda logits, labels: asymmetric(logits, labels, config.gamma_pos, config.gamma_neg, smoothing)
+        gamma_pos, gamma_neg = given(config.gamma_pos), given(config.gamma_neg)
+        return lambda logits, labels: asymmetric(logits, labels, gamma_pos, gamma_neg, smoothing)
     return lambda logits, labels: cross_entropy(logits, labels, smoothing)
 
 

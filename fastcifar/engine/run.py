@@ -193,13 +193,13 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
             record = trainer.end_epoch(totals)
             for sink in sinks:
                 sink.write(record)
-        elapsed, stopping = trainer.clock.elapsed, request.signal_number is not None
-        if stopping or state.epoch == total or cost <= CHECKPOINT_SHARE * (elapsed - saved):
+        elapsed, signal_number = trainer.clock.elapsed, request.signal_number
+        if signal_number is not None or state.epoch == total or cost <= CHECKPOINT_SHARE * (elapsed - saved):
             start = time.perf_counter()
             checkpoints.save(run.checkpoints, state.checkpoint())
             saved, cost = elapsed, time.perf_counter() - start
-        if stopping and state.epoch < total:
-            raise Interrupted(request.signal_number, run.path)
+        if signal_number is not None and state.epoch < total:
+            raise Interrupted(signal_number, run.path)
 
 
 @contextmanager
@@ -320,10 +320,12 @@ def flop_utilization(trainer: Trainer) -> float | None:
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
     """The highest of any epoch and weights, where the test set was watched."""
-    watched = [record for record in records if record.test_accuracy is not None]
-    return max(
-        (max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0) for record in watched), default=None
-    )
+    highest = [
+        max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0)
+        for record in records
+        if record.test_accuracy is not None
+    ]
+    return max(highest, default=None)
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,7 @@ class Shadow:
         self.flat = flat
         cast = {} if dtype == torch.float32 else dict(cast_parameters(model))
         self.originals = list(cast.values())
-        self.copies = torch.empty_like(flat, dtype=dtype) if cast else None
+        self.copies = flat.new_empty(len(flat) if cast else 0, dtype=dtype)
         self.weights: dict[str, Tensor] = {}
         """By the names of the parameters: leaves of autograd, for `torch.func.functional_call`."""
         for name, parameter in cast.items():
@@ -41,7 +41,7 @@ class Shadow:
     @torch.no_grad()
     def refresh(self) -> None:
         """Casts the weights as they are now; due before a forward pass."""
-        if self.copies is not None:
+        if self.originals:
             self.copies.copy_(self.flat)
 
     @torch.no_grad()
@@ -53,10 +53,10 @@ class Shadow:
             return
         originals, found = map(list, zip(*pairs, strict=True))
         gradients = [torch.empty_like(original) for original in originals]
-        torch._foreach_copy_(gradients, found)
+        torch._foreach_copy_(gradients, found)  # pyright: ignore[reportPrivateImportUsage] (torch has no public one)
         begun = [(o.grad, gradient) for o, gradient in zip(originals, gradients, strict=True) if o.grad is not None]
         if begun:
-            torch._foreach_add_(*map(list, zip(*begun, strict=True)))
+            torch._foreach_add_(*map(list, zip(*begun, strict=True)))  # pyright: ignore[reportPrivateImportUsage]
         for original, gradient in zip(originals, gradients, strict=True):
             original.grad = gradient if original.grad is None else original.grad
         self.drop()

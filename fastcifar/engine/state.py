@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastcifar.checks import given
 from fastcifar.config import RunConfig
 from fastcifar.device import Precision, random_state_of, set_random_state
 from fastcifar.engine.evaluate import Evaluation
@@ -33,7 +34,7 @@ class Clock:
     def __init__(self, began: float) -> None:
         self.began, self.earlier = began, 0.0
         read = time.perf_counter() - began
-        self.seconds: Counter[str] = Counter(read=read, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
+        self.seconds = defaultdict(float, read=read, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
         """By phase; `read` is of the whole data set, `load` the waiting for batches."""
 
     @contextmanager
@@ -52,7 +53,8 @@ class Clock:
     def go_on(self, progress: Progress) -> None:
         """Adds the times of a run that was resumed to those of this process."""
         self.earlier = progress["elapsed"]
-        self.seconds.update(progress["seconds"])
+        for phase, seconds in progress["seconds"].items():
+            self.seconds[phase] += seconds
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class TrainingState:
         """Of every step."""
         self.scheduled_lr = tuple(self.lr)
         """The same without what a plateau has changed."""
-        waits = schedule.schedule == "plateau"
-        self.plateau = Plateau(schedule.gamma, schedule.patience, schedule.final_lr) if waits else None
+        self.plateau = None
+        if schedule.schedule == "plateau":
+            self.plateau = Plateau(given(schedule.gamma), given(schedule.patience), given(schedule.final_lr))
         self.meter = Meter(device)
         on_gpu = device.type == "cuda"
         self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays) if on_gpu else None

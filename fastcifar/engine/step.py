@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
+from fastcifar.checks import given
 from fastcifar.engine.objective import BatchMetrics
 from fastcifar.engine.shadow import Shadow
 from fastcifar.kernels.bookkeeping import NEVER, advance_, set_rates_and_decays
@@ -70,7 +72,7 @@ class Backward:
     shadow: Shadow
 
     def __call__(self, work: Workspace) -> None:
-        self.scaler.scale(work.loss).backward()
+        self.scaler.scale(given(work.loss)).backward()
         self.shadow.deposit()
 
 
@@ -93,9 +95,9 @@ class SlicedPass:
         self.shadow.refresh()
         slices = zip(work.images.split(self.micro_batch), work.labels.split(self.micro_batch), strict=True)
         passes = [self.pass_over(images, labels, len(work.labels)) for images, labels in slices]
-        loss, correct = map(sum, zip(*passes, strict=True))
-        work.loss = loss
-        work.metrics = work.metrics or BatchMetrics(loss, correct)
+        metrics = BatchMetrics(*(reduce(torch.add, parts) for parts in zip(*passes, strict=True)))
+        work.loss = metrics.loss
+        work.metrics = work.metrics or metrics
 
     def pass_over(self, images: Tensor, labels: Tensor, batch_size: int) -> BatchMetrics:
         """Adds the gradient of a slice; returns its share of the batch's mean loss, detached, and its right answers."""
@@ -173,10 +175,10 @@ class Meter:
         self.sums[2].fill_(NEVER)
 
     def __call__(self, work: Workspace) -> None:
-        loss = work.metrics.loss.detach()
-        self.sums[0].add_(loss, alpha=len(work.labels))
-        self.sums[1].add_(work.metrics.correct)
-        self.sums[2].clamp_(max=torch.where(loss.isfinite(), NEVER, float(work.step)))
+        loss, correct = given(work.metrics)
+        self.sums[0].add_(loss.detach(), alpha=len(work.labels))
+        self.sums[1].add_(correct)
+        self.sums[2].clamp_(max=torch.where(loss.isfinite(), NEVER, float(given(work.step))))
 
     def read(self) -> Totals:
         """Waits for the device."""
@@ -220,8 +222,8 @@ class DeviceBook:
 
     def __call__(self, work: Workspace) -> None:
         book = self.sums, self.number, self.rates, self.decays
-        loss, correct = work.metrics.loss.detach(), work.metrics.correct
-        advance_(*book, loss, correct, self.lr_table, self.ratios, self.decay_table, len(work.labels))
+        loss, correct = given(work.metrics)
+        advance_(*book, loss.detach(), correct, self.lr_table, self.ratios, self.decay_table, len(work.labels))
 
 
 class LiveMeter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import cached_property
 
 import torch
@@ -27,7 +26,7 @@ from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.models import GIVEN, build_model, check_parameters
 from fastcifar.models.count import NetworkCount, count_model, count_network
 from fastcifar.optim.averaging import SWA, Flat
-from fastcifar.runs.checkpoint import WEIGHTS
+from fastcifar.runs.checkpoint import WEIGHTS, Network
 from fastcifar.runs.records import EpochRecord
 
 
@@ -65,10 +64,15 @@ class Trainer:
         self.options = {"classes": len(train.classes), "image_size": train.images.shape[1], **config.model.options}
         model = build_model(config.model.arch, **self.options) if model is None else model
         check_parameters(sum(parameter.numel() for parameter in model.parameters()), config.model.max_params)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         normalization = self.loader.normalization
-        network = {"arch": config.model.arch, "options": self.options, "classes": train.classes}
-        network |= asdict(normalization)
+        network: Network = {
+            "arch": config.model.arch,
+            "options": self.options,
+            "classes": list(train.classes),
+            "mean": normalization.mean,
+            "std": normalization.std,
+        }
         self.state = TrainingState(self.model, network, config, self.steps_per_epoch, self.device, self.clock)
         forward = ForwardPass(self.model, normalization, self.precision, self.device)
         self.objective = Objective(forward, config.loss, train.classes, self.state.shadow.weights)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from fastcifar.checks import given
 from fastcifar.errors import ConfigError
 
 Metadata = dict[str, Any]
@@ -54,8 +55,8 @@ def open_torch(path: Path) -> Classify:
 
 def write_onnx(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
     """An ONNX graph from "images" to "probabilities", with its weights inside."""
-    made = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=["images"], output_names=["probabilities"]
+    made = given(
+        torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=["probabilities"])
     )
     made.model.metadata_props.update(as_text(metadata))
     made.save(str(path), external_data=False)
@@ -71,11 +72,9 @@ def open_onnx(path: Path) -> Classify:
 def write_safetensors(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
     """The weights, and beside them the network as a file of Python, which needs torch and safetensors alone."""
     stored = {**program.constants, **program.state_dict}
-    weights = {
-        spec.target: stored[spec.target].detach().clone(memory_format=torch.contiguous_format)
-        for spec in program.graph_signature.input_specs
-        if spec.kind is not InputKind.USER_INPUT
-    }
+    specs = program.graph_signature.input_specs
+    names = [given(spec.target) for spec in specs if spec.kind is not InputKind.USER_INPUT]
+    weights = {name: stored[name].detach().clone(memory_format=torch.contiguous_format) for name in names}
     save_file(weights, path, as_text(metadata))
     module_beside(path).write_text(source_of(program, metadata, path), encoding="utf-8")
 
@@ -127,11 +126,11 @@ def source_of(program: ExportedProgram, metadata: Metadata, path: Path) -> str:
     taken = [f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in stored]
     lines = program.graph_module.graph.python_code("self").src.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("def forward("))
-    given = next(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)
+    input_name = next(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)
     computed = [
         re.sub(r"^    return \((\w+),\)$", r"    return \1", line) for line in lines[start + 1 :] if line.strip()
     ]
-    body = "\n".join([*([] if given == "images" else [f"    {given} = images"]), *taken, *computed])
+    body = "\n".join([*([] if input_name == "images" else [f"    {input_name} = images"]), *taken, *computed])
     needed = [line for name, line in IMPORTS.items() if name in ("torch", "load") or re.search(rf"\b{name}\b", body)]
     return SOURCE.format(
         file=json.dumps(path.name),

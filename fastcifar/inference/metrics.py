@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcifar.checks import given
+
 BINS = 15
 """The bins of the calibration error, as Guo et al. 2017 count them."""
 NORMAL_95 = 1.959963984540054
@@ -80,7 +82,7 @@ def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tup
 def calibration_error(bins: tuple[Bin, ...]) -> float:
     """The mean gap of accuracy and confidence, bins weighted by their images (Guo et al. 2017, arXiv:1706.04599)."""
     total = sum(one.images for one in bins)
-    return sum(one.images * abs(one.accuracy - one.confidence) for one in bins if one.images) / total
+    return sum(one.images * abs(given(one.accuracy) - given(one.confidence)) for one in bins if one.images) / total
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastcifar.checks import given
 from fastcifar.data.image_set import ImageSet
 from fastcifar.inference import TTA
 from fastcifar.inference.metrics import Bin, ClassScore, reliability
@@ -155,15 +156,15 @@ def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -
             (folder / name).unlink(missing_ok=True)
     if not captions:
         del pictures["mistakes.png"]
-    for name, (plot, *given) in pictures.items():
-        if failure := draw(folder / name, plot, *given):
+    for name, (plot, *arguments) in pictures.items():
+        if failure := draw(folder / name, plot, *arguments):
             print(failure, file=sys.stderr)
 
 
 def points(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
     """Confidence, accuracy and share of the images, of every bin that has any."""
     total = sum(one.images for one in bins)
-    return [(one.confidence, one.accuracy, one.images / total) for one in bins if one.images]
+    return [(given(one.confidence), given(one.accuracy), one.images / total) for one in bins if one.images]
 
 
 def worst_mistakes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:

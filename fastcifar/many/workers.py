@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fastcifar.checks import given
 from fastcifar.config import RunConfig
 from fastcifar.errors import FastcifarError
 from fastcifar.many.jobs import Job, carry_out
@@ -105,15 +106,16 @@ class Worker:
                     process_group=0,
                     creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
                 )
+        self.pipe = given(self.process.stdin)
         order = {"config": job.config.to_json(), "folder": str(job.folder)}
         with suppress(BrokenPipeError):  # the process has ended, and its log says why
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
-            self.process.stdin.flush()
+            self.pipe.write(json.dumps(order).encode() + b"\n")
+            self.pipe.flush()
 
     def stop(self) -> None:
         """Lets the process save its state and end."""
         with suppress(BrokenPipeError):
-            self.process.stdin.close()
+            self.pipe.close()
 
     def show(self) -> None:
         """Shows the last record, where there is a newer one."""

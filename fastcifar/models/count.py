@@ -4,7 +4,7 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ def remember(name: str, outputs: dict[str, tuple[int, ...]]) -> Callable[..., No
 
 
 def convolution_backward_flops(
-    grad_out: Sequence[int], x: Sequence[int], weight: Sequence[int], *arguments: Any, out_shape: Any = None
+    grad_out: list[int], x: list[int], weight: list[int], *arguments: Any, out_shape: Any = None
 ) -> int:
     """As many as forward for each gradient asked for, given the shapes; PyTorch's own formula counts groups as if
     they were one.

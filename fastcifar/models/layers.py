@@ -7,7 +7,7 @@ plain expression, but for batch norm in training that is compiled for a CPU, whi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         relu: whether a ReLU comes last.
     """
 
-    num_batches_tracked: None  # type: ignore[assignment]
+    num_batches_tracked: None
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
 
     def __init__(self, channels: int, relu: bool = False) -> None:
         super().__init__(channels)
@@ -121,6 +124,14 @@ def takes_op(x: Tensor, weight: Tensor, *added: Tensor | None) -> bool:
 def with_skip(y: Tensor, x: Tensor, skip: Skip | None) -> Tensor | tuple[Tensor, Tensor]:
     """The result `y`, and with it what a shortcut takes, if there is one: what was normalised, or the result again."""
     return y if skip is None else (y, x if skip == "input" else y)
+
+
+@overload
+def as_channels_last(x: Tensor) -> Tensor: ...
+
+
+@overload
+def as_channels_last(x: None) -> None: ...
 
 
 def as_channels_last(x: Tensor | None) -> Tensor | None:

@@ -29,7 +29,8 @@ def from_timm(*, name: str, classes: int = 10, image_size: int = 32) -> nn.Modul
     if not timm.is_model(name):
         raise ConfigError(unknown("network of timm's", name, timm.list_models()))
     # Those made for one size, such as vision transformers, must be told another.
-    sized = {"img_size": image_size} if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False) else {}
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    sized: dict[str, Any] = {"img_size": image_size} if fixed else {}
     with refused(f"timm:{name}", f"{image_size}x{image_size} images and {classes} classes"):
         return checked(timm.create_model(name, num_classes=classes, **sized), classes, image_size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastcifar.checks import check_name, check_range, check_reads, filled
+from fastcifar.checks import check_name, check_range, check_reads, filled, given
 from fastcifar.errors import ConfigError
 from fastcifar.optim.schedules import Duration
 
@@ -57,7 +57,7 @@ class OptimConfig:
     def peak_lr(self, batch_size: int) -> float:
         """The highest learning rate of a run."""
         ratio = batch_size / 128
-        return self.resolved.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.scale_lr]
+        return given(self.resolved.lr) * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.scale_lr]
 
 
 @dataclass(frozen=True)

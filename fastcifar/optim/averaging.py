@@ -67,7 +67,7 @@ class Buckets:
             self.load(kept)
 
 
-def flatten(tensors: list[Tensor]) -> Tensor:
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """One float32 tensor with the contents of `tensors`, each of which is repointed to its part of it.
 
     Every part starts at a multiple of `ALIGNMENT` elements, with zeros between: the compiler copies what it finds less

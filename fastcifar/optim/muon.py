@@ -7,7 +7,7 @@ and the weights decay apart from the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -68,14 +68,14 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
-                (self.move_matrices if group["orthogonalize"] else self.move_plainly)(parameters, group)
+                gradients = [parameter.grad for parameter in parameters]
+                (self.move_matrices if group["orthogonalize"] else self.move_plainly)(parameters, gradients, group)
 
-    def move_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def move_matrices(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         scale, overflowed = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
-        gradients = [parameter.grad for parameter in parameters]
         if scale is not None:
-            gradients = torch._foreach_div(gradients, scale)
+            gradients = list(torch._foreach_div(gradients, scale))
         if overflowed is not None:
             # Then momenta are kept and weights moved by nothing. What is not finite must go first, since 0 times it is
             # NaN.
@@ -91,15 +91,15 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         torch._foreach_sub_(parameters, updates)
 
-    def move_plainly(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def move_plainly(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         scale, overflowed = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         decaying = lr if overflowed is None else lr * (1 - overflowed)
         torch._foreach_mul_(parameters, 1 - decaying * group["weight_decay"])
         sgd(
             parameters,
-            [parameter.grad for parameter in parameters],
-            self.momenta_of(parameters) if momentum else [None] * len(parameters),
+            gradients,
+            list(self.momenta_of(parameters)) if momentum else [None] * len(parameters),
             fused=True,
             grad_scale=scale,
             found_inf=overflowed,
@@ -115,7 +115,7 @@ class Muon(torch.optim.Optimizer):
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
 
-def orthogonalize_all(tensors: list[Tensor], lr: float | Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+def orthogonalize_all(tensors: Sequence[Tensor], lr: float | Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
     """`lr * max(1, rows / columns) ** 0.5` times the nearest orthogonal matrix to each of `tensors`, in their shapes
     and float32.
 

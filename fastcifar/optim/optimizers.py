@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcifar.checks import given
 from fastcifar.optim import OPTIMIZERS, OptimConfig
 from fastcifar.optim.muon import hidden_matrices
 
@@ -53,7 +54,7 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device)
     groups: list[dict[str, Any]] = []
     for (matrix, decays), parameters in members.items():
         ratio = MUON_LR_RATIO if muon and not matrix else 1.0
-        lr = optim.lr * ratio
+        lr = given(optim.lr) * ratio
         group = {
             "params": parameters,
             "lr": torch.tensor(lr, device=device) if device.type == "cuda" else lr,

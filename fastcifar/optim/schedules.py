@@ -21,7 +21,7 @@ from inspect import Parameter, signature
 from itertools import accumulate, count, takewhile
 from typing import Any, Literal
 
-from fastcifar.checks import check_name, check_range, check_reads, filled
+from fastcifar.checks import check_name, check_range, check_reads, filled, given
 from fastcifar.errors import ConfigError
 
 AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
@@ -371,8 +371,8 @@ def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Sch
     """`schedule` as it is in a run of that length, with its lengths written in steps; a horizon at the end of the
     run stays there.
     """
-    given, total = schedule.resolved, steps_per_epoch * epochs
-    warmup = warmup_steps(given.warmup, steps_per_epoch, total)
+    resolved, total = schedule.resolved, steps_per_epoch * epochs
+    warmup = warmup_steps(given(resolved.warmup), steps_per_epoch, total)
 
     def place(text: str) -> str:
         return f"{Duration.parse(text).steps(steps_per_epoch, total)}st"
@@ -381,12 +381,12 @@ def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Sch
         return text and f"{whole_period(text, steps_per_epoch, total - warmup)}st"
 
     return replace(
-        given,
+        resolved,
         warmup=f"{warmup}st",
-        horizon=given.horizon if given.horizon in (None, "100%") else place(given.horizon),
-        milestones=given.milestones and tuple(map(place, given.milestones)),
-        step_size=period(given.step_size),
-        restart_period=period(given.restart_period),
+        horizon=resolved.horizon if resolved.horizon in (None, "100%") else place(resolved.horizon),
+        milestones=resolved.milestones and tuple(map(place, resolved.milestones)),
+        step_size=period(resolved.step_size),
+        restart_period=period(resolved.restart_period),
     )
 
 
@@ -411,9 +411,9 @@ def horizon_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -
 
 def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tuple[Course, Curve]:
     """A schedule in a run of that length. Raises as `lr_table`."""
-    given, total = schedule.resolved, steps_per_epoch * epochs
-    tick = steps_per_epoch if given.per == "epoch" else 1
-    warmup = warmup_steps(given.warmup, steps_per_epoch, total)
+    resolved, total = schedule.resolved, steps_per_epoch * epochs
+    tick = steps_per_epoch if resolved.per == "epoch" else 1
+    warmup = warmup_steps(given(resolved.warmup), steps_per_epoch, total)
     horizon = horizon_steps(schedule, steps_per_epoch, epochs)
     if warmup >= total:
         raise ConfigError(
@@ -422,11 +422,11 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tupl
     length = round(horizon / tick) - warmup // tick
     if horizon <= warmup or length < 1:
         raise ConfigError(
-            f"the horizon {given.horizon} is not beyond the warm-up of {warmup} steps; move --horizon or shorten "
+            f"the horizon {resolved.horizon} is not beyond the warm-up of {warmup} steps; move --horizon or shorten "
             "--warmup."
         )
     course, build = Course(steps_per_epoch, total, warmup, tick, length), SCHEDULES[schedule.schedule]
-    return course, build(course, **{name: getattr(given, name) for name in options(build)})
+    return course, build(course, **{name: getattr(resolved, name) for name in options(build)})
 
 
 THRESHOLD, LEAST_CHANGE = 1e-4, 1e-8

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastcifar.checks import given
 from fastcifar.optim import OptimConfig
 from fastcifar.optim.averaging import Buckets
 
@@ -33,8 +34,8 @@ class Ascend:
 
     def __init__(self, model: nn.Module, buckets: Buckets, optim: OptimConfig) -> None:
         optim = optim.resolved
-        self.rho, self.eta = optim.rho, optim.eta
-        self.named = list(model.named_parameters())
+        self.rho, self.eta = given(optim.rho), optim.eta
+        self.named: list[tuple[str, Tensor]] = list(model.named_parameters())
         self.flat = buckets.flat
         self.kept = buckets.copies()
         """Parameters and buffers as they were before the second pass."""
@@ -42,10 +43,10 @@ class Ascend:
     @torch.no_grad()
     def __call__(self, work: object) -> None:
         torch._foreach_copy_(self.kept, self.flat)
-        moved = [(name, parameter) for name, parameter in self.named if parameter.grad is not None]
-        parameters, gradients = [parameter for _, parameter in moved], [parameter.grad for _, parameter in moved]
-        weights = [] if self.eta is None else [parameter for name, parameter in moved if "weight" in name]
-        extents = torch._foreach_add(torch._foreach_abs(weights), self.eta) if weights else []
+        moved = [(name, parameter, parameter.grad) for name, parameter in self.named if parameter.grad is not None]
+        parameters, gradients = [parameter for _, parameter, _ in moved], [gradient for *_, gradient in moved]
+        weights = [] if self.eta is None else [parameter for name, parameter, _ in moved if "weight" in name]
+        extents = torch._foreach_add(torch._foreach_abs(weights), given(self.eta)) if weights else ()
         self.stretch(weights, extents)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         self.stretch(weights, extents)
@@ -59,12 +60,12 @@ class Ascend:
             parameter.grad = None
 
     @staticmethod
-    def stretch(weights: list[Tensor], extents: list[Tensor]) -> None:
+    def stretch(weights: list[Tensor], extents: tuple[Tensor, ...]) -> None:
         """Multiplies the gradients of `weights` by `extents`; without weights, which no foreach kernel takes,
         nothing.
         """
         if weights:
-            torch._foreach_mul_([weight.grad for weight in weights], extents)
+            torch._foreach_mul_([given(weight.grad) for weight in weights], extents)
 
 
 @dataclass(frozen=True)

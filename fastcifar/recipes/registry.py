@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from typing import Any, Literal
 
-from fastcifar.checks import check_name
+from fastcifar.checks import Section, check_name
 from fastcifar.config import ModelConfig, RunConfig, ScheduleConfig
 
 Measure = Literal["weights", "average", "ensemble"]
@@ -74,7 +74,7 @@ def variant(
     add(name, derive(RECIPES[parent].config, **changes), about, source, claim, measure)
 
 
-def derive(parent: RunConfig, **changes: Any) -> RunConfig:
+def derive(parent: Section, **changes: Any) -> Section:
     """`parent` with settings changed, each by the name of its flag.
 
     Raises:

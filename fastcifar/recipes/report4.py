@@ -5,6 +5,8 @@ It builds on github.com/kuangliu/pytorch-cifar: SGD, lr 0.1, weight decay 5e-4, 
 test accuracy was highest, so every recipe watches it.
 """
 
+from typing import Any
+
 from fastcifar.config import DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.recipes.registry import declare, derive, variant
 
@@ -76,7 +78,7 @@ variant("r4_augment_crop_norm", "r4_augment_norm049", "R4 T3", 0.9407, augment="
 variant("r4_augment_flip_norm", "r4_augment_norm049", "R4 T3", 0.9351, augment="flip:0.5")
 variant("r4_augment_all", "r4_augment_norm049", "R4 T3", 0.953, augment="standard")
 
-OWN = {"lr": None, "weight_decay": None, "warmup": None}
+OWN: dict[str, Any] = {"lr": None, "weight_decay": None, "warmup": None}
 """An optimiser's own rate and decay, warmed up as the report came to wish."""
 SGDS = {"lr": 0.1, "weight_decay": 5e-4, "warmup": "0%"}
 """SGD's rate and decay, which the report gave every optimiser: for Adam, a rate some hundred times its own."""

@@ -110,7 +110,7 @@ class StoredNetwork:
         name, network, size = self.choose(which), self.network, self.image_size
         model = build_network(self.path, network, size) if self.model is None else copy.deepcopy(self.model)
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
-        model = model.to(device, memory_format=torch.channels_last).eval()
+        model = model.to(device).to(memory_format=torch.channels_last).eval()
         normalization = Normalization(network["mean"], network["std"])
         return TrainedNetwork(self.path, model, normalization, tuple(network["classes"]), size, name, network["arch"])
 
