@@ -5,12 +5,10 @@ write and tune them.
 
 from __future__ import annotations
 
-import gc
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from typing import Any
 
 import torch
 from PIL import Image
@@ -43,38 +41,10 @@ class Task:
     """Resolved; it keeps no average of the weights, which the plain loops do not have."""
     train: ImageSet
     test: ImageSet
-    target: float
-    """Test accuracy, a fraction."""
 
     @property
     def device(self) -> torch.device:
         return torch.device(self.config.engine.device)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one loop did; accuracies are fractions."""
-
-    loop: str
-    network: str
-    batch_size: int
-    dataset: str
-    images: int
-    """Images of an epoch."""
-    epochs: int
-    precision: str
-    """The precision of all loops but the reports', which compute in float32."""
-    images_per_second: float
-    """The rate of the median epoch, loading included."""
-    times: dict[str, float]
-    """The rate as a multiple of those of other loops in the same process."""
-    setup_seconds: float
-    """Compiling and capturing, which no other figure contains."""
-    accuracies: tuple[float, ...]
-    """On the test set after each epoch, measured while the clock stands."""
-    target: float
-    seconds_to_target: float | None
-    """The time of training until the end of the first epoch that reached the target; None where none did."""
 
 
 class PlainLoop(ABC):
@@ -171,18 +141,37 @@ def in_plain_torch(model: nn.Module) -> nn.Module:
     return model
 
 
+class Transformed(Dataset):
+    """Images one at a time through a transform, as `torchvision.datasets.CIFAR10` gives them."""
+
+    def __init__(self, images: Sequence[Any], labels: Tensor, transform: Callable[[Any], Tensor]) -> None:
+        self.images, self.labels, self.transform = images, labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
 class ReportsLoop(PlainLoop):
     """As the reports had it: PIL transforms in a `DataLoader` on all cores, float32, eager."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        workers = usable_cpus()
+        steps = [
+            Image.fromarray,
+            transforms.RandomCrop(task.train.images.shape[1:3], padding=PADDING),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(task.train.mean, task.train.std),
+        ]
         self.loader = DataLoader(
-            Pictures(task.train),
+            Transformed(task.train.images.numpy(), task.train.labels, transforms.Compose(steps)),
             task.config.batch_size,
             shuffle=True,
             drop_last=True,
-            num_workers=workers,
+            num_workers=usable_cpus(),
             persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )
@@ -190,23 +179,6 @@ class ReportsLoop(PlainLoop):
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-
-
-class Pictures(Dataset):
-    """Images one at a time as `torchvision.datasets.CIFAR10` has them, cropped, flipped and normalised."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.arrays, self.labels = images.images.numpy(), images.labels.tolist()
-        crop, flip = transforms.RandomCrop(images.images.shape[1:3], padding=PADDING), transforms.RandomHorizontalFlip()
-        self.transform = transforms.Compose(
-            [crop, flip, transforms.ToTensor(), transforms.Normalize(images.mean, images.std)]
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
 class EagerAmp(PlainLoop):
@@ -252,9 +224,7 @@ class Fastcifar:
         return self.trainer.evaluate(self.task.test, self.trainer.state.last())[WEIGHTS].accuracy
 
 
-Loop = PlainLoop | Fastcifar
-
-LOOPS: dict[str, type[Loop]] = {
+LOOPS: dict[str, type[PlainLoop | Fastcifar]] = {
     "reports": ReportsLoop,
     "eager_amp": EagerAmp,
     "compiled": Compiled,
@@ -314,64 +284,4 @@ def task_for(device: str, batch_size: int = 128, *, smoke: bool = False) -> Task
             batch_size=batch_size,
         )
     )
-    return Task(config, train, test, target=0.9)
-
-
-class Race:
-    """One loop under the clock: `epoch` is what is timed, `look` measures the accuracy between two of them."""
-
-    def __init__(self, name: str, task: Task) -> None:
-        gc.collect()
-        torch.compiler.reset()
-        self.name, self.task, self.loop = name, task, LOOPS[name](task)
-        self.accuracies: list[float] = []
-        self.setup_seconds = seconds(self.loop.prepare)
-        self.epoch = self.loop.epoch
-
-    def look(self) -> None:
-        self.accuracies.append(self.loop.accuracy())
-
-    def outcome(self, times: Sequence[float], others: Sequence[Outcome]) -> Outcome:
-        """What it came to, given the seconds of each epoch, and the loops before it."""
-        config, reached = self.task.config, [accuracy >= self.task.target for accuracy in self.accuracies]
-        images = len(self.task.train) // config.batch_size * config.batch_size
-        rate = images / median(times)
-        return Outcome(
-            loop=self.name,
-            network=config.model.arch,
-            batch_size=config.batch_size,
-            dataset=config.data.dataset,
-            images=images,
-            epochs=len(times),
-            precision="fp32" if self.name == "reports" else config.engine.precision,
-            images_per_second=rate,
-            times={other.loop: rate / other.images_per_second for other in others},
-            setup_seconds=self.setup_seconds,
-            accuracies=tuple(self.accuracies),
-            target=self.task.target,
-            seconds_to_target=sum(times[: reached.index(True) + 1]) if True in reached else None,
-        )
-
-
-def compare(task: Task) -> list[Outcome]:
-    """All loops, one after another."""
-    outcomes: list[Outcome] = []
-    for name in LOOPS:
-        outcomes.append(run(Race(name, task), outcomes))
-    return outcomes
-
-
-def run(race: Race, others: Sequence[Outcome]) -> Outcome:
-    """The whole race, by the wall clock."""
-    times = []
-    for _ in range(race.task.config.epochs):
-        times.append(seconds(race.epoch))
-        race.look()
-    return race.outcome(times, others)
-
-
-def seconds(call: Callable[[], None]) -> float:
-    """Wall time of a call that waits for the device itself."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return Task(config, train, test)

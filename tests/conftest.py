@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # the processes share the CPU; torch reads it once, when it is imported
+    # The processes share the CPU; torch reads this once, when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,19 +20,24 @@ from pretended_gpu import gpu  # noqa: F401
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which a GPU asks for before it computes deterministically
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run."""
-    no_gpu = None if torch.cuda.is_available() else "no CUDA device"
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips, with the reason, what this machine cannot run; a dry run of `tools/gpu_suite` pretends that it can."""
     folder = os.environ.get("FASTCIFAR_DATA")
-    no_data = (
-        None
-        if folder and (Path(folder) / "cifar-10-batches-py").is_dir()
-        else "FASTCIFAR_DATA names no folder with cifar-10-batches-py"
-    )
+    has_data = folder is not None and (Path(folder) / "cifar-10-batches-py").is_dir()
+    has_gpu = torch.cuda.is_available() or config.getoption("dry_run", False)
     for item in items:
-        for marker, reason in (("gpu", no_gpu), ("data", no_data)):
-            if reason and item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=reason))
+        if not has_gpu and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if not has_data and item.get_closest_marker("data"):
+            item.add_marker(pytest.mark.skip(reason="FASTCIFAR_DATA names no folder with cifar-10-batches-py"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has coverage, where it measures, tell the tests with a GPU from the others, for `tools/cuda_coverage`."""
+    measuring = sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None
+    if measuring:
+        measuring.switch_context("gpu" if {"gpu", "dali", "card"} & set(item.fixturenames) else "cpu")
 
 
 @pytest.fixture

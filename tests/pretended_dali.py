@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from pretended_gpu import PretendedGpu
+from pretended_gpu import PretendedGpu, unseen
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fastcifar.augment import dali_apply
 from fastcifar.data import loader
@@ -55,14 +54,14 @@ class Pipeline:
         if isinstance(data, Tensor):
             assert data.is_cuda, f"{name} is on the CPU"
             copy = data.clone()
-            with _disable_current_modes(), torch._C.DisableTorchFunction():
+            with unseen():
                 self.read_in_place.append(copy)
                 data = copy.numpy()
         self.pipeline.feed_input(name, data)
 
     def outputs(self, stream: Any) -> list[Any]:
         assert stream is self.gpu.stream
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
+        with unseen():
             tensors = [FROM_DLPACK(output.as_tensor()).clone() for output in self.pipeline.outputs()]
         self.read_in_place.clear()
         return [SimpleNamespace(as_tensor=lambda tensor=tensor: self.gpu.take_in(tensor)) for tensor in tensors]

@@ -31,7 +31,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from fastcifar.data import loader
 from fastcifar.kernels import dispatch
@@ -70,48 +69,29 @@ class Stream:
     def wait_stream(self, other: Stream) -> None:
         self.wait(other.clock)
 
-    def wait_event(self, event: Event) -> None:
-        self.wait(event.clock)
-
     def wait(self, clock: dict[Stream, int]) -> None:
         for stream, time in clock.items():
             self.clock[stream] = max(self.clock.get(stream, 0), time)
 
-    def record_event(self, event: Event | None = None) -> Event:
-        event = event or Event(self.gpu)
-        event.record(self)
-        return event
-
-    def synchronize(self) -> None:
-        self.gpu.wait_for(self.clock, "Stream.synchronize()")
-
     def is_capturing(self) -> bool:
+        """What torch's optimisers ask."""
         return self.gpu.tape is not None
 
 
 class Event:
     """A place in a stream. It is queried once in vain, as where the GPU is behind."""
 
-    def __init__(self, gpu: PretendedGpu, **options: Any) -> None:
+    def __init__(self, gpu: PretendedGpu) -> None:
         self.gpu, self.clock, self.polls = gpu, {}, 0
 
-    def record(self, stream: Stream | None = None) -> None:
-        self.clock, self.polls = dict((stream or self.gpu.stream).clock), 0
+    def record(self) -> None:
+        self.clock, self.polls = dict(self.gpu.stream.clock), 0
 
     def query(self) -> bool:
         self.polls += 1
         if self.polls > 1:
             self.gpu.host.wait(self.clock)
         return self.polls > 1
-
-    def wait(self, stream: Stream | None = None) -> None:
-        (stream or self.gpu.stream).wait_event(self)
-
-    def synchronize(self) -> None:
-        self.gpu.wait_for(self.clock, "Event.synchronize()")
-
-    def elapsed_time(self, end: Event) -> float:
-        return 1.0
 
 
 @dataclass
@@ -139,6 +119,7 @@ class Call:
     results: Any
 
     def again(self) -> None:
+        """Runs it on the same memory, into the same results."""
         found = self.function(*self.arguments, **self.options)
         given = {storage_of(tensor) for tensor in tensors_in((self.arguments, self.options))}
         for old, new in zip(tensors_in(self.results), tensors_in(found), strict=True):
@@ -155,15 +136,9 @@ class Graph:
     def replay(self) -> None:
         self.gpu.fail("replay")
         self.gpu.replays += 1
-        for call in self.tape:
-            self.gpu.launch(self.gpu.stream, call.function, call.arguments, call.options, call.results)
-        with (
-            _disable_current_modes(),
-            torch._C.DisableTorchFunction(),
-            torch.no_grad(),
-            GENUINE_AUTOCAST("cpu", enabled=False),
-        ):
+        with unseen(), GENUINE_AUTOCAST("cpu", enabled=False):
             for call in self.tape:
+                self.gpu.launch(call)
                 call.again()
 
 
@@ -189,11 +164,9 @@ class PretendedGpu:
 
     def breaks(self, rule: str) -> None:
         """Notes and raises it, with the line of the code under test."""
-        frames = [
-            frame for frame in inspect.stack()[2:] if "/fastcifar/" in frame.filename or "/kernels/" in frame.filename
-        ]
-        place = "; ".join(f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in frames[:3])
-        self.broken.append(f"{rule} ({place})")
+        ours = [f for f in inspect.stack()[2:] if "/fastcifar/" in f.filename or "/kernels/" in f.filename]
+        places = [f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in ours[:3]]
+        self.broken.append(f"{rule} ({'; '.join(places)})")
         raise Broken(self.broken[-1])
 
     @contextlib.contextmanager
@@ -243,9 +216,8 @@ class PretendedGpu:
         self.host.wait(clock)
 
     def synchronize(self, device: object = None) -> None:
-        for stream in {stream for memory in self.memories.values() for stream in (memory.owner, *memory.readers)} | set(
-            self.streams
-        ):
+        used = {stream for memory in self.memories.values() for stream in (memory.owner, *memory.readers)}
+        for stream in used.union(self.streams):
             self.wait_for(stream.clock, "synchronize()")
 
     def upload(self, origin: Tensor, what: str) -> None:
@@ -253,45 +225,41 @@ class PretendedGpu:
         if (self.strict or self.tape is not None) and self.of(origin) is None and origin.numel():
             self.breaks(f"{what} of {tuple(origin.shape)} to the GPU from memory that is not pinned")
 
-    def launch(self, stream: Stream, function: Any, arguments: tuple, options: dict[str, Any], results: Any) -> None:
-        """Notes that `stream` runs an operator; its time goes on, and what it uses must have been waited for."""
+    def launch(self, call: Call) -> None:
+        """Notes that the stream runs an operator; its time goes on, and what it uses must have been waited for."""
+        stream, function = self.stream, call.function
         self.launches += 1
         stream.wait(self.host.clock)
         stream.clock[stream] += 1
         now = stream.clock[stream]
-        written = {storage_of(tensor) for tensor in (*changed_by(function, arguments, options), *tensors_in(results))}
-        for tensor in tensors_in((arguments, options)):
+        results = tensors_in(call.results)
+        written = {storage_of(tensor) for tensor in (*changed_by(function, call.arguments, call.options), *results)}
+        for tensor in tensors_in((call.arguments, call.options)):
             memory = self.of(tensor)
             if memory is None or memory.pinned:
                 continue
-            waited_for = [memory.written] + (list(memory.readers.items()) if storage_of(tensor) in written else [])
+            waited_for = [memory.written, *(memory.readers.items() if storage_of(tensor) in written else ())]
             for other, time in waited_for:
                 if stream.clock.get(other, 0) < time:
                     self.breaks(f"{function} on stream {stream.name} uses what {other.name} has not finished with")
             memory.readers[stream] = now
-        for tensor in tensors_in(results):
+        for tensor in results:
             self.take_in(tensor)
-        for storage in written:
-            if storage in self.memories:
-                self.memories[storage].written = (stream, now)
+        for storage in written & self.memories.keys():
+            self.memories[storage].written = (stream, now)
         if self.launches % PURGE_EVERY == 0:
             self.purge()
 
     def purge(self) -> None:
         """Forgets memory that was given back; a stream that still read it must have been recorded, or waited for."""
         for storage, memory in list(self.memories.items()):
-            if memory.alive.expired():
-                del self.memories[storage]
-                late = [
-                    s
-                    for s, time in memory.readers.items()
-                    if s not in memory.recorded and memory.owner.clock.get(s, 0) < time
-                ]
-                if any(stream is not memory.owner for stream in late) and not (memory.pinned or memory.graph):
-                    self.breaks(
-                        f"memory of stream {memory.owner.name} was given back while {late[0].name} read it; use "
-                        "record_stream"
-                    )
+            if not memory.alive.expired():
+                continue
+            del self.memories[storage]
+            owner, safe = memory.owner, memory.recorded | {memory.owner}
+            late = [s.name for s, time in memory.readers.items() if s not in safe and owner.clock.get(s, 0) < time]
+            if late and not (memory.pinned or memory.graph):
+                self.breaks(f"memory of stream {owner.name} was given back while {late[0]} read it; use record_stream")
 
     @contextlib.contextmanager
     def capture(
@@ -309,7 +277,7 @@ class PretendedGpu:
         finally:
             self.tape = None
             self.streams.pop()
-            with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+            with unseen():
                 for target, kept in self.saved.values():
                     target.copy_(kept)
                 torch.set_rng_state(random)
@@ -348,12 +316,13 @@ class Operators(TorchDispatchMode):
         results = function(*arguments, **options)
         to_host = self.goal is False or (function is aten.copy_.default and not gpu.on_card(arguments[0]))
         if (card and not to_host) or (self.goal and not given):
+            call = Call(function, arguments, options, results)
             if gpu.tape is None:
-                gpu.launch(gpu.stream, function, arguments, options, results)
+                gpu.launch(call)
             else:
                 for tensor in tensors_in(results):
                     gpu.take_in(tensor)
-                gpu.tape.append(Call(function, arguments, options, results))
+                gpu.tape.append(call)
         return results
 
     def check(
@@ -376,10 +345,8 @@ class Operators(TorchDispatchMode):
                     gpu.sync("indexing by a mask")
                 elif not gpu.on_card(index):
                     gpu.upload(index, "an index")
-        elif function.namespace != "fastcifar" and any(
-            tensor.dim() for tensor in host
-        ):  # our own operators upload what they are given
-            gpu.breaks(f"{function} takes tensors of the CPU and of the GPU")
+        elif function.namespace != "fastcifar" and any(tensor.dim() for tensor in host):
+            gpu.breaks(f"{function} takes tensors of the CPU and of the GPU")  # our own operators upload them
 
 
 class Functions(TorchFunctionMode):
@@ -459,19 +426,29 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """All tensors of nested tuples, lists and dictionaries."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, tuple | list):
+        return []
+    return [tensor for part in tree for tensor in tensors_in(part)]
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Within the block nothing is pretended."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+        yield
 
 
 def changed_by(function: Any, arguments: tuple, options: dict[str, Any]) -> list[Tensor]:
     """What an operator writes in place, by its schema."""
     schema = function._schema.arguments
-    values = [
-        *zip(schema, arguments, strict=False),
-        *((argument, options[argument.name]) for argument in schema if argument.name in options),
-    ]
-    return tensors_in(
-        [value for argument, value in values if argument.alias_info is not None and argument.alias_info.is_write]
-    )
+    values = {argument.name: value for argument, value in zip(schema, arguments, strict=False)} | options
+    written = [argument.name for argument in schema if argument.alias_info and argument.alias_info.is_write]
+    return tensors_in([values.get(name) for name in written])
 
 
 def without_device(
@@ -510,11 +487,8 @@ def cuda_of(gpu: PretendedGpu) -> dict[str, Any]:
         "get_device_capability": lambda device=None: gpu.capability,
         "get_device_properties": lambda device=None: properties,
         "get_arch_list": lambda: ["sm_90"],
-        "is_bf16_supported": lambda including_emulation=True: gpu.capability >= (8, 0),
         "mem_get_info": lambda device=None: (gpu.free, gpu.total),
         "max_memory_allocated": lambda device=None: 2**20,
-        "memory_allocated": lambda device=None: 2**20,
-        "memory_reserved": lambda device=None: 2**20,
         "memory_stats": lambda device=None: {"allocation.all.allocated": gpu.allocations},
         "reset_peak_memory_stats": lambda device=None: None,
         "set_per_process_memory_fraction": lambda fraction, device=None: None,
@@ -524,7 +498,7 @@ def cuda_of(gpu: PretendedGpu) -> dict[str, Any]:
         "default_stream": lambda device=None: gpu.default,
         "stream": gpu.using,
         "Stream": lambda device=None, **options: Stream(gpu, "side"),
-        "Event": lambda **options: Event(gpu, **options),
+        "Event": lambda: Event(gpu),
         "CUDAGraph": lambda **options: Graph(gpu),
         "graph": gpu.capture,
         "graph_pool_handle": lambda: (0, 1),
@@ -543,9 +517,8 @@ def grouped_by_place(gpu: PretendedGpu) -> Callable:
 
     def grouped(lists: list, with_indices: bool = False) -> dict:
         found = genuine(lists, with_indices)
-        return {
-            (CARD if gpu.on_card(group[0][0][0]) else device, dtype): group for (device, dtype), group in found.items()
-        }
+        placed = {True: CARD, False: torch.device("cpu")}
+        return {(placed[gpu.on_card(group[0][0][0])], dtype): group for (_, dtype), group in found.items()}
 
     return grouped
 

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -11,21 +13,22 @@ import torch
 
 from fastcifar import cli
 from fastcifar import device as machine
+from fastcifar.augment.dali_apply import DaliApplier
 from fastcifar.data import loader, synthetic
 from fastcifar.device import native_bf16
 from fastcifar.diagnostics import profile
 from fastcifar.engine import evaluate, launch, run, state, trainer
 from fastcifar.inference import evaluate as evaluation
+from fastcifar.kernels import dispatch
 
-TRAIN = (
-    "train --dataset synthetic --arch resnet --blocks 1 --channels 8 --batch-size 20 --epochs 2 --compile off".split()
-)
+NETWORK = "--dataset synthetic --arch resnet --blocks 1 --channels 4 --batch-size 20 --compile off".split()
+TRAIN = ["train", *NETWORK, "--epochs", "2", "--out", "run"]
 
 
 @pytest.fixture(autouse=True)
 def small_and_steady(gpu, dali, monkeypatch, tmp_path):
-    """An epoch must not wait, but at its end and where a snapshot is due; and what a GPU would compute in large is
-    small.
+    """An epoch must not wait, but at its end and where a snapshot is due; what a GPU would compute in large is small;
+    and nothing is drawn, since that needs no GPU.
     """
 
     def under(strict, function):
@@ -35,15 +38,13 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
 
         return wrapped
 
-    for owner, name, strict in (
-        (trainer.Trainer, "run_epoch", True),
-        (trainer.Trainer, "keep_snapshot", False),
-        (trainer, "synchronize", False),
-    ):
-        monkeypatch.setattr(owner, name, under(strict, getattr(owner, name)))
-    monkeypatch.setattr(synthetic, "SPLITS", {"train": 260, "test": 130})
+    monkeypatch.setattr(trainer.Trainer, "run_epoch", under(True, trainer.Trainer.run_epoch))
+    monkeypatch.setattr(trainer.Trainer, "keep_snapshot", under(False, trainer.Trainer.keep_snapshot))
+    monkeypatch.setattr(trainer, "synchronize", under(False, trainer.synchronize))
+    monkeypatch.setattr(run, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(synthetic, "SPLITS", {"train": 220, "test": 60})
     monkeypatch.setitem(machine.MATRIX_SIZE, "cuda", 64)
-    monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 50)
+    monkeypatch.setitem(evaluate.BATCH_SIZE, "cuda", 25)
     monkeypatch.setitem(loader.CHUNK_SIZE, "cuda", 100)
     monkeypatch.setitem(evaluation.SPEED_SIZES, "cuda", (1, 8))
     monkeypatch.setitem(profile.COPIED_BYTES, "cuda", 2**20)
@@ -51,19 +52,29 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
 
 
 def weights(folder: str) -> dict[str, bytes]:
+    """The bytes of all weights that the last checkpoint of a run has; its state tells seconds too, which differ."""
     checkpoints = Path(folder, "checkpoints")
-    return {
-        file.name: file.read_bytes()
-        for file in (checkpoints / (checkpoints / "latest").read_text().strip()).glob("*.safetensors")
-    }
+    files = (checkpoints / (checkpoints / "latest").read_text().strip()).glob("*.safetensors")
+    return {file.name: file.read_bytes() for file in files if file.name != "state.safetensors"}
 
 
 def result(folder: str) -> dict:
     return json.loads(Path(folder, "result.json").read_text())
 
 
-def test_a_run_by_its_defaults(gpu):
-    assert cli.main([*TRAIN, "--out", "run"]) == 0
+def raising(error: Exception):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+LOST = torch.AcceleratorError("CUDA error: unspecified launch failure")
+NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def test_every_loader_and_every_way_to_launch_ends_in_the_same_bytes(gpu):
+    assert cli.main(TRAIN) == 0
     chosen = json.loads(Path("run/config.json").read_text())
     assert chosen["engine"] | {"device": "cuda:0", "precision": "bf16", "capture": "on"} == chosen["engine"]
     assert chosen["data"]["loader"] == "dali"
@@ -71,37 +82,22 @@ def test_a_run_by_its_defaults(gpu):
     assert result("run")["flop_utilization"] > 0
     assert gpu.captures == 3, "one step, eight steps, an evaluation"
     assert gpu.replays > 4 + 4
-
-
-def test_every_loader_and_every_way_to_launch_ends_in_the_same_bytes():
-    """But for the images per second."""
-    for number, flags in enumerate(
-        (["--loader", "torch"], ["--loader", "triton"], ["--loader", "dali"], ["--capture", "off"])
-    ):
-        assert cli.main([*TRAIN, *flags, "--out", str(number)]) == 0
-    for number in "123":
-        assert weights(number) == weights("0")
+    assert cli.main([*TRAIN, "--loader", "torch", "--capture", "off", "--out", "1"]) == 0
+    assert cli.main([*TRAIN, "--loader", "triton", "--out", "2"]) == 0
+    assert weights("run") == weights("1") == weights("2")
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        "--se-ratio 0.25 --memory-limit 4GB",
+        "--se-ratio 0.25 --memory-limit 4GB --augment autoaugment,cutmix --loader torch",
         "--schedule warm-restarts --restart-period 1ep --warmup 0% --snapshots --swa-start 50%",
-        "--schedule plateau --patience 0 --micro-batch 20",
-        "--optimizer muon --sharpness sam --clip-norm 1",
+        "--schedule plateau --patience 0 --micro-batch 20 --augment randaugment:2,9,mixup:0.4 --loader triton",
+        "--optimizer muon --sharpness sam --clip-norm 1 --augment standard,autoaugment,cutmix --epochs 1",
     ],
 )
-def test_methods(flags):
-    assert cli.main([*TRAIN, *flags.split(), "--out", "run"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("backend", "policy"),
-    [("torch", "autoaugment,cutmix"), ("triton", "randaugment:2,9,mixup:0.4"), ("dali", "standard,autoaugment,cutmix")],
-)
-def test_policies(policy, backend):
-    assert cli.main([*TRAIN, "--epochs", "1", "--augment", policy, "--loader", backend, "--out", "run"]) == 0
+def test_methods_and_policies(flags):
+    assert cli.main([*TRAIN, *flags.split()]) == 0
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
@@ -118,16 +114,36 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
         patch.setattr(launch.Launcher, "__call__", stopped)
         assert cli.main([*TRAIN, "--val-split", "50", "--out", "stopped"]) == 128 + signal.SIGTERM
     assert cli.main(["train", "--resume", "stopped"]) == 0
-    assert {name: content for name, content in weights("stopped").items() if name != "state.safetensors"} == {
-        name: content for name, content in weights("whole").items() if name != "state.safetensors"
-    }
+    assert weights("stopped") == weights("whole")
 
 
-def test_float16_with_a_scaled_loss_on_an_old_card(gpu, monkeypatch):
-    monkeypatch.setattr(synthetic, "SPLITS", {"train": 100, "test": 50})
+def test_float16_with_a_scaled_loss_on_an_old_card(gpu):
     gpu.capability = (7, 5)
-    assert cli.main([*TRAIN, "--epochs", "1", "--capture", "off", "--out", "run"]) == 0
+    assert cli.main([*TRAIN, "--epochs", "1", "--capture", "off", "--compile", "auto"]) == 0
     assert json.loads(Path("run/config.json").read_text())["engine"]["precision"] == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--precision bf16", "this GPU has no native bfloat16; choose --precision fp16 or auto."),
+        ("--device cpu --capture on", "only a GPU's steps can be captured"),
+    ],
+)
+def test_what_a_machine_lacks_is_refused(gpu, capsys, flags, sentence):
+    gpu.capability = (7, 0)
+    assert cli.main([*TRAIN, *flags.split()]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_dali_that_does_not_work_gives_way_to_triton(monkeypatch, capsys, installed):
+    monkeypatch.setattr(loader, "dali_installed", lambda: installed)
+    monkeypatch.setattr("fastcifar.augment.dali_apply.why_unusable", lambda device: "its driver is too old")
+    assert cli.main([*TRAIN, "--epochs", "1"]) == 0
+    said = "by Triton, since DALI does not work here: its driver is too old" in capsys.readouterr().err
+    assert said is installed
+    assert json.loads(Path("run/config.json").read_text())["data"]["loader"] == "triton"
 
 
 def test_what_comes_after_training(capsys):
@@ -150,12 +166,25 @@ def test_profile(capture, monkeypatch):
     """But for what only the profiler of a real GPU sees."""
     monkeypatch.setattr(profile, "traced", lambda trainer, batches, *_: trainer.run_steps(batches, 2) and [])
     monkeypatch.setattr(profile, "kernel_seconds", lambda events: {"forward": 1.0})
-    flags = (
-        "--arch resnet --blocks 1 --channels 8 --dataset synthetic "
-        f"--compile off --capture {capture} --batch-size 20 --steps 8"
-    )
-    assert cli.main(["profile", *flags.split(), "--out", "profile"]) == 0
+    assert cli.main(["profile", *NETWORK, "--capture", capture, "--steps", "8", "--out", "profile"]) == 0
     assert json.loads(Path("profile/profile.json").read_text())["captured"] is (capture == "on")
+
+
+def test_a_profiler_that_sees_no_kernels_ends_in_a_sentence(monkeypatch, capsys):
+    blind = SimpleNamespace(events=list, export_chrome_trace=lambda path: None)
+    monkeypatch.setattr(profile, "profile", lambda **options: nullcontext(blind))
+    assert cli.main(["profile", *NETWORK, "--steps", "1", "--out", "profile"]) == 2
+    assert "the profiler sees no kernels; let this user read the GPU's counters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exist", "said"), [(True, "the card is older than sm_75"), (False, "Triton is not installed")]
+)
+def test_doctor_says_why_there_are_no_kernels(gpu, monkeypatch, capsys, exist, said):
+    gpu.capability = (7, 0)
+    monkeypatch.setattr(dispatch, "KERNELS_EXIST", exist)
+    cli.main(["doctor", "--quick"])
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor(capsys):
@@ -167,69 +196,70 @@ def test_doctor(capsys):
 
 def test_a_capture_that_fails_in_python_is_launched(gpu, capsys):
     gpu.failures["capture"] = NotImplementedError("no such thing")
-    assert cli.main([*TRAIN, "--capture", "on", "--out", "run"]) == 0
+    assert cli.main([*TRAIN, "--capture", "on"]) == 0
     assert "Not captured, since that failed (no such thing)" in capsys.readouterr().out
 
 
 def test_weights_that_cannot_be_put_back_after_a_capture_are_not_trained_on(monkeypatch, capsys):
-    def no_room(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(state, "set_random_state", no_room)
-    assert cli.main([*TRAIN, "--out", "run"]) == 2
+    monkeypatch.setattr(state, "set_random_state", raising(NO_ROOM))
+    assert cli.main(TRAIN) == 2
     assert "the GPU's memory ran out" in capsys.readouterr().err
+
+
+def test_a_compiled_step_that_fails_in_cuda_ends_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: raising(LOST))
+    assert cli.main([*TRAIN, "--compile", "on"]) == 2
+    assert "the GPU failed (CUDA error: unspecified launch failure)" in capsys.readouterr().err
 
 
 def test_a_capture_that_fails_in_cuda_ends_in_a_sentence(gpu, capsys):
     gpu.failures["capture"] = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
-    assert cli.main([*TRAIN, "--out", "run"]) == 2
+    assert cli.main(TRAIN) == 2
     assert "try --capture off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
-            "the GPU's memory ran out (CUDA out of memory.",
-        ),
-        (
-            torch.AcceleratorError("CUDA error: unspecified launch failure"),
-            "the GPU failed (CUDA error: unspecified launch failure)",
-        ),
+        (NO_ROOM, "the GPU's memory ran out (CUDA out of memory."),
+        (LOST, "the GPU failed (CUDA error: unspecified launch failure)"),
     ],
     ids=["memory", "lost"],
 )
 def test_a_gpu_that_fails_in_the_midst_of_an_epoch_leaves_the_last_checkpoint_whole(
     gpu, monkeypatch, capsys, error, sentence
 ):
-    assert cli.main([*TRAIN, "--out", "whole"]) == 0
     end_epoch = trainer.Trainer.end_epoch
 
     def failing_next(self, totals):
         record = end_epoch(self, totals)
-        if self.state.epoch == 1:
-            gpu.failures["replay"] = error
+        gpu.failures["replay"] = error
         return record
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "end_epoch", failing_next)
-        assert cli.main([*TRAIN, "--out", "run"]) == 2
+        assert cli.main(TRAIN) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert "go on with fastcifar train --resume run" in said
-    assert cli.main(["train", "--resume", "run"]) == 0
-    assert {**weights("run"), "state.safetensors": b""} == {**weights("whole"), "state.safetensors": b""}
+    if error is LOST:
+        assert cli.main(["train", "--resume", "run"]) == 0
+        assert cli.main([*TRAIN, "--out", "whole"]) == 0
+        assert weights("run") == weights("whole")
 
 
 def test_memory_that_runs_out_before_the_first_step_leaves_no_folder(monkeypatch, capsys):
-    def no_room(*arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(state, "build_optimizer", no_room)
-    assert cli.main([*TRAIN, "--out", "run"]) == 2
-    assert "the GPU's memory ran out (CUDA out of memory); close what else uses the card" in capsys.readouterr().err
+    monkeypatch.setattr(state, "build_optimizer", raising(NO_ROOM))
+    assert cli.main(TRAIN) == 2
+    assert "the GPU's memory ran out (CUDA out of memory." in (said := capsys.readouterr().err)
+    assert "close what else uses the card" in said
     assert not Path("run").exists()
+
+
+def test_memory_that_runs_out_at_the_very_end_costs_no_result(monkeypatch):
+    monkeypatch.setattr(run, "matmul_flops_per_second", raising(NO_ROOM))
+    assert cli.main([*TRAIN, "--epochs", "1"]) == 0
+    assert result("run")["flop_utilization"] is None
 
 
 def test_bfloat16_is_looked_for_on_the_card_that_was_named(monkeypatch):
@@ -237,24 +267,8 @@ def test_bfloat16_is_looked_for_on_the_card_that_was_named(monkeypatch):
     assert [native_bf16(torch.device("cuda", index)) for index in (0, 1)] == [True, False]
 
 
-def test_memory_that_runs_out_at_the_very_end_costs_no_result(monkeypatch):
-    def no_room(device, dtype):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(run, "matmul_flops_per_second", no_room)
-    assert cli.main([*TRAIN, "--epochs", "1", "--out", "run"]) == 0
-    assert result("run")["flop_utilization"] is None
-
-
 def test_dali_that_fails_on_the_first_chunk_ends_in_a_sentence(monkeypatch, capsys):
-    from fastcifar.augment.dali_apply import DaliApplier
-
-    def fail(self, *arguments):
-        raise RuntimeError("Error in GPU operator `nvidia.dali.fn.warp_affine`")
-
-    monkeypatch.setattr(DaliApplier, "submit", fail)
-    assert cli.main([*TRAIN, "--out", "run"]) == 2
-    assert (
-        "DALI failed (Error in GPU operator `nvidia.dali.fn.warp_affine`); choose --loader triton"
-        in capsys.readouterr().err
-    )
+    error = RuntimeError("Error in GPU operator `nvidia.dali.fn.warp_affine`")
+    monkeypatch.setattr(DaliApplier, "submit", raising(error))
+    assert cli.main(TRAIN) == 2
+    assert f"DALI failed ({error}); choose --loader triton" in capsys.readouterr().err

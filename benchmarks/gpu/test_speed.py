@@ -10,7 +10,6 @@ import pytest
 import torch
 from timing import measure, seconds
 
-from fastcifar import cli
 from fastcifar.cli import parse
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import dali_installed
@@ -27,6 +26,7 @@ LOADERS = [
     for loader in ("dali", "triton")
 ]
 COMPILED = [flags.replace("off", "on") for flags in EAGER]
+FLAGS = [*EAGER, *LOADERS, f"{EAGER[0]} --capture off", *COMPILED]
 REPEATS = 5
 AT_ONCE = 4
 STEPS = 400
@@ -39,35 +39,25 @@ def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
     config, notes = resolve(parse(["train", "--dataset", "synthetic", "--epochs", "100", *flags]).run)
     prepare_machine(config.engine)
     drawn = synthetic("train")
-    images = ImageSet(
-        drawn.images.repeat(REPEATS, 1, 1, 1), drawn.labels.repeat(REPEATS), drawn.classes, drawn.mean, drawn.std
-    )
-    trainer = Trainer(config, images)
+    images, labels = drawn.images.repeat(REPEATS, 1, 1, 1), drawn.labels.repeat(REPEATS)
+    trainer = Trainer(config, ImageSet(images, labels, drawn.classes, drawn.mean, drawn.std))
     return trainer, [*notes, f"compiling: {trainer.compile()}", f"capturing: {trainer.capture()}"]
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [
-        *(
-            pytest.param(flags, marks=pytest.mark.takes(20))
-            for flags in (*EAGER, *LOADERS, f"{EAGER[0]} --capture off")
-        ),
-        *(pytest.param(flags, marks=pytest.mark.takes(60)) for flags in COMPILED),
-    ],
+    "flags", [pytest.param(flags, marks=pytest.mark.takes(60 if flags in COMPILED else 20)) for flags in FLAGS]
 )
 def test_training(benchmark, device, flags, tiny):
     """Whole epochs, loading included, compiling and capturing apart."""
     if "dali" in flags and not dali_installed():
         pytest.skip("NVIDIA DALI is not installed")
     trainer, notes = trainer_of([*flags.split(), *tiny])
-    median = measure(benchmark, trainer.run_epoch, device, rounds=3)
-    rate, engine = trainer.steps_per_epoch * trainer.config.batch_size / median, trainer.config.engine
+    engine = trainer.config.engine
+    rate = trainer.steps_per_epoch * trainer.config.batch_size / measure(benchmark, trainer.run_epoch, device, rounds=3)
+    possible = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
     benchmark.extra_info.update(
         images_per_second=rate,
-        flop_utilization=rate
-        * trainer.count.training_flops
-        / matmul_flops_per_second(trainer.device, trainer.precision.dtype),
+        flop_utilization=rate * trainer.count.training_flops / possible,
         setup_seconds=trainer.clock.seconds["compile"],
         precision=engine.precision,
         loader=trainer.loader.backend,
@@ -80,11 +70,8 @@ def test_training(benchmark, device, flags, tiny):
 
 @pytest.mark.takes(60)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_profile(network, record_property, tmp_path, capsys, tiny):
-    status = cli.main(
-        ["profile", "--arch", network, "--out", str(tmp_path), *(["--steps", "1", *tiny] if tiny else [])]
-    )
-    assert status == 0, capsys.readouterr().err
+def test_profile(network, record_property, tmp_path, fastcifar, tiny):
+    fastcifar("profile", "--arch", network, "--out", str(tmp_path), *(["--steps", "1", *tiny] if tiny else []))
     for name, figure in json.loads((tmp_path / "profile.json").read_text()).items():
         record_property(name, figure)
 
@@ -92,12 +79,12 @@ def test_profile(network, record_property, tmp_path, capsys, tiny):
 @pytest.mark.takes(40)
 def test_packed(device, record_property, tiny):
     """Runs on streams of one process, whose steps are launched in turn, against one alone."""
-    one, several = (rate_together(count, 1 if tiny else STEPS, device, tiny) for count in (1, AT_ONCE))
+    one, several = (rate_together(count, device, tiny) for count in (1, AT_ONCE))
     record_property("images_per_second", several)
     record_property("times_one", several / one)
 
 
-def rate_together(count: int, steps: int, device: torch.device, flags: list[str]) -> float:
+def rate_together(count: int, device: torch.device, flags: list[str]) -> float:
     """Images a second of `count` runs together, after as many steps to warm up."""
     courses = []
     for _ in range(count):
@@ -107,11 +94,11 @@ def rate_together(count: int, steps: int, device: torch.device, flags: list[str]
             courses.append((stream, trainer, trainer.endless_batches()))
 
     def train() -> None:
-        for _ in range(steps):
+        for _ in range(STEPS):
             for stream, trainer, batches in courses:
                 with torch.cuda.stream(stream):
                     trainer.launch(*next(batches))
                     trainer.state.batch += 1
 
     train()
-    return count * steps * courses[0][1].config.batch_size / seconds(train, device)
+    return count * STEPS * courses[0][1].config.batch_size / seconds(train, device)

@@ -40,7 +40,7 @@ def task() -> comparison.Task:
         epochs=2,
         batch_size=8,
     )
-    return comparison.Task(resolve(config)[0], image_set(20), image_set(13), target=0.5)
+    return comparison.Task(resolve(config)[0], image_set(20), image_set(13))
 
 
 def test_images_are_normalised_as_torchvision_does():
@@ -128,12 +128,11 @@ def test_preparing_leaves_the_weights_as_they_are(task, monkeypatch):
     assert loop.optimizer.defaults["fused"]
 
 
-def test_what_a_race_comes_to(task):
-    race = comparison.Race("eager_amp", task)
-    race.accuracies = [0.3, 0.5, 0.4]
-    outcome = race.outcome([4.0, 1.0, 2.0], [])
-    assert (outcome.images, outcome.images_per_second, outcome.seconds_to_target) == (16, 8.0, 5.0)
-    faster = race.outcome([1.0, 1.0, 1.0], [replace(outcome, loop="reports")])
-    assert faster.times == {"reports": 2.0}
-    race.accuracies = [0.3, 0.4, 0.4]
-    assert race.outcome([4.0, 1.0, 2.0], []).seconds_to_target is None
+def test_what_the_times_of_a_loop_come_to(task, monkeypatch):
+    import test_comparison
+
+    monkeypatch.setattr(test_comparison, "matmul_flops_per_second", lambda device, dtype: 1e12)
+    monkeypatch.setitem(test_comparison.rates, "reports", 4.0)
+    found = test_comparison.figures(task, "eager_amp", [4.0, 1.0, 2.0], [0.3, 0.95, 0.4])
+    assert (found["images_per_second"], found["times_reports"], found["seconds_to_target"]) == (8.0, 2.0, 5.0)
+    assert test_comparison.figures(task, "eager_amp", [4.0, 1.0, 2.0], [0.3, 0.4, 0.4])["seconds_to_target"] is None
