@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from fastcifar.checks import check_range
 from fastcifar.errors import ConfigError, unknown
-from fastcifar.models.plug_ins import from_function, from_nowhere, from_timm
+from fastcifar.models.plug_ins import from_function, from_nowhere, from_timm, from_torchvision
 from fastcifar.models.resnet import ResNet, resnet, wide_resnet
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ GIVEN = "given"
 """What a run records as its network or its data set where that was given in Python, so that only Python can give it
 again.
 """
-TIMM = "timm"
+LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
 PLUG_IN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """package.module:function"""
 
@@ -44,8 +44,8 @@ class ModelConfig(NetworkOptions):
     """The network. What is left out is the architecture's own; what it does not read is refused."""
 
     arch: str = "resnet_prop"
-    """Architecture: one of these names, timm:NAME, or package.module:function; `fastcifar count --arch NAME`
-    describes one.
+    """Architecture: one of these names, timm:NAME, torchvision:NAME, or package.module:function; `fastcifar count
+    --arch NAME` describes one.
     """
     # Not None, since the files of older runs have false for every network.
     pre_activation: bool = field(default=False, metadata={"home": ResNet})
@@ -187,7 +187,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def find_architecture(name: str) -> Architecture:
-    """The entry of `name`, which may also be `timm:NAME` or `package.module:function`; whether these exist is seen when
+    """The entry of `name`, which may also be from a library or a plug-in; whether these exist is seen when
     they are built.
 
     Raises:
@@ -195,19 +195,18 @@ def find_architecture(name: str) -> Architecture:
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    if name.startswith(f"{TIMM}:") and name != f"{TIMM}:":
-        summary = (
-            "one of timm's networks, most of which have ImageNet stems: "
-            "they shrink a 32x32 image before the first stage"
-        )
-        return Architecture(summary, from_timm, preset={"name": name.removeprefix(f"{TIMM}:")})
+    library, _, network = name.partition(":")
+    if library in LIBRARIES and network:
+        stems = "most of which have ImageNet stems: they shrink a 32x32 image before the first stage"
+        return Architecture(f"one of {library}'s networks, {stems}", LIBRARIES[library], preset={"name": network})
     if name == GIVEN:
         return Architecture("a network that was given in Python", from_nowhere)
     if PLUG_IN.fullmatch(name):
         return Architecture("a plug-in", from_function, preset={"target": name})
     if ":" in name:
         raise ConfigError(
-            f"architecture {name!r} is neither timm:NAME nor package.module:function; write it as one of them."
+            f"architecture {name!r} is neither timm:NAME, torchvision:NAME nor package.module:function; write "
+            "it as one of them."
         )
     raise ConfigError(unknown("architecture", name, ARCHITECTURES))
 
@@ -235,7 +234,7 @@ def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options
     classes).
 
     Args:
-        name: an architecture of `ARCHITECTURES`, or `timm:NAME`, or `package.module:function`.
+        name: an architecture of `ARCHITECTURES`, `timm:NAME`, `torchvision:NAME` or `package.module:function`.
         classes: number of classes.
         image_size: height and width of the images, in pixels.
         **options: what the architecture lets be chosen, such as `blocks=(3, 3, 2, 3)` for `resnet`.

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: timm's, and those that a function of the user's builds; free of torch until then."""
+"""Networks from elsewhere: timm's, torchvision's and those that a user's function builds; free of torch until then."""
 
 from __future__ import annotations
 
@@ -33,6 +33,24 @@ def from_timm(*, name: str, classes: int = 10, image_size: int = 32) -> nn.Modul
     sized: dict[str, Any] = {"img_size": image_size} if fixed else {}
     with refused(f"timm:{name}", f"{image_size}x{image_size} images and {classes} classes"):
         return checked(timm.create_model(name, num_classes=classes, **sized), classes, image_size)
+
+
+def from_torchvision(*, name: str, classes: int = 10, image_size: int = 32) -> nn.Module:
+    """torchvision's network `name`, untrained. Its input is (N, 3, image_size, image_size), its output (N, classes).
+
+    Raises:
+        ConfigError: torchvision has no such network, or the network does not take images of that size.
+    """
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ConfigError(unknown("network of torchvision's", name, models.list_models(module=models)))
+    # The vision transformers must be told the size; those with auxiliary heads would put out several logits.
+    sized = {"image_size": image_size} if name.startswith("vit_") else {}
+    single = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    with refused(f"torchvision:{name}", f"{image_size}x{image_size} images and {classes} classes"):
+        network = models.get_model(name, weights=None, num_classes=classes, **sized, **single)
+        return checked(network, classes, image_size)
 
 
 def from_function(*, target: str, classes: int = 10, image_size: int = 32) -> nn.Module:

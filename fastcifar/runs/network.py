@@ -24,7 +24,7 @@ from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.ensembles import is_ensemble, voters
 from fastcifar.runs.folder import Run
 
-OWN_CODE = re.compile(r"(timm:)?\w[\w.-]*")
+OWN_CODE = re.compile(r"((timm|torchvision):)?\w[\w.-]*")
 """Architectures that build from installed code alone: no other module is imported, and nothing is fetched."""
 
 

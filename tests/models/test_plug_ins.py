@@ -1,9 +1,10 @@
-"""Networks of timm and of a user's own function, and the sentences where they cannot be had."""
+"""Networks of timm, of torchvision and of a user's own function, and the sentences where they cannot be had."""
 
 import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from fastcifar.config import ModelConfig
@@ -74,6 +75,8 @@ def test_functions_in_the_current_folder(name):
         ("my_networks:fixed", r"puts out \(2, 1000\) for two images; expected logits of shape \(2, 10\)"),
         ("my_networks:pair", "puts out tuple for two images"),
         ("timm:resnet18_", "unknown network of timm's 'resnet18_'; did you mean resnet18"),
+        ("torchvision:resnet18_", "unknown network of torchvision's 'resnet18_'; did you mean resnet18"),
+        ("torchvision:inception_v3", "torchvision:inception_v3 failed for 32x32 images and 10 classes"),
     ],
 )
 def test_what_cannot_be_built_is_told_in_a_sentence(name, message):
@@ -83,7 +86,7 @@ def test_what_cannot_be_built_is_told_in_a_sentence(name, message):
 
 @pytest.mark.parametrize("name", ["timm:", "a:b:c", "my networks:net", ":net", "3d:net", "module:"])
 def test_names_of_no_known_form_are_refused(name):
-    with pytest.raises(ConfigError, match=r"neither timm:NAME nor package\.module:function"):
+    with pytest.raises(ConfigError, match=r"neither timm:NAME, torchvision:NAME nor package\.module:function"):
         check_architecture(name, {})
 
 
@@ -96,6 +99,24 @@ def test_a_plug_in_reads_no_options():
 def test_timms_networks_take_small_images():
     for name in ("timm:test_resnet", "timm:test_vit"):
         assert build_model(name, classes=5).eval()(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet18", {}), ("googlenet", {"aux_logits": False, "init_weights": False})]
+)
+def test_torchvisions_networks_are_its_own_and_put_out_logits_alone(name, options):
+    network = build_model(f"torchvision:{name}", classes=7)
+    expected = torchvision.models.get_model(name, num_classes=7, **options)
+    assert [(key, value.shape) for key, value in network.state_dict().items()] == [
+        (key, value.shape) for key, value in expected.state_dict().items()
+    ]
+    assert network.training
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_torchvisions_transformers_are_told_the_size():
+    with torch.device("meta"):
+        assert build_model("torchvision:vit_b_16", image_size=48)(torch.zeros(1, 3, 48, 48)).shape == (1, 10)
 
 
 def test_without_timm_the_sentence_says_how_to_get_it(monkeypatch):
