@@ -384,7 +384,7 @@ class Completion:
     def __call__(self) -> None:
         from fastcifar.completion import SCRIPTS, candidates
 
-        for line in candidates(self.words) if self.words else [SCRIPTS[self.shell]]:
+        for line in candidates(self.words, COMMANDS) if self.words else [SCRIPTS[self.shell]]:
             print(line)
 
 

@@ -4,9 +4,8 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fastcifar.commands import COMMANDS
 from fastcifar.settings import Setting, settings_of
 
 SCRIPTS = {
@@ -34,7 +33,7 @@ complete -c fastcifar -f -a '(__fastcifar)'""",
 """By shell. Where there are no candidates, each falls back on files."""
 
 
-def candidates(words: Sequence[str]) -> list[str]:
+def candidates(words: Sequence[str], commands: Mapping[str, type]) -> list[str]:
     """What the last of `words`, which may be empty, can become: a command, a flag or a name; nothing where any value or
     file will do.
 
@@ -42,8 +41,8 @@ def candidates(words: Sequence[str]) -> list[str]:
     """
     *before, last = [word for word in words[:-1] if word != "="] + [words[-1].removeprefix("=")]
     if not before:
-        return [name for name in COMMANDS if name.startswith(last)]
-    known = list(settings_of(COMMANDS[before[0]])) if before[0] in COMMANDS else []
+        return [name for name in commands if name.startswith(last)]
+    known = list(settings_of(commands[before[0]])) if before[0] in commands else []
     flag, equals, _ = last.partition("=")
     if equals:
         return [text for name in names_after([flag], known) if (text := f"{flag}={name}").startswith(last)]

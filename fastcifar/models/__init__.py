@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from fastcifar.checks import check_range
 from fastcifar.errors import ConfigError, unknown
 from fastcifar.models.plug_ins import from_function, from_nowhere, from_timm, from_torchvision
-from fastcifar.models.resnet import ResNet, resnet, wide_resnet
+from fastcifar.models.resnet import ResNet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,6 +65,39 @@ class ModelConfig(NetworkOptions):
         """What was asked for besides the name, as keyword arguments of `build_model`."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return {name: value for name, value in given.items() if name not in ("arch", "max_params")}
+
+
+def resnet(**options: Any) -> nn.Sequential:
+    """The network that `ResNet(**options)` describes: normalised images (N, 3, H, W) -> logits (N, classes).
+
+    Raises ConfigError where its values make none.
+    """
+    from fastcifar.models.blocks import assemble
+
+    return assemble(ResNet(**options))
+
+
+def wide_resnet(*, depth: int, widen: int, dropout: float = 0.0, **options: Any) -> nn.Sequential:
+    """A wide ResNet (Zagoruyko and Komodakis 2016, arXiv:1605.07146): pre-activation, 16, 32 and 64 channels times
+    `widen`, with dropout within its blocks, and 6 n + 4 layers for n blocks a stage.
+
+    WRN-28-2 has 1,467,610 parameters for ten classes and WRN-28-10 36,479,194, as published.
+
+    Raises:
+        ConfigError: a depth of another form, or values that make no network.
+    """
+    if depth < 10 or depth % 6 != 4:
+        raise ConfigError(f"depth {depth} makes no wide ResNet; give 6 n + 4, such as 16, 28 or 40.")
+    check_range("widen", widen, 1)
+    return resnet(
+        blocks=(depth // 6,) * 3,
+        channels=(16 * widen, 32 * widen, 64 * widen),
+        stem_channels=16,
+        pre_activation=True,
+        final_norm=True,
+        block_dropout=dropout,
+        **options,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from fastcifar.checks import check_name, check_range
 from fastcifar.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 """What each block puts out, in widths of its stage."""
@@ -151,37 +148,3 @@ class ResNet:
                 f"{name} {numbers} does not suit {stages} stages; give one odd size, or one for each stage."
             )
         return values
-
-    def build(self) -> nn.Sequential:
-        """The network, initialised: normalised images (N, 3, image_size, image_size) -> logits (N, classes)."""
-        from fastcifar.models.blocks import assemble
-
-        return assemble(self)
-
-
-def resnet(**options: Any) -> nn.Sequential:
-    """The network that `ResNet(**options)` describes. Raises ConfigError where its values make none."""
-    return ResNet(**options).build()
-
-
-def wide_resnet(*, depth: int, widen: int, dropout: float = 0.0, **options: Any) -> nn.Sequential:
-    """A wide ResNet (Zagoruyko and Komodakis 2016, arXiv:1605.07146): pre-activation, 16, 32 and 64 channels times
-    `widen`, with dropout within its blocks, and 6 n + 4 layers for n blocks a stage.
-
-    WRN-28-2 has 1,467,610 parameters for ten classes and WRN-28-10 36,479,194, as published.
-
-    Raises:
-        ConfigError: a depth of another form, or values that make no network.
-    """
-    if depth < 10 or depth % 6 != 4:
-        raise ConfigError(f"depth {depth} makes no wide ResNet; give 6 n + 4, such as 16, 28 or 40.")
-    check_range("widen", widen, 1)
-    return resnet(
-        blocks=(depth // 6,) * 3,
-        channels=(16 * widen, 32 * widen, 64 * widen),
-        stem_channels=16,
-        pre_activation=True,
-        final_norm=True,
-        block_dropout=dropout,
-        **options,
-    )
