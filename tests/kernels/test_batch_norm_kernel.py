@@ -25,7 +25,7 @@ from fastcifar.kernels.batch_norm import (
 
 
 def check_a_large_mean(size: tuple[int, ...], device: torch.device) -> None:
-    """For activations of mean 100 and standard deviation 0.01."""
+    """Compares activations of mean 100 and standard deviation 0.01."""
 
     def make_large(shape: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
         given = SPEC.make(shape, dtype, device)

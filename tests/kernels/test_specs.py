@@ -1,7 +1,7 @@
-"""What every op must pass, made from its `OpSpec`: accuracy, gradients, opcheck, compilation, the interpreter; on a
-GPU, its kernels.
+"""What every op must pass, as its `OpSpec` declares.
 
-On a CPU an op runs its reference, at the small cases; on a GPU its kernels, at all of them.
+These are accuracy, gradients, opcheck, compilation, the interpreter and, on a GPU, its kernels. On a CPU an op runs its
+reference, at the small cases; on a GPU its kernels, at all of them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def test_kernels_repeat_every_bit(spec: OpSpec) -> None:
 
 @rows(SPECS, all_dtypes=False, most_on_cpu=2)
 def test_compiles_to_one_graph(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """On a CPU as far as the graph of the backward: compiling C++ takes long."""
+    """On a CPU it goes as far as the graph of the backward: compiling C++ takes long."""
     torch.compiler.reset()
     backend = "inductor" if device.type == "cuda" else "aot_eager"
     check(spec, case, dtype, device, run=torch.compile(spec.op, fullgraph=True, backend=backend))
@@ -128,7 +128,7 @@ def test_the_table_of_all_ops_is_up_to_date() -> None:
 def outcome_of_graph(
     spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None
 ) -> dict[str, Tensor]:
-    """`outcome`, forward and backward captured in a CUDA graph, which is then replayed once."""
+    """Returns `outcome` of a CUDA graph of forward and backward, which is replayed once."""
     spare = tree_map_only(Tensor, torch.clone, arguments)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
