@@ -36,8 +36,6 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Task:
-    """What every loop is to do."""
-
     config: RunConfig
     """The resolved configuration; it keeps no average of the weights, which the plain loops do not have."""
     train: ImageSet
@@ -95,7 +93,6 @@ class PlainLoop(ABC):
         synchronize(self.device)
 
     def epoch(self) -> None:
-        """Trains for one epoch, and waits for the device."""
         self.model.train()
         for images, labels in self.batches():
             loss = self.loss(images, labels)
@@ -108,7 +105,6 @@ class PlainLoop(ABC):
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Returns the accuracy on the test set, a fraction."""
         self.model.eval()
         correct, test = 0, self.task.test
         for images, labels in zip(test.images.split(500), test.labels.split(500), strict=True):

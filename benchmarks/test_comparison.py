@@ -45,7 +45,6 @@ def test_loop(benchmark, task, name):
 
 
 def figures(task: Task, name: str, times: list[float], accuracies: list[float]) -> dict[str, Any]:
-    """Returns the figures for an epoch's seconds and the test accuracies (fractions) after each."""
     config = task.config
     precision = "fp32" if name == "reports" else config.engine.precision
     images = len(task.train) // config.batch_size * config.batch_size

@@ -32,7 +32,6 @@ Epoch = Callable[[], object]
 
 
 def data_loader(pictures: Sequence[Any], labels: Tensor, transform: Callable[[Any], Tensor]) -> Epoch:
-    """Loads images as the rivals' documentation shows."""
     loader = DataLoader(Transformed(pictures, labels, transform), BATCH_SIZE, shuffle=True)
     return lambda: [batch.shape for batch, _ in loader]
 

@@ -33,7 +33,6 @@ def one_core() -> Iterator[None]:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Returns the wall time of a call, until the device has finished."""
     synchronize(device)
     start = time.perf_counter()
     call()

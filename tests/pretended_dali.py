@@ -32,8 +32,6 @@ class Proxy:
 
 
 class Pipeline:
-    """Stands for `nvidia.dali.Pipeline`."""
-
     def __init__(
         self, gpu: PretendedGpu, genuine: Any, batch_size: int, threads: int, device_id: int, **options: Any
     ) -> None:
@@ -69,7 +67,6 @@ class Pipeline:
 
 @pytest.fixture
 def dali(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Makes DALI work on the pretended GPU."""
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     genuine = dali_apply.import_dali()
 

@@ -73,7 +73,6 @@ class Stream:
             self.clock[stream] = max(self.clock.get(stream, 0), time)
 
     def is_capturing(self) -> bool:
-        """Answers what torch's optimisers ask."""
         return self.gpu.tape is not None
 
 
@@ -110,15 +109,12 @@ class Memory:
 
 @dataclass
 class Call:
-    """An operator on a tape."""
-
     function: Any
     arguments: tuple
     options: dict[str, Any]
     results: Any
 
     def again(self) -> None:
-        """Runs the operator on the same memory, into the same results."""
         found = self.function(*self.arguments, **self.options)
         given = {storage_of(tensor) for tensor in tensors_in((self.arguments, self.options))}
         for old, new in zip(tensors_in(self.results), tensors_in(found), strict=True):
@@ -127,8 +123,6 @@ class Call:
 
 
 class Graph:
-    """Stands for `torch.cuda.CUDAGraph`."""
-
     def __init__(self, gpu: PretendedGpu) -> None:
         self.gpu, self.tape = gpu, []
 
@@ -199,7 +193,6 @@ class PretendedGpu:
         return tensor
 
     def sync(self, what: str) -> None:
-        """Makes the host wait for the current stream."""
         if self.tape is not None:
             self.breaks(f"{what} waits in a capture")
         self.wait_for(self.stream.clock, what)
@@ -218,7 +211,6 @@ class PretendedGpu:
             self.wait_for(stream.clock, "synchronize()")
 
     def upload(self, origin: Tensor, what: str) -> None:
-        """Copies `origin`, on the CPU, to the card."""
         if (self.strict or self.tape is not None) and self.of(origin) is None and origin.numel():
             self.breaks(f"{what} of {tuple(origin.shape)} to the GPU from memory that is not pinned")
 
@@ -289,8 +281,6 @@ class PretendedGpu:
 
 
 class Operators(TorchDispatchMode):
-    """Sees every operator, in the backward pass too."""
-
     def __init__(self, gpu: PretendedGpu) -> None:
         super().__init__()
         self.gpu = gpu
@@ -423,7 +413,6 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Returns all tensors of nested tuples, lists and dictionaries."""
     if isinstance(tree, Tensor):
         return [tree]
     if isinstance(tree, dict):
@@ -435,13 +424,11 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def unseen() -> Iterator[None]:
-    """Pretends nothing within the block."""
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
         yield
 
 
 def changed_by(function: Any, arguments: tuple, options: dict[str, Any]) -> list[Tensor]:
-    """Returns what an operator writes in place, by its schema."""
     schema = function._schema.arguments
     values = {argument.name: value for argument, value in zip(schema, arguments, strict=False)} | options
     written = [argument.name for argument in schema if argument.alias_info and argument.alias_info.is_write]
@@ -468,7 +455,6 @@ GENUINE_AUTOCAST = torch.autocast
 
 
 def cuda_of(gpu: PretendedGpu) -> dict[str, Any]:
-    """Returns the replacements of the names of `torch.cuda`."""
     properties = SimpleNamespace(
         name="Pretended", major=9, minor=0, total_memory=gpu.total, multi_processor_count=132, L2_cache_size=50 * 2**20
     )
@@ -522,7 +508,6 @@ def grouped_by_place(gpu: PretendedGpu) -> Callable:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
-    """Gives the machine one pretended GPU for as long as the test runs."""
     pretended = PretendedGpu()
     for name, value in cuda_of(pretended).items():
         monkeypatch.setattr(torch.cuda, name, value)

@@ -25,7 +25,6 @@ NETWORK |= {"mean": MEAN, "std": STD}
 
 
 def images_like(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """Draws random images, uint8 (count, size, size, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -89,7 +88,6 @@ VOTERS = ((0, "ema-0.999"), (2, "weights"))
 
 
 def make_ensemble(path: Path, dataset: Path) -> Path:
-    """Makes an ensemble of three runs in its folder, of which two vote."""
     for seed in range(3):
         make_run(path / f"seed{seed}", dataset, seed=10 * seed, run_seed=seed, val_split=20)
     weights = dict(VOTERS) | {1: "weights"}

@@ -53,7 +53,6 @@ def image_set(count: int, seed: int = 0) -> ImageSet:
 
 
 def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
-    """Runs to the end, or until so many steps are done."""
     while trainer.state.epoch < trainer.config.epochs:
         if not trainer.run_epoch(stop=lambda: trainer.state.steps_done == stop_after):
             break
@@ -64,6 +63,5 @@ def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
 
 
 def assert_same_weights(one: Trainer, other: Trainer) -> None:
-    """Compares all bits, averages included."""
     for name, flat in one.state.last().items():
         assert all(torch.equal(a, b) for a, b in zip(flat, other.state.last()[name], strict=True)), name

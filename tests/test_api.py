@@ -22,8 +22,6 @@ def quick(monkeypatch):
 
 
 class Pooled(nn.Module):
-    """A user's own network, which no name stands for."""
-
     def __init__(self, features: int = 8) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(3, features, 3)
@@ -36,7 +34,6 @@ class Pooled(nn.Module):
 
 @pytest.fixture
 def configured(monkeypatch):
-    """Makes `train` return the configuration that it would train."""
     monkeypatch.setattr("fastcifar.engine.run.train", lambda config, out, **given: config)
     return fastcifar.train
 
@@ -136,8 +133,6 @@ def test_a_notebook_sees_progress(tmp_path, monkeypatch, widgets):
             super().__init__(**options, force_jupyter=True)
 
     class Bar:
-        """A bar that draws nothing, where the real one draws itself into a notebook."""
-
         def __init__(self, *columns, **options) -> None:
             self.add_task, self.update, self.start, self.stop = ((lambda *given, **named: None) for _ in range(4))
 

@@ -18,7 +18,6 @@ EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
 
 
 def commands() -> list[str]:
-    """Returns every fastcifar command in a shell block of a page."""
     blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
     return sorted({command for block in blocks for command in re.findall(r"\bfastcifar [a-z].*", block)})
 

@@ -21,7 +21,6 @@ print(*names, fastcifar.__file__)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """Unpacks the wheel into a folder of its own."""
     folder = tmp_path_factory.mktemp("wheel")
     for part in ("fastcifar", "kernels"):
         shutil.copytree(ROOT / part, folder / "source" / part)
@@ -50,7 +49,6 @@ def test_every_module_is_in_the_wheel_and_imports(installed):
 
 
 def test_commands_run_from_the_root_of_the_checkout():
-    """The kernels stand beside the package there."""
     kernels = "import importlib.util; assert importlib.util.find_spec('fastcifar.kernels')"
     for arguments in (["-m", "fastcifar.cli", "--help"], ["-c", kernels]):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)

@@ -34,7 +34,6 @@ def titled(title: str) -> Figure:
 
 
 def drawn(figure: Figure) -> Figure:
-    """Lays out the parts of `figure`."""
     FigureCanvasAgg(figure).draw()
     return figure
 
@@ -199,7 +198,6 @@ def test_the_shades_are_of_the_mistakes():
 @pytest.mark.parametrize("count", [7, 100])
 @pytest.mark.filterwarnings("ignore:Glyph .* missing")
 def test_names_of_any_kind_fit(count):
-    """The names fit between their neighbours and on the picture."""
     figure = drawn(plot_confusion(confusion_of(count), (NAMES * count)[:count]))
     axes = figure.axes[0]
     boxes = [label.get_window_extent() for label in axes.get_yticklabels()]

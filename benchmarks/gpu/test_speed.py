@@ -44,7 +44,6 @@ def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
     "flags", [pytest.param(flags, marks=pytest.mark.takes(60 if flags in COMPILED else 20)) for flags in FLAGS]
 )
 def test_training(benchmark, device, flags, tiny):
-    """Times whole epochs, including loading, but not compiling and capturing."""
     if "dali" in flags and not dali_installed():
         pytest.skip("NVIDIA DALI is not installed")
     trainer, notes = trainer_of([*flags.split(), *tiny])

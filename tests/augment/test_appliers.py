@@ -157,7 +157,6 @@ def test_equalize_is_all_that_dali_leaves_to_torch():
 
 @pytest.mark.parametrize("name", ["autoaugment_tv", "randaugment:2,9", "trivialaugment"])
 def test_whole_policies_against_torchvision_on_pil_images(name):
-    """Carries out every sample's own operations, in order, as torchvision does one image at a time."""
     dataset, policy = image_set(200), parse(name)
     params = drawn(policy, dataset)
     got = apply("torch", policy, dataset, params)

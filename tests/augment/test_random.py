@@ -12,7 +12,6 @@ def test_published_vectors():
 
 
 def plain_philox(key: int, offset: int) -> list[int]:
-    """Computes the generator in Python's own integers, from the paper's definition."""
     mask = 2**32 - 1
     counter, (k0, k1) = [offset & mask, offset >> 32, 0, 0], (key & mask, key >> 32)
     for _ in range(10):

@@ -22,7 +22,6 @@ def quantile_99_9(degrees: int) -> float:
 
 
 def assert_frequencies(drawn: torch.Tensor, probabilities: list[float] | torch.Tensor) -> None:
-    """Applies a chi-square test to int64 values and their probabilities."""
     expected = torch.as_tensor(probabilities, dtype=torch.float64) * len(drawn)
     counts = torch.bincount(drawn, minlength=len(expected)).double()
     assert not counts[expected == 0].any()
@@ -57,7 +56,6 @@ def test_successive_epochs_and_samples_are_uncorrelated():
 
 
 def test_streams_are_uncorrelated():
-    """Compares every pair of words of every pair of streams."""
     words = torch.cat([draw(Key(0, 1), stream, INDEX[:20_000]) for stream in Stream], dim=1).double().T
     correlation = torch.corrcoef(words) - torch.eye(len(words))
     assert float(correlation.abs().max()) < 5 / 20_000**0.5

@@ -30,7 +30,6 @@ def drawn(height: int = 8, width: int = 8, count: int = 20) -> Arrays:
 
 
 def save(place: Path, arrays: Arrays, form: str = "npz") -> Path:
-    """Saves a .npz file or a folder of .npy files."""
     if form == "npz":
         np.savez(place / "own.npz", **arrays)
         return place / "own.npz"
@@ -140,8 +139,6 @@ def test_a_missing_array_is_named(tmp_path: Path, form: str, name: str) -> None:
 
 
 class Hostile:
-    """An object that leaves a trace if it is unpickled."""
-
     def __reduce__(self) -> tuple:
         return (pytest.fail, ("unpickled",))
 

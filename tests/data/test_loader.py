@@ -177,7 +177,6 @@ def test_mixed_images_are_blends_of_the_augmented_ones(dataset, kind, backend):
 
 
 def test_mixed_floats_are_blends_too(dataset):
-    """Floats are blended in the dtype of the images; bytes are rounded as well."""
     bytes_, floats = (
         epoch(loader(dataset, policy="mixup", dtype=dtype, normalize="none"))[0]
         for dtype in (torch.uint8, torch.float32)

@@ -23,8 +23,6 @@ PICKLE = pickle.dumps(BATCH, protocol=4)
 
 
 class Reduced:
-    """An object that is pickled as a call of `function`."""
-
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments
 

@@ -15,7 +15,6 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def system_file(tmp_path, monkeypatch) -> Path:
-    """Returns the file that is read in place of any of the system's."""
     path = tmp_path / "file"
     monkeypatch.setattr(machine, "Path", lambda name: path)
     return path

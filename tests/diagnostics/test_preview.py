@@ -22,7 +22,6 @@ COUNT = 40
 
 @pytest.fixture
 def dataset() -> ImageSet:
-    """Draws pictures, sorted by class."""
     images = torch.randint(0, 200, (COUNT, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return ImageSet(
         images, torch.arange(COUNT) // 10, ("ant", "bee", "c$t", "dog_$x"), (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)

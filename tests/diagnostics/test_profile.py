@@ -24,7 +24,6 @@ SIZE = 12
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Returns a small data set as a file."""
     train = load_dataset("synthetic")
     arrays = {"train_images": train.images[:200, :SIZE, :SIZE], "train_labels": train.labels[:200] % 4}
     arrays |= {"test_images": train.images[200:220, :SIZE, :SIZE], "test_labels": train.labels[200:220] % 4}
@@ -81,7 +80,6 @@ def test_the_figures_of_a_run_agree(images, tmp_path, capsys):
 
 
 def test_the_trace_holds_what_was_run(images, tmp_path):
-    """Checks the calls of the operations of a network whose layers are known, in four steps."""
     trainer, path = build_trainer(config(images), 0.0), tmp_path / "trace.json.gz"
     watch = profile.Watch(trainer.device)
     events = profile.traced(trainer, trainer.endless_batches(), 4, watch.on, path)
@@ -94,7 +92,6 @@ def test_the_trace_holds_what_was_run(images, tmp_path):
 
 
 def test_the_last_epoch_is_followed_by_the_first(images):
-    """There are two epochs of ten steps."""
     trainer = build_trainer(config(images), 0.0)
     seen = []
 

@@ -54,7 +54,6 @@ def run(arch: str = "resnet_prop", batch_size: int = 128, **parts: object) -> Ru
 
 @functools.cache
 def counted(arch: str) -> NetworkCount:
-    """Caches the counts, since the larger networks take seconds to build."""
     return count_network(arch, classes=10, image_size=32)
 
 
@@ -65,7 +64,6 @@ def fit(config: RunConfig, device: torch.device, limit: int | None, **options: o
 
 
 def plan_memory(config: RunConfig, limit: int, **options: object) -> MemoryPlan:
-    """Plans the memory of a card."""
     return fit(config, CARD, limit, **options)[1]
 
 

@@ -54,7 +54,6 @@ def small(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory) -> Path:
-    """Returns a run that was left alone, in a process of its own."""
     run = tmp_path_factory.mktemp("runs") / "finished"
     options = "--val-split 500 --watch-test --dropout 0.2 --snapshots --schedule warm-restarts --restart-period 1ep"
     subprocess.run([*FASTCIFAR, *small, *options.split(), "--warmup", "0%", "--out", str(run)], check=True)
@@ -175,8 +174,6 @@ class Heard(Silence):
 
 
 class Stopping(Silence):
-    """Sends SIGINT to this process in the midst of the second epoch."""
-
     def tick(self, step: int, *others: object) -> None:
         if step == 8:
             os.kill(os.getpid(), signal.SIGINT)

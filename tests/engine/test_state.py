@@ -16,7 +16,6 @@ from fastcifar.errors import FastcifarError
     ("method", "stop_after"), [("averages", 1), ("snapshots", 6), *((method, 9) for method in METHODS)]
 )
 def test_going_on_from_any_batch_gives_the_same_bits(method, stop_after):
-    """There are five batches in an epoch."""
     config = replace(DROPOUT, **METHODS[method])
     whole, first, second = (Trainer(config, image_set(100), image_set(20, 1)) for _ in range(3))
     run(whole)

@@ -150,7 +150,6 @@ def test_the_running_loss_and_accuracy_are_those_of_this_epoch_so_far():
 
 
 def test_a_recorded_evaluation_is_the_same(monkeypatch):
-    """Full batches are replayed, the rest is not."""
     monkeypatch.setitem(evaluate.BATCH_SIZE, "cpu", 30)
     trainer, dataset = Trainer(CONFIG, image_set(100)), image_set(75, 5)
     plain = trainer.evaluator(dataset)

@@ -73,7 +73,6 @@ def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_ensemble(ensemble: Path, data: Path, tmp_path: Path) -> None:
-    """Checks every voting member by itself, and all that follows from their mean probabilities."""
     np.savez(tmp_path / "pair.npz", images=images_like(9, seed=4), labels=np.arange(9) % 3)
     report, test = evaluate_run(ensemble, pairs=[f"{tmp_path}/pair.npz"]), load_dataset(str(data), "test")
     assert (report.chosen, list(report.weights)) == ("ensemble", ["seed0 ema-0.999", "seed2 weights", "ensemble"])

@@ -53,7 +53,6 @@ def test_confusion_and_classes_with_ties_to_the_lower_label() -> None:
 
 
 def drawn(count: int, classes: int, temperature: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws logits, and labels from their softmax at `temperature`."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(count, classes, generator=generator)
     return logits, torch.multinomial((logits / temperature).softmax(1), 1, generator=generator).flatten()

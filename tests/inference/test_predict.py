@@ -51,7 +51,6 @@ def rows_of(path: Path) -> list[list[str]]:
 
 
 def shares_of(path: Path) -> torch.Tensor:
-    """Returns the probabilities in a table, float64 (N, classes)."""
     return torch.tensor([[float(value) for value in row[2:]] for row in rows_of(path)[1:]], dtype=torch.float64)
 
 

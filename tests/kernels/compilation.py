@@ -48,7 +48,6 @@ class Compilation:
 
     @property
     def configuration(self) -> str:
-        """Returns the argument types, constexprs and warps in one line."""
         return " ".join([*self.signature.values(), *(f"{name}={value}" for name, value in self.options.items())])
 
 
@@ -85,7 +84,6 @@ def type_of(value: Tensor | float) -> str:
 
 
 def compilations(spec: OpSpec, case: Case, dtype: torch.dtype) -> list[Compilation]:
-    """Returns the launches of an op and of its gradient, which are recorded instead of run."""
     found: list[Compilation] = []
 
     class Recorder:

@@ -47,7 +47,6 @@ def rows(
 
 
 def make(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> Arguments:
-    """Makes the same arguments whenever it is called."""
     torch.manual_seed(0)
     return spec.make(case.shape, dtype, device)
 

@@ -43,7 +43,6 @@ def kernels_on_the_cpu() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails at the first access outside of the kernel's arguments."""
     regions: list[tuple[int, int]] = []
     run, memory = interpreter.GridExecutor.__call__, interpreter._interpreter
     load, store = memory.load, memory.store
@@ -72,7 +71,6 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def region(tensor: Tensor) -> tuple[int, int]:
-    """Returns the addresses of a tensor's first byte and behind its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1 if tensor.numel() else 0) * tensor.itemsize
 

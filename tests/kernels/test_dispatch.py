@@ -116,8 +116,6 @@ def test_no_kernel_is_missed_without_a_gpu(device: str, capsys: pytest.CaptureFi
 
 
 class Kernel:
-    """A kernel that records on which GPU it is launched, by `current`, and with what."""
-
     def __init__(self) -> None:
         self.launches: list[Any] = []
         self.current: list[int | None] = [None]
@@ -127,7 +125,6 @@ class Kernel:
 
     @contextmanager
     def device(self, chosen: torch.device) -> Iterator[None]:
-        """Stands for `torch.cuda.device`, for want of a GPU."""
         self.current.append(chosen.index)
         yield
         self.current.pop()

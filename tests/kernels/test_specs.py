@@ -67,8 +67,6 @@ def test_compiles_to_one_graph(spec: OpSpec, case: Case, dtype: torch.dtype, dev
 
 
 class Calls(TorchDispatchMode):
-    """Records the calls of registered ops, with copies of their arguments."""
-
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple, dict[str, Any]]] = []
@@ -86,7 +84,6 @@ class Calls(TorchDispatchMode):
 @rows(SPECS, all_dtypes=False, most_on_cpu=1)
 @pytest.mark.filterwarnings("ignore:.*non-deterministic")
 def test_opcheck(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """Checks every registered op that runs, forward and backward."""
     gradient = random_gradient(spec, case, dtype, device)
     with Calls() as recorded:
         outcome(spec, spec.op, make(spec, case, dtype, device), gradient)
@@ -155,7 +152,6 @@ def test_runs_on_a_gpu_that_is_not_the_current_one(spec: OpSpec) -> None:
 
 
 def add_scaled_(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    """Adds `values * factor`, which it returns, to `total` in place: all (N,)."""
     product = values * factor
     total += product.detach()
     return product

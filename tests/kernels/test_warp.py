@@ -44,7 +44,6 @@ def random_maps(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def pil_transform(images: Tensor, maps: Tensor, resampling: Image.Resampling, colour: tuple[int, int, int]) -> Tensor:
-    """Resamples with PIL, an image at a time."""
     results = []
     for image, matrix in zip(images, maps, strict=True):
         picture = Image.fromarray(image.numpy())

@@ -31,7 +31,6 @@ def four(tmp_path: Path, data: Path) -> list[Path]:
 
 
 def shares_of(members: list[tuple[Path, str]], images: torch.Tensor) -> np.ndarray:
-    """Returns the probabilities of each member, (M, N, classes)."""
     return np.stack([logits_of(run, images, weights).double().softmax(1).numpy() for run, weights in members])
 
 

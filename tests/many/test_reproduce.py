@@ -68,7 +68,6 @@ def small(monkeypatch, images):
 
 
 def trained(monkeypatch) -> list[str]:
-    """Notes which folders are trained from the start."""
     names = []
     original = module.train
 
@@ -130,7 +129,6 @@ def test_stopped_and_started_again_ends_in_the_same_rows(small, tmp_path, monkey
         return run_epoch(*arguments, **options)
 
     def stopped(config, out, **options):
-        """Gives the second run Ctrl-C in its first epoch."""
         with monkeypatch.context() as patch:
             if out.parent.name == "tiny_flip":
                 patch.setattr(Trainer, "run_epoch", interrupted)

@@ -22,7 +22,6 @@ from fastcifar.many.votes import (
 
 
 def made_up(members: int, images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws probabilities in which the label is somewhat likelier, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     logits = torch.randn(members, images, classes, generator=generator, dtype=torch.float64)
@@ -79,7 +78,6 @@ def test_diversity_at_its_ends():
 
 
 def score(probabilities: torch.Tensor, labels: torch.Tensor, members: tuple[int, ...]) -> tuple[float, float]:
-    """Returns accuracy and negated loss of a subset, in numpy."""
     mean = probabilities.numpy()[list(members)].mean(axis=0)
     loss = -np.log(mean[np.arange(len(labels)), labels.numpy()]).mean()
     return np.mean(mean.argmax(axis=1) == labels.numpy()), -loss

@@ -29,7 +29,6 @@ def randomise_norms(model: nn.Module) -> None:
 
 
 def assert_same_training_step(ours: nn.Module, theirs: nn.Module, images: torch.Tensor) -> None:
-    """Compares outputs and running statistics in training, in float64."""
     ours, theirs, images = ours.double(), theirs.double(), images.double()
     torch.testing.assert_close(ours(images), theirs(images))
     for target, source in zip(weighted(ours), weighted(theirs), strict=True):

@@ -45,7 +45,6 @@ def test_post_activation_block_follows_the_paper():
 
 
 def normed(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """Computes training batch norm by its definition."""
     centred = x - x.mean((0, 2, 3), keepdim=True)
     scaled = centred / (centred.square().mean((0, 2, 3), keepdim=True) + norm.eps).sqrt()
     return scaled * norm.weight[:, None, None] + norm.bias[:, None, None]

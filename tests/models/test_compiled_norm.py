@@ -36,7 +36,6 @@ def inputs(
 
 
 def outcome(function, tensors: list[Tensor | None], relu: bool, grad: Tensor) -> list[Tensor]:
-    """Returns the result and all gradients."""
     leaves = [tensor if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
     y = function(*leaves, relu)
     return [y.detach(), *torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], grad.to(y.dtype))]
@@ -88,7 +87,6 @@ def test_a_constant_channel_is_its_bias(constant: float) -> None:
 
 
 def test_the_layer_uses_it_where_it_is_compiled_for_a_cpu() -> None:
-    """Its running statistics are those of an uncompiled one."""
     torch.compiler.reset()
     traced = []
 

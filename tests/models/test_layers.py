@@ -30,8 +30,6 @@ IN_ALL_TYPES = pytest.mark.parametrize("kind", [torch.float32, torch.float64, AU
 
 
 class ThenReLU(nn.Module):
-    """A module, an addition and a ReLU, as usually written."""
-
     def __init__(self, module: nn.Module, relu: bool) -> None:
         super().__init__()
         self.module, self.relu = module, relu
@@ -47,7 +45,6 @@ def built(layer: str, relu: bool = False) -> nn.Module:
 
 
 def pair(layer: str, relu: bool) -> tuple[nn.Module, nn.Module]:
-    """Builds ours and torch's or timm's, with the same weights and statistics."""
     ours = built(layer, relu)
     theirs = nn.BatchNorm2d(SIZE[1]) if layer == "batch_norm_relu" else SEModule(SIZE[1], rd_channels=4)
     state = [tensor for tensor in theirs.state_dict().values() if tensor.is_floating_point()]
@@ -79,7 +76,6 @@ def outcome(
 
 
 def assert_layer_is_as_accurate(layer: str, kind: torch.dtype | str, residual: bool, relu: bool, device: str) -> None:
-    """Compares result, gradients and statistics with the usual modules and with these in float64."""
     torch.manual_seed(0)  # chance rules sums of few values
     dtype = torch.float64 if kind == torch.float64 else None
     ours, theirs = (module.to(device, dtype) for module in pair(layer, relu))
@@ -195,7 +191,6 @@ def test_a_traced_layer_leaves_it_to_the_op_to_ask_the_driver(layer: str, monkey
 
 @pytest.fixture
 def ops_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes layers call their ops as on a GPU; on a CPU these run their references, forward and backward."""
     monkeypatch.setattr(layers, "use_triton", lambda tensor: True)
 
 

@@ -68,7 +68,6 @@ def test_wide_stem_of_resnet_rs_is_timms_but_for_one_shortcut():
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_sizes_of_the_maps(name, options, sizes):
-    """These are the sizes after the stem and each stage."""
     found = []
     with torch.device("meta"):
         model, x = build_model(name, **options), torch.empty(2, 3, 32, 32)
@@ -113,7 +112,6 @@ GATED = {"blocks": (1, 1), "channels": (16, 16), "block": "bottleneck", "groups"
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [PRE, GATED], ids=["pre-activation", "gated"])
 def test_compiles_whole(options):
-    """There is no graph break in training, and evaluation has the same outputs."""
     torch.compiler.reset()
     model = build_model("resnet", **options).to(memory_format=torch.channels_last)
     images = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)

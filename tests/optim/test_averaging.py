@@ -23,7 +23,6 @@ def network() -> nn.Module:
 
 
 def walk(model: nn.Module) -> None:
-    """Moves the weights as a training step does, as far as averages see."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.add_(0.1 * torch.randn(tensor.shape))
@@ -74,7 +73,6 @@ def test_swa_equals_torchs(start, first):
 
 
 def with_counters(model: nn.Module) -> nn.Module:
-    """Returns a copy whose batch norms count, as torch's cumulative average needs."""
     twin = copy.deepcopy(model)
     for module in twin.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -19,7 +19,6 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def closed_form(matrix: Tensor) -> Tensor:
-    """Computes U diag(p(...p(s))) V' in float64."""
     u, s, v = torch.linalg.svd(matrix.double() / matrix.double().norm(), full_matrices=False)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
@@ -71,7 +70,6 @@ def steps_in_float64(
 
 @EACH_SHAPE
 def test_is_as_accurate_as_torchs_muon(shape):
-    """Torch's Muon multiplies in bfloat16."""
     start, gradients = random(*shape), [random(*shape, seed=seed) for seed in range(1, 5)]
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
     moved = steps_in_float64(start, gradients, [0.1] * 4, 0.9, 0.05) - start.double()

@@ -38,13 +38,11 @@ def config(name: str, **settings: float) -> OptimConfig:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the rate as the training step does it on a CPU."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_ratio"]
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    """Trains on images drawn anew in each step, with a learning rate that changes."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         images = torch.randn(6, 3, 8, 8, generator=generator).to(next(model.parameters()))
@@ -55,7 +53,6 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns the state as a checkpoint finds it."""
     return {
         f"{key}.{name}": t
         for name, parameter in model.named_parameters()

@@ -49,7 +49,6 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def displacement(model: nn.Module, optim: OptimConfig, scale: float = 1.0) -> dict[str, Tensor]:
-    """Measures how far the ascent moves each parameter, float64."""
     ascend = Ascend(model, Buckets(model), optim)
     backward(model, scale)
     before = {name: parameter.detach().double() for name, parameter in model.named_parameters()}

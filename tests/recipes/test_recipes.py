@@ -17,7 +17,6 @@ from fastcifar.recipes.registry import declare, derive, difference, settings
 
 
 def lr_of(name: str) -> list[float]:
-    """Returns the learning rates of a recipe's run at ten steps an epoch."""
     config = recipe(name)
     return lr_table(config.schedule, config.optim.peak_lr(config.batch_size), 10, config.epochs)
 
@@ -68,7 +67,6 @@ def test_every_network_can_be_built_and_keeps_to_its_report():
 
 
 def test_report_4s_cosine_as_written_ends_at_half_the_rate():
-    """Its other schedules are tested against torch's own, in test_schedules."""
     assert lr_of("r4_epochs_100_as_written")[-1] == pytest.approx(0.05, rel=0.02)
 
 

@@ -35,7 +35,6 @@ READERS: dict[str, Callable[[Run], object]] = {
 
 
 def sentence(read: Callable[[], object]) -> str:
-    """Returns the text of the error that reading fails with."""
     with pytest.raises(FastcifarError) as caught:
         read()
     text = str(caught.value)

@@ -25,7 +25,6 @@ def tool():
 
 @pytest.fixture
 def root(tmp_path, monkeypatch, tool) -> Path:
-    """Makes a folder with a place for every table, and a file of benchmarks beside the results."""
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "results" / "speeds.json").write_text('{"machine": {}, "benchmarks": []}')
     places = "".join(f"<!-- table: {name} -->\nold\n<!-- end of table -->\n" for name in TABLES)

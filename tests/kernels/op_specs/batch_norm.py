@@ -50,7 +50,6 @@ def norm_then_relu(
     skip: Skip | None = None,
     **norm: Tensor,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Adds, applies PyTorch's batch norm, adds again and applies a ReLU."""
     x = x if addend is None else x + addend
     y = F.batch_norm(x, training=True, **norm)
     y = y if residual is None else y + residual
@@ -65,7 +64,6 @@ def bytes_moved(arguments: Arguments) -> int:
 
 
 def case(size: tuple[int, int, int, int], of_a_network: bool = False, **how: Any) -> Case:
-    """Returns a case; `how` gives residual, relu, addend and skip."""
     named = {"residual": "-residual", "relu": "-linear", "addend": "-addend", "skip": f"-{how.get('skip')}"}
     return Case("x".join(map(str, size)) + "".join(map(named.get, how)), {"size": size, **how}, of_a_network)
 

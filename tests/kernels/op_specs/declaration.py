@@ -16,8 +16,6 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One set of shapes to run an op at."""
-
     name: str
     """A readable part of a test's name: `17x5x8x3-tail`."""
     shape: Mapping[str, Any]
@@ -78,7 +76,6 @@ class OpSpec:
 
     @property
     def registered(self) -> tuple[str, ...]:
-        """Returns the qualified names of all registered ops in it."""
         return self.ops or (self.op._qualname,)
 
     def results(self, arguments: Arguments, returned: Any) -> tuple[Tensor, ...]:

@@ -37,7 +37,6 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
 def usual(
     x: Tensor, residual: Tensor | None, relu: bool, skip: bool, **weights: Tensor
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Computes squeeze-and-excitation as usually written, all in the dtype of x."""
     weights = {name: weight.to(x.dtype) for name, weight in weights.items()}
     reduce, expand = weights["reduce_weight"][:, :, None, None], weights["expand_weight"][:, :, None, None]
     hidden = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), reduce, weights["reduce_bias"]))
