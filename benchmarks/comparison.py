@@ -1,6 +1,7 @@
-"""Four loops that train the same network on the same images, at the same batch size and learning rates: the reports'
-own, two that data on the device makes possible, and fastcifar. The first three are plain torch, as their users would
-write and tune them.
+"""Four loops that train the same network on the same images, at the same batch size and learning rates.
+
+They are the reports' own, two that data on the device makes possible, and fastcifar. The first three are plain torch,
+as their users would write and tune them.
 """
 
 from __future__ import annotations
@@ -35,10 +36,8 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Task:
-    """What every loop is to do."""
-
     config: RunConfig
-    """Resolved; it keeps no average of the weights, which the plain loops do not have."""
+    """The resolved configuration; it keeps no average of the weights, which the plain loops do not have."""
     train: ImageSet
     test: ImageSet
 
@@ -48,9 +47,7 @@ class Task:
 
 
 class PlainLoop(ABC):
-    """What the plain loops share: SGD with Nesterov's momentum, the learning rates of `task`, and, where `amp` is
-    set, autocast.
-    """
+    """A loop of SGD with Nesterov's momentum, the learning rates of `task` and, where `amp` is set, autocast."""
 
     amp = channels_last = compiled = fused = False
 
@@ -77,14 +74,14 @@ class PlainLoop(ABC):
 
     @abstractmethod
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch: normalised float images (B, 3, H, W) and labels int64 (B,), on the device."""
+        """Yields one epoch: normalised float images (B, 3, H, W) and labels int64 (B,), on the device."""
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with self.precision.autocast(self.device):
             return F.cross_entropy(self.network(images), labels)
 
     def prepare(self) -> None:
-        """Compiles, on black images; the weights and statistics stay as they are."""
+        """Compiles on black images; the weights and statistics stay as they are."""
         if not self.compiled:
             return
         kept = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -96,7 +93,6 @@ class PlainLoop(ABC):
         synchronize(self.device)
 
     def epoch(self) -> None:
-        """Trains for one epoch, and waits for the device."""
         self.model.train()
         for images, labels in self.batches():
             loss = self.loss(images, labels)
@@ -109,7 +105,6 @@ class PlainLoop(ABC):
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """On the test set, a fraction."""
         self.model.eval()
         correct, test = 0, self.task.test
         for images, labels in zip(test.images.split(500), test.labels.split(500), strict=True):
@@ -120,7 +115,7 @@ class PlainLoop(ABC):
 
 
 class PlainNorm(BatchNorm2d):
-    """The same by torch's own operators."""
+    """The same layer by torch's own operators."""
 
     def forward(
         self, x: Tensor | tuple[Tensor, Tensor], residual: Tensor | None = None, skip: Skip | None = None
@@ -130,9 +125,7 @@ class PlainNorm(BatchNorm2d):
 
 
 def in_plain_torch(model: nn.Module) -> nn.Module:
-    """`model` itself, without our kernels, which its layers would call on a GPU, and without our loops for a
-    compiled CPU.
-    """
+    """Returns `model` itself, without the kernels its layers call on a GPU and the loops of a compiled CPU."""
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.__class__ = PlainNorm
@@ -155,7 +148,7 @@ class Transformed(Dataset):
 
 
 class ReportsLoop(PlainLoop):
-    """As the reports had it: PIL transforms in a `DataLoader` on all cores, float32, eager."""
+    """The loop of the reports: PIL transforms in a `DataLoader` on all cores, float32, eager."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -199,9 +192,7 @@ class EagerAmp(PlainLoop):
 
 
 class Compiled(EagerAmp):
-    """The same as the documentation of PyTorch speeds it up: compiled in the default mode, channels_last, a fused
-    optimiser.
-    """
+    """`EagerAmp` as PyTorch's documentation speeds it up: compiled by default mode, channels_last, fused optimiser."""
 
     channels_last = compiled = fused = True
 
@@ -230,18 +221,14 @@ LOOPS: dict[str, type[PlainLoop | Fastcifar]] = {
     "compiled": Compiled,
     "fastcifar": Fastcifar,
 }
-"""fastcifar last, since it sets the process up for itself."""
+"""The loops in order; fastcifar comes last, since it sets the process up for itself."""
 
 
 def cropped_and_flipped(padded: Tensor, index: Tensor) -> Tensor:
-    """Windows at random places of the images at `index`, half of them mirrored.
+    """Cuts windows at random places of the images at `index`, and mirrors half of them.
 
-    Args:
-        padded: uint8 (N, H + 2 * PADDING, W + 2 * PADDING, 3).
-        index: int64 (B,).
-
-    Returns:
-        uint8 (B, H, W, 3).
+    Padded images are uint8 (N, H + 2 * PADDING, W + 2 * PADDING, 3) and `index` is int64 (B,); the result is uint8 (B,
+    H, W, 3).
     """
     count, (height, width) = len(index), (size - 2 * PADDING for size in padded.shape[1:3])
     top, left = torch.randint(2 * PADDING + 1, (2, count, 1), device=padded.device)
@@ -252,20 +239,15 @@ def cropped_and_flipped(padded: Tensor, index: Tensor) -> Tensor:
 
 
 def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) as float32 (B, 3, H, W) in channels_last, by a mean and a deviation in grey levels, float32
-    (3,).
-    """
+    """Turns uint8 (B, H, W, 3) into float32 (B, 3, H, W) in channels_last; mean and std, (3,), are in grey levels."""
     return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
 def task_for(device: str, batch_size: int = 128, *, smoke: bool = False) -> Task:
-    """The comparison that suits a device: on a GPU `resnet_prop` and CIFAR-10 where it is at hand, on a CPU what takes
-    minutes.
+    """Returns the comparison that suits a device ("cuda" or "cpu").
 
-    Args:
-        device: "cuda" or "cpu".
-        batch_size: images a step; the learning rate goes with it.
-        smoke: only as much as shows that all loops run, of a small network.
+    On a GPU it is `resnet_prop`, on CIFAR-10 where that is at hand; on a CPU it is what takes minutes. The learning
+    rate goes with the batch size. With `smoke` a small network is trained for only as long as shows that all loops run.
     """
     on_gpu = device != "cpu"
     dataset = "cifar10" if on_gpu and not smoke and find("cifar10") else "synthetic"

@@ -13,7 +13,7 @@ from fastcifar.device import resolve_device
 from fastcifar.diagnostics.profile import copy_bytes_per_second
 
 collect_ignore = [] if "suite_plugin" in sys.modules else ["gpu"]
-"""The tests of `tools/gpu_suite`, which brings the plugin that they need."""
+"""The tests of `tools/gpu_suite`, which brings the plugin that they need, are not collected without it."""
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session")
 def images() -> ImageSet:
-    """10,000 images of 32x32; what they show does not matter to any speed here."""
+    """Returns 10,000 images of 32x32; what they show does not matter to any speed here."""
     return synthetic("train")
 
 
 @pytest.fixture
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written a second by a large copy: the physical limit of work that only moves memory."""
+    """Measures the bytes read and written a second by a large copy: the limit of work that only moves memory."""
     return copy_bytes_per_second(device)

@@ -16,9 +16,9 @@ from fastcifar.device import Precision, matmul_flops_per_second
 from fastcifar.models.count import count_network
 
 TARGET = 0.9
-"""Test accuracy, whose time is told."""
+"""The test accuracy that the loops are timed to."""
 rates: dict[str, float] = {}
-"""Images a second of the loops so far."""
+"""The images a second of the loops run so far."""
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def task(request, device) -> Task:
 @pytest.mark.benchmark(group="comparison")
 @pytest.mark.parametrize("name", LOOPS)
 def test_loop(benchmark, task, name):
-    """Compiling and capturing apart, and evaluating, which is done while the clock stands."""
+    """Times epochs without compiling, capturing and evaluating, for which the clock stands still."""
     gc.collect()
     torch.compiler.reset()
     loop, accuracies = LOOPS[name](task), []
@@ -45,7 +45,6 @@ def test_loop(benchmark, task, name):
 
 
 def figures(task: Task, name: str, times: list[float], accuracies: list[float]) -> dict[str, Any]:
-    """What an epoch's seconds and the test accuracies after each come to; accuracies are fractions."""
     config = task.config
     precision = "fp32" if name == "reports" else config.engine.precision
     images = len(task.train) // config.batch_size * config.batch_size

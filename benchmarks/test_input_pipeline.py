@@ -1,5 +1,4 @@
-"""Augmented, normalised float32 batches a second: the loader against what else there is, on one CPU core, or on the GPU
-there is.
+"""Augmented, normalised float32 batches a second: the loader against its rivals, on one CPU core or on a GPU.
 
 kornia and albumentations come with `pip install '.[bench]'`.
 """
@@ -29,11 +28,10 @@ rates: dict[tuple[str, str], float] = {}
 """Images a second of the rivals, by name and policy."""
 
 Epoch = Callable[[], object]
-"""A call that goes once through all images."""
+"""A call that goes through all images once."""
 
 
 def data_loader(pictures: Sequence[Any], labels: Tensor, transform: Callable[[Any], Tensor]) -> Epoch:
-    """As the rivals' documentation has it."""
     loader = DataLoader(Transformed(pictures, labels, transform), BATCH_SIZE, shuffle=True)
     return lambda: [batch.shape for batch, _ in loader]
 
@@ -68,7 +66,7 @@ def albumentations_images(images: ImageSet, policy: str) -> Epoch:
 
 
 def kornia_batches(images: ImageSet, policy: str) -> Epoch:
-    """Whole batches of float tensors, which is how kornia is meant to be used."""
+    """Augments whole batches of float tensors, which is how kornia is meant to be used."""
     library = pytest.importorskip("kornia.augmentation", reason="kornia is not installed")
     automatic = [library.auto.AutoAugment("cifar10")] if "auto" in policy else []
     normalize = library.Normalize(torch.tensor(images.mean), torch.tensor(images.std))

@@ -1,5 +1,4 @@
-"""Every op against its rival, made from its `OpSpec`: forward, and backward apart from it, with only the backward
-inside the clock.
+"""Every op against its rival, made from its `OpSpec`: the forward, and the backward timed apart from it.
 
 On a GPU the calls are replayed from a CUDA graph, so that launching costs what it does in a captured training step, and
 each has arguments of its own, together larger than the second-level cache. On a CPU only each op's first network case
@@ -25,10 +24,10 @@ from fastcifar.device import resolve_device
 
 ROUNDS = 5
 CACHE_BYTES = 256 << 20
-"""More than the second-level cache of any card."""
+"""Larger than the second-level cache of any card."""
 
 MOST_CALLS = 64
-"""In one captured graph."""
+"""The most calls in one captured graph."""
 
 ON_A_GPU = resolve_device("auto").type == "cuda"
 
@@ -36,14 +35,14 @@ Call = Callable[[], object]
 
 
 def forward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> Call:
-    """A call of the function, for inputs that require gradients where the op has them."""
+    """Returns a call of the function, for inputs that require gradients where the op has them."""
     for leaf in differentiable(spec, arguments):
         leaf.requires_grad_()
     return lambda: function(**arguments)
 
 
 def backward(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> Call:
-    """A call of the backward alone, once only; the forward has been run."""
+    """Returns a call of the backward alone, to be made once; the forward has been run."""
     returned = [
         result for result in spec.results(arguments, forward(spec, function, arguments)()) if result.requires_grad
     ]
@@ -59,7 +58,7 @@ DIRECTIONS = {"forward": forward, "backward": backward}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test a spec, network case, dtype and direction; small cases in a dry run."""
+    """Makes a test for each spec, network case, dtype and direction; small cases in a dry run."""
     small = metafunc.config.getoption("dry_run", False)
     rows = [
         pytest.param(
@@ -77,9 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def rounds_of(
     prepare: Callable[[], Call], device: torch.device, moved: int
 ) -> Iterator[tuple[Callable[[], Call], int]]:
-    """What prepares the call that a round times, and how many of the prepared calls it holds: on a GPU as many as
-    outgrow the cache.
-    """
+    """Yields what prepares a round's call, and how many calls a round holds: on a GPU as many as outgrow the cache."""
 
     def replay() -> None:
         with torch.cuda.stream(stream):  # whose memory it uses
@@ -103,7 +100,7 @@ def rounds_of(
 
 
 def time_of(prepare: Callable[[], Call], device: torch.device, moved: int) -> float:
-    """Seconds a call, the median of `ROUNDS` after one to warm up."""
+    """Returns seconds a call, the median of `ROUNDS` after one to warm up."""
     with rounds_of(prepare, device, moved) as (fresh, count):
         return median([seconds(fresh(), device) for _ in range(1 + ROUNDS)][1:]) / count
 
@@ -131,7 +128,7 @@ def test_op(benchmark, device, copy_bandwidth, spec: OpSpec, case: Case, dtype: 
         rivals["compiled_rival"] = torch.compile(spec.rival)
     ratios = {f"times_{name}": time_of(partial(prepare, rival), device, moved) / own for name, rival in rivals.items()}
     benchmark.extra_info.update(seconds=own, **ratios)
-    # What a spec counts is the forward.
+    # The bytes a spec counts are those of the forward.
     if direction == "forward":
         benchmark.extra_info.update(
             bytes_moved=moved, bytes_per_second=moved / own, share_of_copy_bandwidth=moved / own / copy_bandwidth

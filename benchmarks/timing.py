@@ -19,7 +19,7 @@ from fastcifar.device import synchronize
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Everything within runs on one CPU core, whatever threads it starts, so that figures are per core."""
+    """Keeps everything within on one CPU core, whatever threads it starts, so that figures are per core."""
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system cannot bind a process to one core")
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
@@ -33,7 +33,6 @@ def one_core() -> Iterator[None]:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call, until the device has finished."""
     synchronize(device)
     start = time.perf_counter()
     call()

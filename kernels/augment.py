@@ -19,7 +19,7 @@ from .transfer import upload
 from .warp import BLACK, FILLS, WEIGHT_BITS, packed_colour, repeated, warp_reference
 
 LONGEST_SIDE = 32767
-"""In pixels: as far as int32 reaches in fixed point."""
+"""The longest side of an image in pixels, which is as far as int32 reaches in fixed point."""
 
 # A thread of the default four warps computes eight neighbouring bytes or halves; those of an image of 32 by 32 fill
 # three blocks. Chosen by the width of the stores, 16 bytes, not by timing.
@@ -47,11 +47,10 @@ def erase_reference(images: Tensor, boxes: Tensor, colour: Sequence[int] = BLACK
 
 
 def normalize_reference(images: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
-    """byte * scale + offset, each rounded to float32, then to `dtype`: uint8 (N, H, W, 3), float32 (3,) twice -> (N, H,
-    W, 3).
+    """Returns byte * scale + offset, each rounded to float32, then to `dtype`.
 
-    Scale and offset are laid out for a whole row: over an innermost dimension of three, the CPU's loops are four times
-    slower.
+    Images are uint8 (N, H, W, 3), scale and offset float32 (3,). These are laid out for a whole row: over an innermost
+    dimension of three, the CPU's loops are four times slower.
     """
     count, height, width, channels = images.shape
     scale, offset = (upload(tensor, images.device).repeat(width) for tensor in (scale, offset))
@@ -77,7 +76,7 @@ class Inputs(NamedTuple):
 
 
 def augment_reference(*arguments: Any) -> Tensor:
-    """What `augment` computes, from the same arguments, in plain torch."""
+    """Computes what `augment` does, from the same arguments, in plain torch."""
     given = Inputs(*arguments)
     images = given.images
     images = images.clone() if given.index is None else images.index_select(0, upload(given.index, images.device))
@@ -94,7 +93,7 @@ def augment_reference(*arguments: Any) -> Tensor:
 
 @jit
 def into_image_kernel(position, SIZE: tl.constexpr, REFLECT: tl.constexpr):
-    """The pixel to read at any position along a side: mirrored about the edge, or else the nearest."""
+    """Gives the pixel to read at any position along a side: mirrored about the edge, or else the nearest."""
     if REFLECT:
         position = tl.where(position < 0, -1 - position, position) % (2 * SIZE)
         return tl.minimum(position, 2 * SIZE - 1 - position)
@@ -116,9 +115,7 @@ def read_kernel(
     COLOUR: tl.constexpr,
     WEIGHT_BITS: tl.constexpr,
 ):
-    """A channel of an image at coordinates in fixed point, as int32. All loads are within the image, wherever the
-    coordinates lead.
-    """
+    """Reads a channel of an image at any coordinates in fixed point, as int32; all loads are within the image."""
     byte_ptr = image_ptr + channel
     if BILINEAR:
         from_left, from_top = x - 32768, y - 32768
@@ -169,8 +166,8 @@ def augment_kernel(
     WEIGHT_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # An element of the block is one channel of one pixel. The three of a pixel repeat its coordinates, so that stores
-    # are as contiguous as the output: arithmetic is cheaper than memory.
+    # An element of the block is one channel of one pixel. The three channels of a pixel repeat its coordinates, so that
+    # stores are as contiguous as the output: arithmetic is cheaper than memory.
     sample = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel, column, row = offsets % 3, offsets // 3 % WIDTH, offsets // (3 * WIDTH)
@@ -199,8 +196,7 @@ def augment_kernel(
         value = tl.where(between & beside, (ERASE_COLOUR >> (8 * channel)) & 255, value)
 
     if NORMALIZED:
-        # Adding zero makes the product round by itself, as in the reference, where a plain one might be fused with the
-        # sum.
+        # Adding zero rounds the product by itself, as in the reference; a plain product might be fused with the sum.
         product = tl.fma(value.to(tl.float32), tl.load(scale_ptr + channel), 0.0)
         result = product + tl.load(offset_ptr + channel)
     else:
@@ -210,7 +206,7 @@ def augment_kernel(
 
 
 def launch_augment(kernel: Any, given: Inputs) -> Tensor:
-    """Launches `augment_kernel`, wrapped; tensors on the CPU follow the images."""
+    """Launches `augment_kernel`, wrapped; tensors on the CPU are copied to the device of the images."""
     images, warps = given.images, given.warp is not None
     # Sizes are compiled into the kernel, so that they are numbers even where a graph is traced for all sizes.
     height, width, channels = (int(length) for length in images.shape[1:])
@@ -259,23 +255,23 @@ def augment(
 ) -> Tensor:
     """Gathers images, then warps, greys, erases and normalises them: (N, H, W, 3) of `out_dtype`, contiguous.
 
-    What is None is left out. All tensors but the images may stay on the CPU; a warp there lets the reference take its
-    short cut. On a GPU the values of tensors are not looked at, so that nothing waits: an index beyond the images reads
-    foreign memory.
+    Steps whose arguments are None are left out. All tensors but the images may stay on the CPU; a warp there lets the
+    reference take its short cut. On a GPU the values of tensors are not looked at, so that nothing waits: an index
+    beyond the images reads foreign memory.
 
     Args:
         images: uint8 (M, H, W, 3), contiguous: a whole data set.
         index: int64 (N,), which images; None for all in order (N = M).
         warp: int32 (N, 6), the maps, as in `warp.warp_reference`.
         grey: bool (N,), which images lose their colours.
-        boxes: int32 (N, K, 4), top, left, bottom, right of what is painted over; empty ones are.
+        boxes: int32 (N, K, 4), top, left, bottom and right of what is painted over; a box may be empty.
         scale: float32 (3,), by which bytes are multiplied; needed unless `out_dtype` is uint8.
-        offset: float32 (3,), what is added then; needed unless `out_dtype` is uint8.
+        offset: float32 (3,), added after that; needed unless `out_dtype` is uint8.
         out_dtype: uint8, float32, bfloat16 or float16.
-        fill: one of `warp.FILLS`, what a warp finds beyond the border.
-        colour: of the constant fill, three bytes.
-        bilinear: a warp reads between pixel centres, in place of the nearest.
-        erase_colour: of the boxes, three bytes.
+        fill: one of `warp.FILLS`, which says what a warp finds beyond the border.
+        colour: the three bytes of the constant fill.
+        bilinear: interpolates between pixel centres instead of taking the nearest pixel.
+        erase_colour: the three bytes with which boxes are painted.
 
     Raises:
         TypeError: an argument has the wrong dtype.

@@ -31,7 +31,7 @@ CPU_PIECE = 1 << 17
 
 
 def ema_update_reference(averages: Tensor, source: Tensor, decays: Tensor) -> None:
-    """What `ema_update_` computes, in plain torch: each of the three operations rounds to float32.
+    """Computes what `ema_update_` does, in plain torch: each of the three operations rounds to float32.
 
     On a CPU it goes over pieces; elsewhere, or where a compiler fuses the operations, over the whole.
     """
@@ -53,8 +53,8 @@ def ema_kernel(averages_ptr, source_ptr, decays_ptr, length, AVERAGES: tl.conste
     for row in tl.static_range(AVERAGES):  # pyright: ignore[reportGeneralTypeIssues]
         weight = 1 - tl.load(decays_ptr + row)
         average = tl.load(averages_ptr + offsets, inside)
-        # Adding zero makes the product round by itself, as in the reference: the bits agree, but for the sign of a
-        # zero. A plain product would be fused with the sum, or not, at the pleasure of the Triton version.
+        # Adding zero rounds the product by itself, as in the reference: the bits agree, but for the sign of a zero.
+        # Whether a plain product is fused with the sum depends on the Triton version.
         tl.store(averages_ptr + offsets, average + tl.fma(weight, source - average, 0.0), inside)
         averages_ptr += length
 

@@ -1,14 +1,13 @@
-"""Batch norm for training, channels last, with the additions and the ReLU around it: two launches each way, or one
-where rows are few.
+"""Batch norm for training, channels last, with the additions and the ReLU around it.
 
 Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate
 shift", 2015, arXiv:1502.03167; the statistics of parts are combined as in Chan, Golub and LeVeque, "Updating formulae
 and a pairwise algorithm for computing sample variances", 1979.
 
-An activation (N, C, H, W), channels last, is a matrix of N * H * W rows and C columns. The first launch of each
-direction reduces parts of the rows, the second combines the few partial results, each program for its own channels, and
-goes over the rows again. Where the rows are few, the second does without the first, and goes over all of them twice.
-There are no atomics: the same inputs give the same bits.
+An activation (N, C, H, W), channels last, is a matrix of N * H * W rows and C columns. Each direction takes two
+launches: the first reduces parts of the rows, the second combines the few partial results, each program for its own
+channels, and goes over the rows again. Where the rows are few, the second does without the first and goes over all of
+them twice. There are no atomics: the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from .checks import check_activation, check_like, check_tensor
 from .dispatch import jit, launch, tl, triton, use_triton
 
 Skip = Literal["input", "output"]
-"""What a shortcut takes: what is normalised, or the result."""
+"""What a shortcut takes: the tensor that is normalised, or the result."""
 
 # Rows of 32 half-precision channels are 64 bytes, two sectors of memory; fewer channels a program leave more programs
 # to share them. A tile is 16 elements a thread of eight warps, two loads of 16 bytes. Twice that takes more than 200
@@ -33,8 +32,8 @@ Skip = Literal["input", "output"]
 MOST_CHANNELS = 32
 MOST_PARTS = 256
 
-# So many rows, such as those of 128 maps of 2 by 2 pixels, are one part, of which a program holds as many channels: a
-# launch less is worth more than the programs that are then missing (estimated, not timed).
+# So many rows, such as those of 128 maps of 2 by 2 pixels, are one part, of which a program holds as many channels:
+# saving a launch is worth more than the programs that are then missing (estimated, not timed).
 ROWS_OF_ONE_PART = 512
 CHANNELS_OF_ONE_PART = 16
 
@@ -72,7 +71,7 @@ class BackwardInputs(NamedTuple):
 
 
 def forward_reference(given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """What `batch_norm_relu_forward` computes, in plain torch."""
+    """Computes what `batch_norm_relu_forward` does, in plain torch."""
     x = given.x if given.addend is None else given.x + given.addend
     vectors = given.weight, given.bias, given.running_mean, given.running_var
     y, mean, rstd = torch.ops.aten._native_batch_norm_legit(x, *vectors, True, given.momentum, given.eps)
@@ -84,7 +83,7 @@ def forward_reference(given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward_reference(given: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `batch_norm_relu_backward` computes, in plain torch."""
+    """Computes what `batch_norm_relu_backward` does, in plain torch."""
     grad_y, grad_skip, x, y, weight, bias, statistics, relu, skip = given
     mean, rstd = statistics
     g = grad_y if grad_skip is None or skip == "input" else grad_y + grad_skip
@@ -103,10 +102,10 @@ def backward_reference(given: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, T
 
 @jit
 def tile_kernel(first, count, channel, channels, TILE_ROWS: tl.constexpr):
-    """The offsets of rows `first` on, int32 (TILE_ROWS, BLOCK_C), and which lie within `count` rows.
+    """Gives the offsets of rows from `first` on, int32 (TILE_ROWS, BLOCK_C), and which lie within `count` rows.
 
-    It must not load: torch takes what a function returns to stem from all its arguments, a pointer among them to be
-    written with them.
+    It must not load: torch assumes that the result of a function derives from all its arguments, and that a pointer
+    among them is written along with it.
     """
     row = first + tl.arange(0, TILE_ROWS)[:, None]
     return row * channels + channel[None, :], (row < count) & (channel < channels)[None, :]
@@ -114,7 +113,7 @@ def tile_kernel(first, count, channel, channels, TILE_ROWS: tl.constexpr):
 
 @jit
 def load_input_kernel(x_ptr, addend_ptr, offsets, inside, HAS_ADDEND: tl.constexpr):
-    """What is normalised, float32: x, or the sum as it is stored, rounded to the dtype of x."""
+    """Loads the tensor to normalise as float32: x, or the sum as it is stored, rounded to the dtype of x."""
     x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
     if HAS_ADDEND:
         x += tl.load(addend_ptr + offsets, inside, 0.0).to(tl.float32)
@@ -134,10 +133,10 @@ def part_statistics_kernel(
     SPAN: tl.constexpr,
     TILE_ROWS: tl.constexpr,
 ):
-    """Mean and sum of squared deviations, float32 (BLOCK_C,) each, of the `count` rows of one part, which starts at the
-    pointers.
+    """Reduces the `count` rows of one part, which starts at the pointers.
 
-    It writes what it sums up of two addends.
+    Returns the mean and the sum of squared deviations, float32 (BLOCK_C,) each. Where there is an addend it writes the
+    sum.
     """
     # With d = x - shift the sum of squared deviations is sum(d^2) - sum(d)^2 / count. The shift being the mean of the
     # first tile, what cancels is at most count / TILE_ROWS times what remains, whatever the data.
@@ -188,16 +187,16 @@ def statistics_kernel(
 
 @jit
 def combine_statistics_kernel(partials_ptr, channel, rows, channels, SPAN: tl.constexpr, PARTS: tl.constexpr):
-    """Mean and sum of squared deviations over all rows, float32 (BLOCK_C,) each, from those of the parts (Chan et
-    al.).
+    """Combines the statistics of the parts into those of all rows (Chan et al.).
+
+    Returns the mean and the sum of squared deviations, float32 (BLOCK_C,) each.
     """
     part = tl.arange(0, PARTS)
     count = tl.minimum(tl.maximum(rows - part * SPAN, 0), SPAN)[:, None]
     pointers = partials_ptr + part[:, None] * 2 * channels + channel[None, :]
     inside = (count > 0) & (channel < channels)[None, :]
     means, m2s = tl.load(pointers, inside, 0.0), tl.load(pointers + channels, inside, 0.0)
-    # Differences from one of them are small where the mean is large: nothing is rounded at the size of the mean but the
-    # mean itself.
+    # Differences from one of them are small where the mean is large: only the mean itself is rounded at its size.
     some_mean = tl.load(partials_ptr + channel, channel < channels, 0.0)
     mean = some_mean + tl.sum(count * (means - some_mean[None, :]), 0) / rows
     deviation = means - mean[None, :]
@@ -289,9 +288,7 @@ def normalize_kernel(
 
 @jit
 def masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y: tl.constexpr, RELU: tl.constexpr):
-    """`grad_y` where the output of the ReLU is positive, told from `y`, or from `x` as `normalize_kernel` computes
-    it.
-    """
+    """Returns `grad_y` where the ReLU's output is positive, told from `y`, or from `x` as in `normalize_kernel`."""
     if FROM_Y:
         g = tl.where(y <= 0, 0.0, grad_y)
     elif RELU:
@@ -304,7 +301,7 @@ def masked_gradient_kernel(grad_y, x, y, mean, scale, bias, FROM_Y: tl.constexpr
 
 @jit
 def load_gradient_kernel(grad_y_ptr, grad_skip_ptr, offsets, inside, SKIP_OF_Y: tl.constexpr):
-    """The gradient of y, float32, that of its shortcut included."""
+    """Loads the gradient of y as float32, including that of its shortcut."""
     grad_y = tl.load(grad_y_ptr + offsets, inside, 0.0).to(tl.float32)
     if SKIP_OF_Y:
         grad_y += tl.load(grad_skip_ptr + offsets, inside, 0.0).to(tl.float32)
@@ -331,8 +328,9 @@ def gradient_sums_kernel(
     BLOCK_C: tl.constexpr,
     TILE_ROWS: tl.constexpr,
 ):
-    """The sums of g * (x - mean) and of g over one part, float32 (BLOCK_C,) each; from y it writes g as the gradient
-    of the residual.
+    """Sums g * (x - mean) and g over one part, float32 (BLOCK_C,) each.
+
+    Where it reads y, it also writes g as the gradient of the residual.
     """
     g_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
     g_x_sums = tl.zeros((TILE_ROWS, BLOCK_C), tl.float32)
@@ -465,7 +463,7 @@ def input_gradient_kernel(
         tl.store(grad_weight_ptr + channel, grad_weight, present)
         tl.store(grad_bias_ptr + channel, grad_bias, present)
 
-    # Of g - (grad_bias + xhat * grad_weight) / m, what is the same in all rows.
+    # The part of g - (grad_bias + xhat * grad_weight) / m that is the same in all rows.
     offset, slope = grad_bias / rows, grad_weight * rstd / rows
     start = part.to(tl.int64) * SPAN  # pyright: ignore[reportAttributeAccessIssue]
     count = tl.minimum(rows - start, SPAN).to(tl.int32)
@@ -490,11 +488,11 @@ class Split(NamedTuple):
     """How the rows and channels of an activation are shared among the programs, alike in all launches."""
 
     span: int
-    """Rows of a part; of the last one perhaps fewer."""
+    """Rows of a part; the last one may have fewer."""
     grid: tuple[int, int]
-    """Parts, and blocks of channels."""
+    """Numbers of parts and of blocks of channels."""
     parts: int
-    """The parts, rounded up to a power of two."""
+    """The number of parts, rounded up to a power of two."""
     block_c: int
     """Channels of a program, a power of two."""
     tile_rows: int
@@ -502,12 +500,12 @@ class Split(NamedTuple):
 
     @property
     def blocks(self) -> dict[str, int]:
-        """The options of every launch."""
+        """Returns the options of every launch."""
         return {"SPAN": self.span, "BLOCK_C": self.block_c, "TILE_ROWS": self.tile_rows, "num_warps": WARPS}
 
 
 def split(rows: int, channels: int) -> Split:
-    """Chooses by the shape alone.
+    """Chooses the split by the shape alone.
 
     A program reads the partial results of all P parts, 8 P bytes a channel, besides rows / P activations, at least 4
     bytes each with what is written. With 4 P^2 <= rows the former are at most half of the latter, and come from the
@@ -523,8 +521,9 @@ def split(rows: int, channels: int) -> Split:
 
 
 def matrix_of(x: Tensor) -> tuple[int, int]:
-    """Rows and channels of an activation (N, C, H, W): numbers even where a graph is traced for all sizes, since
-    kernels depend on them.
+    """Returns the rows and channels of an activation (N, C, H, W).
+
+    They are numbers even where a graph is traced for all sizes, since kernels depend on them.
     """
     count, channels, height, width = (int(length) for length in x.shape)
     return count * height * width, channels
@@ -540,7 +539,7 @@ def launch_forward(statistics: Any, normalize: Any, given: ForwardInputs) -> tup
     partials = torch.empty((how.grid[0], 2, channels), dtype=torch.float32, device=x.device)
     has_addend = addend is not None
     total = torch.empty_like(x) if has_addend else torch.empty(0, dtype=x.dtype, device=x.device)
-    # Where there is no addend, some pointers, which are neither read nor written; likewise for the residual.
+    # Without an addend or a residual the kernels need some pointer all the same, which they neither read nor write.
     of_sum = (total, x, addend) if has_addend else (x, x, x)
     if how.parts > 1:
         launch(statistics, how.grid, partials, *of_sum, rows, channels, HAS_ADDEND=has_addend, **how.blocks)
@@ -565,7 +564,7 @@ def launch_backward(
     grad_residual = torch.empty_like(x) if from_y else torch.empty(0, dtype=x.dtype, device=x.device)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
     partials = torch.empty((how.grid[0], 2, channels), dtype=torch.float32, device=x.device)
-    # Where there is no residual, some pointer, which is not written; likewise for y and the shortcut.
+    # Without a residual, y or a shortcut the kernels need some pointer all the same, which they do not use.
     of_residual, y = (grad_residual, y) if from_y else (grad_x, x)
     grad_skip = x if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
     g = grad_y.contiguous(memory_format=torch.channels_last)
@@ -598,8 +597,8 @@ def batch_norm_relu_forward(
     """`batch_norm_relu` for arguments that it has checked; carries no gradient.
 
     Returns:
-        y, like `x`; the statistics float32 (2, C): mean, and 1 / sqrt(variance + eps); and `x + addend`, empty without
-        an addend.
+        y, like `x`; the statistics, float32 (2, C), which are the mean and 1 / sqrt(variance + eps); and `x + addend`,
+        empty without an addend.
     """
     given = ForwardInputs(x, weight, bias, running_mean, running_var, residual, addend, momentum, eps, relu)
     if use_triton(x):
@@ -619,14 +618,14 @@ def batch_norm_relu_backward(
     relu: bool,
     skip: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `batch_norm_relu_forward`, whose arguments `weight`, `bias` and `relu` are.
+    """Computes the gradients of `batch_norm_relu_forward`, whose arguments `weight`, `bias` and `relu` are.
 
     Args:
         grad_y: (N, C, H, W) in the dtype of `x`, of any strides.
-        grad_skip: like `grad_y`, that of what the shortcut takes; None where there is none.
-        x: what was normalised, the sum with an addend.
-        y: what came of it; None where the ReLU followed on no residual, or there was no ReLU.
-        statistics: float32 (2, C), as returned.
+        grad_skip: like `grad_y`, the gradient of what the shortcut takes; None where there is none.
+        x: what was normalised: with an addend, the sum.
+        y: the result; None where there was no ReLU, or no residual before it.
+        statistics: float32 (2, C), as `batch_norm_relu_forward` returned them.
         skip: what the shortcut takes.
 
     Returns:
@@ -639,8 +638,9 @@ def batch_norm_relu_backward(
 
 
 class BatchNormReLU(torch.autograd.Function):
-    """Joins the two ops: `torch.library` registers no gradient for an op that writes its arguments, here the running
-    statistics.
+    """Joins the two ops.
+
+    `torch.library` registers no gradient for an op that writes its arguments, here the running statistics.
     """
 
     @staticmethod
@@ -653,7 +653,7 @@ class BatchNormReLU(torch.autograd.Function):
         ctx.save_for_backward(x, y if ctx.masks_residual else None, given.weight, given.bias, statistics)
         if skip is None:
             return y
-        # The same tensor twice would be one to autograd, which would add up both gradients itself.
+        # Autograd would take the same tensor twice for one, and add up both gradients itself.
         return y, x if skip == "input" else y.view_as(y)
 
     @staticmethod
@@ -685,8 +685,9 @@ def batch_norm_relu(
     relu: bool = True,
     skip: Skip | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), per channel, as in training: (N, C, H, W)
-    like `x`, differentiable once.
+    """Normalises per channel as in training, adds a residual and applies a ReLU; differentiable once.
+
+    Computes relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), (N, C, H, W) like `x`.
 
     Mean and variance are those of `x`, or of `x + addend`, in float32, and the running statistics move towards them as
     in `nn.BatchNorm2d`.
@@ -698,12 +699,12 @@ def batch_norm_relu(
         running_mean: (C,) float32; written in place.
         running_var: (C,) float32; written in place, with the unbiased variance.
         residual: like `x` in shape, dtype, layout and device, added before the ReLU; None for nothing.
-        addend: like `x`, added to it before it is normalised; None for nothing.
+        addend: like `x`, added to `x` before it is normalised; None for nothing.
         momentum: the share of the new statistics in the running ones.
-        eps: is added to the variance.
+        eps: added to the variance.
         relu: whether to end with a ReLU.
-        skip: what to return besides, for a shortcut, whose gradient the backward pass then adds without a kernel of its
-            own: "input", what is normalised, or "output", the result once more.
+        skip: what to return as well for a shortcut, whose gradient the backward pass then adds without a kernel of its
+            own: "input", the tensor that is normalised, or "output", the result once more.
 
     Raises:
         TypeError: an argument has the wrong dtype.

@@ -1,6 +1,7 @@
-"""The end of a training step on a GPU, in one launch of one program: the sums of the epoch, the number of the next
-step, its learning rates and its decays. All of it stays on the device, so that nothing waits for the host and a
-captured step reads what is due to it.
+"""The end of a training step on a GPU, in one launch of one program.
+
+It updates the sums of the epoch, the number of the next step, its learning rates and its decays. All of it stays on the
+device, so that nothing waits for the host and a captured step reads its own values.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ from torch.library import triton_op, wrap_triton
 from .dispatch import jit, launch, tl, use_triton
 
 NEVER = float(2**53)
-"""In the place of a step's number: there was none."""
+"""Stands in the place of a step's number where there was no such step."""
 
 
 def set_rates_and_decays(
     step: Tensor, rates: Tensor, decays: Tensor, lr_table: Tensor, ratios: Tensor, decay_table: Tensor
 ) -> None:
-    """Fills `rates` and `decays` with what is due at `step`, or at the last step of the tables, without waiting for
-    its value.
-    """
+    """Fills `rates` and `decays` for `step`, or the last step of the tables, without waiting for its value."""
     place = step.clamp(max=len(lr_table) - 1)
     torch.mul(lr_table.index_select(0, place), ratios, out=rates)
     decays.copy_(decay_table.index_select(0, place)[0])
@@ -70,21 +69,22 @@ def advance_(
     decay_table: Tensor,
     images: int,
 ) -> None:
-    """Takes a step into the sums of its epoch, counts it, and sets rates and decays to those of the next step; all on
-    one device.
+    """Adds a step to the sums of its epoch, counts it, and sets rates and decays for the next step.
+
+    All tensors are on one device.
 
     Args:
-        sums: float64 (3,): the loss times the images of each step where it is finite, the right answers, and the first
-            step where it is not, `NEVER` where there is none.
+        sums: float64 (3,), the loss times the images of each step where it is finite, the right answers, and the first
+            step whose loss is not finite, or `NEVER`.
         step: int64 (1,), the number of this step; one higher afterwards.
-        rates: float32 (G,), the learning rates of the groups of parameters: that of the table times `ratios`.
-        decays: float32 (K,), of the K averages.
+        rates: float32 (G,), the learning rates of the groups of parameters: the table's rate times `ratios`.
+        decays: float32 (K,), the decays of the K averages.
         loss: float32 (), the mean over the images.
-        correct: int64 (), the right answers.
-        lr_table: float32 (S,), of each step; after the last step its rate stays.
+        correct: int64 (), the number of right answers.
+        lr_table: float32 (S,), the rate of each step; after the last step its rate stays.
         ratios: float32 (G,).
-        decay_table: float32 (S, K).
-        images: of the step.
+        decay_table: float32 (S, K), the decays of each step.
+        images: the number of images in the step.
     """
     if use_triton(sums):
         written, read = (sums, step, rates, decays), (loss, correct, lr_table, ratios, decay_table)

@@ -1,8 +1,7 @@
-"""What ops check of their arguments, so that no kernel reads or writes foreign memory; every error names the argument.
+"""Checks of ops' arguments, so that no kernel reads or writes foreign memory; every error names the argument.
 
-Raises:
-    TypeError: the argument has the wrong dtype.
-    ValueError: the argument has the wrong shape, strides or device.
+Each raises TypeError where the argument has the wrong dtype, and ValueError where it has the wrong shape, strides or
+device.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# From 3.10 on Triton contracts a * b + c only where it is told to; until then it warns. Where bits matter a kernel says
-# `tl.fma` itself.
+# From 3.10 on Triton contracts a * b + c only where it is told to; until then it warns. Where bits matter a kernel
+# calls `tl.fma` itself.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 try:
@@ -40,16 +40,16 @@ KERNELS_EXIST = triton is not None and SWITCH == "triton"
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`triton.jit`; without kernels `function` stays a plain one, which is never launched."""
+    """Applies `triton.jit`; without kernels `function` stays a plain one, which is never launched."""
     return function if triton is None or SWITCH == "reference" else triton.jit(function)
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether an op on `tensor` runs its Triton kernels; a GPU that has to do without is told why on stderr, once.
+    """Returns whether an op on `tensor` runs its Triton kernels; where a GPU cannot, says why on stderr, once.
 
     Layers ask this too, to choose between their op and a plain expression. While torch.compile traces a layer, the
-    driver cannot be asked and every GPU counts as new enough; the op then asks again, and runs its reference on one
-    that is not.
+    driver cannot be asked and every GPU counts as new enough; the op then asks again, and runs its reference on a GPU
+    that is too old.
     """
     if SWITCH == "reference" or tensor.device.type in ("cpu", "meta"):
         return False
@@ -63,7 +63,7 @@ def use_triton(tensor: Tensor) -> bool:
 
 @functools.cache
 def obstacle(device: torch.device) -> str | None:
-    """Why no kernels run on `device`, which is not a CPU, or None."""
+    """Returns why no kernels run on `device`, which is not a CPU, or None where they do."""
     if SWITCH == "reference":
         return "switched off by FASTCIFAR_KERNELS"
     if triton is None:
@@ -89,7 +89,7 @@ def say_once(line: str) -> None:
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launches `kernel` on the GPU of its first argument, a tensor: Triton itself launches on the current GPU.
 
-    Nothing needs to be done in Triton's interpreter, nor while a compiler traces, which sees to the device itself.
+    In Triton's interpreter there is no GPU to choose, and a compiler that traces chooses it itself.
     """
     first = arguments[0]
     with torch.cuda.device(first.device) if first.is_cuda and not is_traced(first) else nullcontext():
@@ -97,5 +97,5 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Whether a graph is being recorded, whose tensors have neither values nor addresses."""
+    """Returns whether a graph is being recorded, whose tensors have neither values nor addresses."""
     return type(tensor) is not Tensor or torch.compiler.is_compiling()

@@ -65,7 +65,7 @@ class BackwardInputs(NamedTuple):
 
 
 def forward_reference(given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `squeeze_excite_forward` computes, in plain torch: in float32, rounded once."""
+    """Computes what `squeeze_excite_forward` does, in plain torch: in float32, rounded once."""
     x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu = given
     with without_autocast(x.device):
         pooled = x.mean((2, 3), dtype=torch.float32)
@@ -80,7 +80,7 @@ def forward_reference(given: ForwardInputs) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def backward_reference(given: BackwardInputs) -> tuple[Tensor, ...]:
-    """What `squeeze_excite_backward` computes, in plain torch."""
+    """Computes what `squeeze_excite_backward` does, in plain torch."""
     grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual = given
     grad = grad_y if grad_skip is None else grad_y + grad_skip
     grad = grad if y is None else grad.masked_fill(y <= 0, 0)
@@ -98,7 +98,7 @@ def backward_reference(given: BackwardInputs) -> tuple[Tensor, ...]:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Keeps autocast from the matrix products."""
+    """Keeps autocast from changing the matrix products."""
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
@@ -199,7 +199,7 @@ def gradient_kernel(
     if HAS_SKIP:
         grad += tl.load(grad_skip_ptr + first * pixels * channels + values, is_value, 0).to(tl.float32)
     if RELU:
-        # Unlike y > 0, this lets the gradient of a nan pass, as in torch.
+        # Unlike y > 0, this lets the gradient of a NaN pass, as in torch.
         grad = tl.where(tl.load(y_ptr + first * pixels * channels + values, is_value, 0).to(tl.float32) <= 0, 0.0, grad)
     if MASKS_RESIDUAL:
         masked = grad.to(grad_residual_ptr.dtype.element_ty)
@@ -244,10 +244,10 @@ def weight_gradient_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums the gradients of both weights and biases over the batch, one program for a tile of (R, C): no atomics, one
-    order of summation.
+    """Sums the gradients of both weights and biases over the batch, one program for a tile of (R, C).
 
-    One launch, where matrix products and sums in torch would be four, and casts to the dtype of the weights four more.
+    There are no atomics, so the order of summation is fixed. It is one launch, where matrix products and sums in torch
+    would be four, and casts to the dtype of the weights four more.
     """
     unit = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -283,21 +283,23 @@ def weight_gradient_kernel(
 
 
 def fits(x: Tensor, reduce_weight: Tensor) -> bool:
-    """Whether the kernels take these: a program holds a whole sample, and reads both weights."""
+    """Returns whether the kernels take these tensors: a program holds a whole sample, and reads both weights."""
     _, pixels, channels, reduced = sizes_of(x, reduce_weight)
     sample = triton.next_power_of_2(pixels) * triton.next_power_of_2(channels)
     return sample <= LARGEST_SAMPLE and channels * reduced <= LARGEST_WEIGHT
 
 
 def sizes_of(x: Tensor, reduce_weight: Tensor) -> tuple[int, int, int, int]:
-    """Samples, pixels of a sample, channels and hidden units. All but the samples are numbers even where a graph is
-    traced for all sizes, since they are compiled into the kernels' blocks.
+    """Returns the numbers of samples, pixels of a sample, channels and hidden units.
+
+    All but the samples are numbers even where a graph is traced for all sizes, since they are compiled into the
+    kernels' blocks.
     """
     return len(x), int(x.shape[2]) * int(x.shape[3]), int(x.shape[1]), int(reduce_weight.shape[0])
 
 
 def blocks_of(pixels: int, channels: int, reduced: int) -> dict[str, int]:
-    """The constexprs and warps of the kernels that hold whole samples."""
+    """Returns the constexprs and warps of the kernels that hold whole samples."""
     block_p, block_c = triton.next_power_of_2(pixels), triton.next_power_of_2(channels)
     samples = max(1, min(MOST_SAMPLES, TILE // (block_p * block_c)))
     units = max(1, min(MOST_UNITS, triton.next_power_of_2(reduced), PRODUCTS // (samples * block_c)))
@@ -327,7 +329,7 @@ def launch_backward(kernel: Any, of_weights: Any, given: BackwardInputs) -> tupl
     blocks = blocks_of(*sizes[1:])
     flags = {"HAS_SKIP": grad_skip is not None, "RELU": y is not None, "MASKS_RESIDUAL": masks_residual}
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
-    # Where there is no shortcut, some pointer, which is not read; likewise for y.
+    # Without a shortcut or y the kernels need some pointer all the same, which they do not read.
     grad_skip = x if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
     y = x if y is None else y
     grad_x = torch.empty_like(x)
@@ -355,8 +357,9 @@ def squeeze_excite_forward(
     residual: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`squeeze_excite` together with what its gradient needs: y, and in float32 pooled (N, C), hidden (N, R) and
-    gate (N, C).
+    """Computes `squeeze_excite` together with what its gradient needs.
+
+    Returns y and, in float32, pooled (N, C), hidden (N, R) and gate (N, C).
     """
     given = ForwardInputs(x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual, relu)
     check(given)
@@ -397,16 +400,17 @@ def squeeze_excite_backward(
     expand_weight: Tensor,
     masks_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, residual, reduce_weight, reduce_bias, expand_weight and expand_bias; the last four in the
-    dtype of `reduce_weight`.
+    """Computes the gradients of x, residual, reduce_weight, reduce_bias, expand_weight and expand_bias.
+
+    The last four are in the dtype of `reduce_weight`.
 
     Args:
         grad_y: (N, C, H, W), of the dtype of x, of any strides.
-        grad_skip: like `grad_y`, that of the result given to a shortcut; None where there is none.
+        grad_skip: like `grad_y`, the gradient of the result that a shortcut took; None where there is none.
         x: as given to `squeeze_excite`, as are `reduce_weight` and `expand_weight`.
-        y: what it returned; None where there was no ReLU.
+        y: the result; None where there was no ReLU.
         pooled: as `squeeze_excite_forward` returned it, as are `hidden` and `gate`.
-        masks_residual: whether a gradient of the residual is wanted that is not simply `grad_y`; else it comes empty.
+        masks_residual: whether the gradient of the residual is wanted and differs from `grad_y`; else it comes empty.
     """
     given = BackwardInputs(grad_y, grad_skip, x, y, pooled, hidden, gate, reduce_weight, expand_weight, masks_residual)
     if use_triton(x) and fits(x, reduce_weight):
@@ -424,7 +428,7 @@ class SqueezeExcite(torch.autograd.Function):
         has_residual, relu = given.residual is not None, given.relu
         ctx.save_for_backward(given.x, y if relu else None, *intermediates, given.reduce_weight, given.expand_weight)
         ctx.has_residual, ctx.masks_residual = has_residual, has_residual and (relu or skip)
-        # The same tensor would be one to autograd, which would add up both gradients itself.
+        # Autograd would take the same tensor twice for one, and add up both gradients itself.
         return (y, y.view_as(y)) if skip else y
 
     @staticmethod
@@ -448,8 +452,9 @@ def squeeze_excite(
     relu: bool = False,
     skip: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Scales each channel by sigmoid(expand_weight relu(reduce_weight means + reduce_bias) + expand_bias), then adds
-    and activates.
+    """Scales each channel by its gate, then adds the residual and applies the ReLU.
+
+    The gate is sigmoid(expand_weight relu(reduce_weight means + reduce_bias) + expand_bias).
 
     Computed in float32, under autocast too, and rounded once; the weights are not cast. Deterministic. Differentiable,
     once, in all tensors.
@@ -462,8 +467,8 @@ def squeeze_excite(
         expand_bias: (C,), contiguous.
         residual: like x; added after the scaling.
         relu: whether a ReLU comes last.
-        skip: whether to return the result once more, for a shortcut, whose gradient the backward pass then adds by
-            itself.
+        skip: whether to return the result twice, the second for a shortcut, whose gradient the backward pass then adds
+            by itself.
 
     Returns:
         y: like x, twice with `skip`.

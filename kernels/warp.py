@@ -17,12 +17,10 @@ from .dispatch import is_traced
 from .transfer import upload
 
 ONE = 1 << 16
-"""A pixel, in the fixed point of maps."""
+"""One pixel, in the fixed point of maps."""
 
 FILLS = ("constant", "reflect", "clamp")
-"""What lies beyond the border: one colour; the picture mirrored about its edge (the edge pixel repeated); the
-nearest edge pixel.
-"""
+"""What lies beyond the border: one colour, the picture mirrored (edge pixel repeated), or the nearest edge pixel."""
 
 BLACK = (0, 0, 0)
 
@@ -44,13 +42,12 @@ def warp_reference(
     pixels, as PIL's own fixed point demands.
 
     Args:
-        images: uint8 (N, H, W, 3).
         warp: int32 (N, 6), a b c d e f in fixed point: the output pixel in column i and row j is read at
             (a i + b j + c, d i + e j + f), in which the half pixel to its centre is included. On the CPU or with the
             images.
         fill: one of `FILLS`.
-        colour: of the constant fill, three bytes.
-        bilinear: reads between pixel centres, in place of the nearest.
+        colour: the three bytes of the constant fill.
+        bilinear: interpolates between pixel centres instead of taking the nearest pixel.
     """
     if warp.device.type != "cpu" or is_traced(warp):  # its values cannot be looked at without waiting, or at all
         return resample(images, warp, fill, colour, bilinear)
@@ -67,8 +64,9 @@ def warp_reference(
 
 
 def whole_pixels(warp: Tensor, bilinear: bool) -> Tensor:
-    """Which maps only shift by whole pixels and mirror left to right: int32 (N, 6) -> bool (N,). The nearest pixel
-    is always whole.
+    """Tells which maps only shift by whole pixels and mirror left to right: int32 (N, 6) -> bool (N,).
+
+    When pixels are not interpolated, every shift counts as whole.
     """
     a, b, c, d, e, f = warp.unbind(1)
     straight = (a.abs() == ONE) & (b == 0) & (d == 0) & (e == ONE)
@@ -76,10 +74,10 @@ def whole_pixels(warp: Tensor, bilinear: bool) -> Tensor:
 
 
 def shift_and_mirror(images: Tensor, warp: Tensor, colour: Sequence[int] = BLACK) -> Tensor:
-    """`warp_reference` for maps that `whole_pixels` found, over a constant fill; the warp is on the CPU.
+    """Does the work of `warp_reference` for maps that `whole_pixels` found, over a constant fill.
 
-    A shifted row is one run of bytes in the images with a margin, so this is a selection of rows, at the speed of a
-    copy.
+    The warp is on the CPU. A shifted row is one run of bytes in the images with a margin, so this is a selection of
+    rows, at the speed of a copy.
     """
     count, height, width, channels = images.shape
     device = images.device
@@ -102,7 +100,7 @@ def shift_and_mirror(images: Tensor, warp: Tensor, colour: Sequence[int] = BLACK
 
 
 def framed(images: Tensor, margin: int, colour: Sequence[int]) -> Tensor:
-    """uint8 (N, H, W, 3) -> (N, H + 2 margin, W + 2 margin, 3), with `colour` around each image."""
+    """Frames each image in `colour`: uint8 (N, H, W, 3) -> (N, H + 2 margin, W + 2 margin, 3)."""
     if len(set(colour)) == 1:
         return F.pad(images, (0, 0, *[margin] * 4), value=colour[0])
     count, height, width, channels = images.shape
@@ -113,14 +111,15 @@ def framed(images: Tensor, margin: int, colour: Sequence[int]) -> Tensor:
 
 
 def repeated(colour: Sequence[int], width: int, images: Tensor) -> Tensor:
-    """A row of pixels of one colour on the images' device: uint8 (3 width,). Its length lets the CPU's loops run at
-    full speed.
-    """
+    """Returns a row of pixels of one colour, uint8 (3 width,); its length lets the CPU's loops run at full speed."""
     return upload(torch.tensor(colour, dtype=torch.uint8).repeat(width), images.device)
 
 
 def resample(images: Tensor, warp: Tensor, fill: str, colour: Sequence[int], bilinear: bool) -> Tensor:
-    """`warp_reference` for any maps. A pixel is gathered as one int32, and a constant fill as a border of one pixel."""
+    """Does the work of `warp_reference` for any maps.
+
+    A pixel is gathered as one int32, and a constant fill as a border of one pixel.
+    """
     count, height, width, _ = images.shape
     a, b, c, d, e, f = upload(warp, images.device).view(count, 6, 1, 1).unbind(1)
     column = torch.arange(width, dtype=torch.int32, device=images.device)
@@ -146,7 +145,7 @@ def resample(images: Tensor, warp: Tensor, fill: str, colour: Sequence[int], bil
 
 
 def resample_in_chunks(images: Tensor, warp: Tensor, *resampling: Any) -> Tensor:
-    """`resample`, on a CPU in chunks whose intermediates stay in its caches."""
+    """Calls `resample`, on a CPU in chunks whose intermediates stay in its caches."""
     if images.device.type != "cpu" or len(images) <= CPU_CHUNK:
         return resample(images, warp, *resampling)
     parts = zip(images.split(CPU_CHUNK), warp.split(CPU_CHUNK), strict=True)
@@ -154,9 +153,7 @@ def resample_in_chunks(images: Tensor, warp: Tensor, *resampling: Any) -> Tensor
 
 
 def into_image(position: Tensor, size: int, fill: str) -> Tensor:
-    """The pixels that are read at any positions along a side: int32 -> int32, 0 to size - 1; -1 or `size` for a
-    constant fill.
-    """
+    """Gives the pixels to read at any positions: int32 -> int32, 0 to size - 1; -1 or `size` for a constant fill."""
     if fill == "constant":
         return position.clamp(-1, size)
     if fill == "clamp":
@@ -166,10 +163,10 @@ def into_image(position: Tensor, size: int, fill: str) -> Tensor:
 
 
 def neighbours(coordinate: Tensor, size: int, fill: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels before and after coordinates in fixed point along a side, and the weight of the latter, of 2 **
-    WEIGHT_BITS: int32 each.
+    """Returns the pixels before and after coordinates in fixed point, and the weight of the latter: int32 each.
 
-    A constant fill begins at the border itself: within, the edge pixels reach out to it, as in PIL.
+    Weights are out of 2 ** WEIGHT_BITS. A constant fill begins at the border itself: within, the edge pixels reach out
+    to it, as in PIL.
     """
     from_centre = coordinate - ONE // 2
     before = from_centre >> 16
@@ -182,7 +179,7 @@ def neighbours(coordinate: Tensor, size: int, fill: str) -> tuple[Tensor, Tensor
 
 
 def blend(corners: tuple[Tensor, Tensor, Tensor, Tensor], rightness: Tensor, lowness: Tensor) -> Tensor:
-    """Packed pixels between four others, rounded to nearest: int32 (N, H, W) each -> int32 (N, H, W)."""
+    """Blends packed pixels between four others, rounded to nearest: int32 (N, H, W) each -> int32 (N, H, W)."""
     blended = torch.zeros_like(rightness)
     for shift in (0, 8, 16):
         upper_left, upper_right, lower_left, lower_right = ((corner >> shift).bitwise_and_(255) for corner in corners)
@@ -195,12 +192,12 @@ def blend(corners: tuple[Tensor, Tensor, Tensor, Tensor], rightness: Tensor, low
 
 
 def packed(images: Tensor) -> Tensor:
-    """A pixel in one number, red lowest: uint8 (N, H, W, 3) -> int32 (N, H, W)."""
+    """Packs a pixel into one number, red lowest: uint8 (N, H, W, 3) -> int32 (N, H, W)."""
     return F.pad(images, (0, 1)).view(torch.int32)[..., 0]
 
 
 def unpacked(pixels: Tensor) -> Tensor:
-    """int32 (N, H, W) -> uint8 (N, H, W, 3), contiguous."""
+    """Unpacks int32 (N, H, W) into uint8 (N, H, W, 3), contiguous."""
     return pixels[..., None].view(torch.uint8)[..., :3].contiguous()
 
 

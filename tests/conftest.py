@@ -42,7 +42,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def card(request: pytest.FixtureRequest) -> torch.device:
-    """The GPU of this machine, or else the pretended one."""
     if not torch.cuda.is_available():
         request.getfixturevalue("gpu")
     return torch.device("cuda", 0)
@@ -50,7 +49,6 @@ def card(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Equal bits from equal runs, on a GPU too."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""A row of a file of results, of a run that never was."""
+"""A row of a results file, for a run that never was."""
 
 from fastcifar.many.results import Row, recipe_settings
 from fastcifar.recipes import RECIPES

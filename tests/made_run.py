@@ -47,7 +47,7 @@ RESULT = Result(
 
 
 def record(epoch: int, **changes: Any) -> EpochRecord:
-    """Of an epoch of four steps, in a run of two epochs; whatever may be None is None."""
+    """Returns the record of an epoch of four steps, in a run of two epochs; whatever may be None is None."""
     known = {
         "epochs": 2,
         "step": 4 * epoch,
@@ -64,8 +64,9 @@ def record(epoch: int, **changes: Any) -> EpochRecord:
 
 
 def checkpoint(step: int = 8) -> Checkpoint:
-    """Of the small network, whose weights are held in channels_last, with an average and the weights of a better
-    epoch.
+    """Returns a checkpoint of the small network.
+
+    Its weights are held in channels_last, with an average and the weights of a better epoch.
     """
     model = build_model(NETWORK["arch"], **NETWORK["options"]).to(memory_format=torch.channels_last)
     weights = dict(model.state_dict())
@@ -77,7 +78,7 @@ def checkpoint(step: int = 8) -> Checkpoint:
 
 
 def make_run(path: Path) -> Run:
-    """A folder in which everything is there, of a run that has ended."""
+    """Makes a folder with every file of a run that has ended."""
     run = Run.create(path, CONFIG)
     lines = JsonLines(run.metrics, 0)
     for epoch in (1, 2):

@@ -1,7 +1,7 @@
 """DALI on the pretended GPU: its real graphs, by its CPU operators, with the rules of a GPU.
 
-What is fed to an operator on the GPU must lie there, and DALI must copy it, on the stream that is current; what comes
-out is for the stream that was named.
+What is fed to an operator on the GPU must lie there, and DALI must copy it on the current stream; what comes out is for
+the stream that was named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FROM_DLPACK = torch.from_dlpack
 
 
 class Proxy:
-    """A module of DALI, in which some names stand for others."""
+    """A module of DALI in which some names are replaced."""
 
     def __init__(self, module: Any, **others: Any) -> None:
         self.module, self.others = module, others
@@ -32,8 +32,6 @@ class Proxy:
 
 
 class Pipeline:
-    """Stands for `nvidia.dali.Pipeline`."""
-
     def __init__(
         self, gpu: PretendedGpu, genuine: Any, batch_size: int, threads: int, device_id: int, **options: Any
     ) -> None:
@@ -69,7 +67,6 @@ class Pipeline:
 
 @pytest.fixture
 def dali(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """DALI works on the pretended GPU."""
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     genuine = dali_apply.import_dali()
 

@@ -1,5 +1,4 @@
-"""A pretended GPU: tensors that say they are on `cuda:0`, lie on the CPU, and are held to the rules that a real GPU
-would punish.
+"""A pretended GPU: tensors on `cuda:0` that lie on the CPU and are held to the rules of a real GPU.
 
 Two modes of torch make it. The one over functions turns every `cuda` that a caller names into the CPU, and answers
 `.device` by where a tensor pretends to be; the one over operators, which sees what autograd runs too, knows what reads
@@ -52,11 +51,11 @@ COPYING = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.defaul
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 READ_BY_HOST = {Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__}
 PURGE_EVERY = 256
-"""Launches."""
+"""The number of launches after which memory is purged."""
 
 
 class Broken(AssertionError):
-    """A real GPU would have punished this."""
+    """Raised where a real GPU would have failed, waited or computed something else."""
 
 
 class Stream:
@@ -74,12 +73,11 @@ class Stream:
             self.clock[stream] = max(self.clock.get(stream, 0), time)
 
     def is_capturing(self) -> bool:
-        """What torch's optimisers ask."""
         return self.gpu.tape is not None
 
 
 class Event:
-    """A place in a stream. It is queried once in vain, as where the GPU is behind."""
+    """A place in a stream; its first query fails, as where the GPU is behind."""
 
     def __init__(self, gpu: PretendedGpu) -> None:
         self.gpu, self.clock, self.polls = gpu, {}, 0
@@ -96,30 +94,27 @@ class Event:
 
 @dataclass
 class Memory:
-    """A storage on the card, or pinned."""
+    """A storage on the card, or a pinned one."""
 
     alive: StorageWeakRef
     pinned: bool
     owner: Stream
-    """Where it was allocated, and is taken for reuse once it is given back."""
+    """The stream that allocated it, to which it returns for reuse once given back."""
     written: tuple[Stream, int]
     readers: dict[Stream, int] = field(default_factory=dict)
     recorded: set[Stream] = field(default_factory=set)
     graph: bool = False
-    """Within the pool of a graph, which is never given back."""
+    """Marks memory of a graph's pool, which is never given back."""
 
 
 @dataclass
 class Call:
-    """An operator on a tape."""
-
     function: Any
     arguments: tuple
     options: dict[str, Any]
     results: Any
 
     def again(self) -> None:
-        """Runs it on the same memory, into the same results."""
         found = self.function(*self.arguments, **self.options)
         given = {storage_of(tensor) for tensor in tensors_in((self.arguments, self.options))}
         for old, new in zip(tensors_in(self.results), tensors_in(found), strict=True):
@@ -128,8 +123,6 @@ class Call:
 
 
 class Graph:
-    """Stands for `torch.cuda.CUDAGraph`."""
-
     def __init__(self, gpu: PretendedGpu) -> None:
         self.gpu, self.tape = gpu, []
 
@@ -143,7 +136,7 @@ class Graph:
 
 
 class PretendedGpu:
-    """What a test may ask: how often the host waited, the launches, captures and replays; and what it may set."""
+    """What a test may ask (how often the host waited, launches, captures and replays), and what it may set."""
 
     def __init__(self) -> None:
         self.memories: dict[int, Memory] = {}
@@ -156,14 +149,14 @@ class PretendedGpu:
         self.strict, self.sync_debug_mode = False, "default"
         self.free, self.total, self.capability = 60 * 2**30, 80 * 2**30, (9, 0)
         self.failures: dict[str, Exception] = {}
-        """Raised by the next capture, replay or compile."""
+        """Errors raised by the next capture, replay or compile."""
 
     @property
     def stream(self) -> Stream:
         return self.streams[-1]
 
     def breaks(self, rule: str) -> None:
-        """Notes and raises it, with the line of the code under test."""
+        """Notes and raises the rule, with the line of the code under test."""
         ours = [f for f in inspect.stack()[2:] if "/fastcifar/" in f.filename or "/kernels/" in f.filename]
         places = [f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in ours[:3]]
         self.broken.append(f"{rule} ({'; '.join(places)})")
@@ -171,9 +164,7 @@ class PretendedGpu:
 
     @contextlib.contextmanager
     def steady(self, strict: bool = True) -> Iterator[None]:
-        """Within the block the host may neither wait nor copy from memory that is not pinned; with False it may
-        again.
-        """
+        """Forbids the host to wait or to copy from memory that is not pinned, within; with False it may again."""
         was, self.strict = self.strict, strict
         try:
             yield
@@ -193,7 +184,7 @@ class PretendedGpu:
         return memory is not None and not memory.pinned
 
     def take_in(self, tensor: Tensor, pinned: bool = False) -> Tensor:
-        """Has the memory of `tensor` count as the card's, written just now."""
+        """Makes the memory of `tensor` count as the card's, written just now."""
         if self.of(tensor) is None:
             now = (self.stream, self.stream.clock[self.stream])
             reference = StorageWeakRef(tensor.untyped_storage())
@@ -202,7 +193,6 @@ class PretendedGpu:
         return tensor
 
     def sync(self, what: str) -> None:
-        """The host waits for the stream that is current."""
         if self.tape is not None:
             self.breaks(f"{what} waits in a capture")
         self.wait_for(self.stream.clock, what)
@@ -221,12 +211,11 @@ class PretendedGpu:
             self.wait_for(stream.clock, "synchronize()")
 
     def upload(self, origin: Tensor, what: str) -> None:
-        """A copy of `origin`, on the CPU, to the card."""
         if (self.strict or self.tape is not None) and self.of(origin) is None and origin.numel():
             self.breaks(f"{what} of {tuple(origin.shape)} to the GPU from memory that is not pinned")
 
     def launch(self, call: Call) -> None:
-        """Notes that the stream runs an operator; its time goes on, and what it uses must have been waited for."""
+        """Notes that the stream runs an operator, whose inputs must have been waited for, and moves its time on."""
         stream, function = self.stream, call.function
         self.launches += 1
         stream.wait(self.host.clock)
@@ -292,13 +281,11 @@ class PretendedGpu:
 
 
 class Operators(TorchDispatchMode):
-    """Sees every operator, in the backward pass too."""
-
     def __init__(self, gpu: PretendedGpu) -> None:
         super().__init__()
         self.gpu = gpu
         self.goal: bool | None = None
-        """Whether what is made now is on the card, where the caller said so."""
+        """Whether tensors made now are on the card, where the caller said so."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple = (), options: dict[str, Any] | None = None
@@ -389,7 +376,7 @@ class Functions(TorchFunctionMode):
             self.operators.goal = was
 
     def moved(self, arguments: tuple, options: dict[str, Any], device: torch.device) -> Tensor:
-        """`Tensor.to` with a device; another device makes a copy, as in truth."""
+        """Does `Tensor.to` with a device; another device makes a copy, as a real one does."""
         gpu, origin = self.gpu, arguments[0]
         there, wanted = gpu.on_card(origin), device.type == "cuda"
         if there == wanted:
@@ -426,7 +413,6 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """All tensors of nested tuples, lists and dictionaries."""
     if isinstance(tree, Tensor):
         return [tree]
     if isinstance(tree, dict):
@@ -438,13 +424,11 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def unseen() -> Iterator[None]:
-    """Within the block nothing is pretended."""
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
         yield
 
 
 def changed_by(function: Any, arguments: tuple, options: dict[str, Any]) -> list[Tensor]:
-    """What an operator writes in place, by its schema."""
     schema = function._schema.arguments
     values = {argument.name: value for argument, value in zip(schema, arguments, strict=False)} | options
     written = [argument.name for argument in schema if argument.alias_info and argument.alias_info.is_write]
@@ -454,7 +438,7 @@ def changed_by(function: Any, arguments: tuple, options: dict[str, Any]) -> list
 def without_device(
     function: Any, arguments: tuple, options: dict[str, Any]
 ) -> tuple[torch.device | None, tuple, dict[str, Any]]:
-    """The device that a call names, if it does, and its arguments with the CPU in its place."""
+    """Returns the device that a call names, if any, and its arguments with the CPU in its place."""
 
     def is_device(value: Any) -> bool:
         return isinstance(value, torch.device) or (isinstance(value, str) and value.split(":")[0] in ("cuda", "cpu"))
@@ -471,7 +455,6 @@ GENUINE_AUTOCAST = torch.autocast
 
 
 def cuda_of(gpu: PretendedGpu) -> dict[str, Any]:
-    """What stands for the names of `torch.cuda`."""
     properties = SimpleNamespace(
         name="Pretended", major=9, minor=0, total_memory=gpu.total, multi_processor_count=132, L2_cache_size=50 * 2**20
     )
@@ -512,7 +495,7 @@ def cuda_of(gpu: PretendedGpu) -> dict[str, Any]:
 
 
 def grouped_by_place(gpu: PretendedGpu) -> Callable:
-    """torch sorts an optimiser's tensors in C++, where all of them are the CPU's."""
+    """Groups an optimiser's tensors, since torch sorts them in C++, where all of them are the CPU's."""
     genuine = torch._C._group_tensors_by_device_and_dtype
 
     def grouped(lists: list, with_indices: bool = False) -> dict:
@@ -525,13 +508,12 @@ def grouped_by_place(gpu: PretendedGpu) -> Callable:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
-    """A machine with one pretended GPU, for as long as the test runs."""
     pretended = PretendedGpu()
     for name, value in cuda_of(pretended).items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch, "autocast", lambda device_type, **options: GENUINE_AUTOCAST("cpu", **options))
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: pretended.of(tensor).recorded.add(stream))
-    # Layers take their ops, as on a GPU, and these run their references.
+    # Layers call their ops, as on a GPU, and these run their references.
     monkeypatch.setattr(dispatch, "obstacle", lambda device: "this GPU is pretended")
     monkeypatch.setattr(dispatch, "say_once", lambda line: None)
     monkeypatch.setattr(layers, "use_triton", lambda tensor: tensor.is_cuda)

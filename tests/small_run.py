@@ -1,4 +1,4 @@
-"""A run folder with a small network that was never trained, an ensemble of such, and the data set of both."""
+"""A run folder with a small network that was never trained, an ensemble of such runs, and their data set."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ NETWORK |= {"mean": MEAN, "std": STD}
 
 
 def images_like(count: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """uint8 (count, size, size, 3), random."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 def make_data(folder: Path) -> Path:
-    """A .npz file such as `data.arrays` reads, of 60 images to train on and 70 to test on."""
+    """Makes a .npz file such as `data.arrays` reads, of 60 images to train on and 70 to test on."""
     arrays = {"classes": np.array(CLASSES)}
     for seed, (split, count) in enumerate({"train": 60, "test": 70}.items(), start=1):
         arrays |= {f"{split}_images": images_like(count, seed=seed), f"{split}_labels": np.arange(count) % len(CLASSES)}
@@ -43,7 +42,7 @@ def small_network() -> torch.nn.Module:
 
 
 def make_weights(seed: int) -> dict[str, torch.Tensor]:
-    """Random ones, with batch norm statistics that are not those of a new network, and outputs that differ."""
+    """Draws weights whose batch norm statistics are not those of a new network, and whose outputs differ."""
     torch.manual_seed(seed)
     weights = dict(small_network().state_dict())
     for name, tensor in weights.items():
@@ -68,10 +67,10 @@ def make_run(
     split_seed: int = 0,
     **changes: object,
 ) -> Path:
-    """A run at its end, with so many snapshots; `changes` replace what its checkpoint says of the network.
+    """Makes a run at its end, with so many snapshots; `changes` replace entries of its checkpoint's network.
 
     The weights, then the averages, then the snapshots are those of `make_weights` by the seeds from `seed` on; the best
-    ones, those from `seed` + 100 on.
+    ones by those from `seed` + 100 on.
     """
     data = DataConfig(str(dataset), val_split=val_split, split_seed=split_seed)
     model = ModelConfig("resnet", blocks=(1, 1), channels=(4, 8), pre_activation=True, final_norm=True)
@@ -85,11 +84,10 @@ def make_run(
 
 
 VOTERS = ((0, "ema-0.999"), (2, "weights"))
-"""Seed and weights of those that vote in `make_ensemble`."""
+"""Seed and weights of the members that vote in `make_ensemble`."""
 
 
 def make_ensemble(path: Path, dataset: Path) -> Path:
-    """An ensemble of three runs in its folder, of which two vote."""
     for seed in range(3):
         make_run(path / f"seed{seed}", dataset, seed=10 * seed, run_seed=seed, val_split=20)
     weights = dict(VOTERS) | {1: "weights"}
@@ -100,7 +98,7 @@ def make_ensemble(path: Path, dataset: Path) -> Path:
 
 
 def logits_of(run: Path, images: torch.Tensor | np.ndarray, which: str | None = None) -> torch.Tensor:
-    """What the network of the run makes of images uint8 (N, H, W, 3), in float32, without the classifier."""
+    """Returns the outputs of the run's network for images uint8 (N, H, W, 3), in float32, without the classifier."""
     network = read_network(run).load(torch.device("cpu"), which)
     scale, offset = network.normalization.affine(torch.device("cpu"))
     with torch.no_grad():
@@ -108,5 +106,5 @@ def logits_of(run: Path, images: torch.Tensor | np.ndarray, which: str | None = 
 
 
 def mean_of_voters(ensemble: Path, images: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """The mean of the softmax of those that vote in `make_ensemble`, (N, classes)."""
+    """Returns the mean of the softmax of the members that vote in `make_ensemble`, (N, classes)."""
     return torch.stack([logits_of(ensemble / f"seed{seed}", images, name).softmax(1) for seed, name in VOTERS]).mean(0)

@@ -1,6 +1,4 @@
-"""A small run that tests train: five batches of twenty images an epoch, and the methods that change what a step
-does.
-"""
+"""A small run that tests train, of five batches of twenty images an epoch, and methods that change a step."""
 
 from dataclasses import replace
 
@@ -35,7 +33,7 @@ CONFIG = RunConfig(
 DROPOUT = replace(
     CONFIG, model=replace(CONFIG.model, dropout=0.3), engine=replace(CONFIG.engine, precision="bf16"), epochs=3
 )
-"""So that the random state counts."""
+"""A configuration with dropout, so that the random state matters."""
 
 METHODS = {
     "plain": {},
@@ -55,7 +53,6 @@ def image_set(count: int, seed: int = 0) -> ImageSet:
 
 
 def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
-    """To the end, or until so many steps are done."""
     while trainer.state.epoch < trainer.config.epochs:
         if not trainer.run_epoch(stop=lambda: trainer.state.steps_done == stop_after):
             break
@@ -66,6 +63,5 @@ def run(trainer: Trainer, stop_after: int | None = None) -> Trainer:
 
 
 def assert_same_weights(one: Trainer, other: Trainer) -> None:
-    """To the bit, averages included."""
     for name, flat in one.state.last().items():
         assert all(torch.equal(a, b) for a, b in zip(flat, other.state.last()[name], strict=True)), name

@@ -1,4 +1,4 @@
-"""The Python interface: recipes by name, networks and images of one's own, errors that speak of arguments."""
+"""The Python interface: recipes by name, a user's own networks and images, errors that name arguments."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,12 @@ IMAGES = {"train_set": image_set(100), "test_set": image_set(40, seed=1)}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Without what takes most of the time of runs so short, and is tested elsewhere."""
+    """Replaces what takes most of the time of runs so short, and is tested elsewhere."""
     monkeypatch.setattr("fastcifar.engine.run.draw_curves", lambda run, console: None)
     monkeypatch.setattr("fastcifar.engine.run.matmul_flops_per_second", lambda device, dtype: 1e12)
 
 
 class Pooled(nn.Module):
-    """A network that no name stands for."""
-
     def __init__(self, features: int = 8) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(3, features, 3)
@@ -36,7 +34,6 @@ class Pooled(nn.Module):
 
 @pytest.fixture
 def configured(monkeypatch):
-    """What `train` would train, of a call's arguments."""
     monkeypatch.setattr("fastcifar.engine.run.train", lambda config, out, **given: config)
     return fastcifar.train
 
@@ -136,8 +133,6 @@ def test_a_notebook_sees_progress(tmp_path, monkeypatch, widgets):
             super().__init__(**options, force_jupyter=True)
 
     class Bar:
-        """In place of one that draws itself into a notebook, of which there is none."""
-
         def __init__(self, *columns, **options) -> None:
             self.add_task, self.update, self.start, self.stop = ((lambda *given, **named: None) for _ in range(4))
 

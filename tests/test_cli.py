@@ -1,6 +1,4 @@
-"""The command line: immediate help, refusals that name the way out, completion, and the commands that need no
-training.
-"""
+"""The command line: immediate help, refusals that name the way out, completion, and commands without training."""
 
 import os
 import re
@@ -26,7 +24,7 @@ from fastcifar.settings import settings_of
 
 
 def refusal(capsys, *arguments: str) -> str:
-    """What a refused command line prints: one line, with an exit status of 2."""
+    """Returns what a refused command line prints: one line, with an exit status of 2."""
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("fastcifar: ")
@@ -35,7 +33,7 @@ def refusal(capsys, *arguments: str) -> str:
 
 
 def printed(capsys, *arguments: str) -> str:
-    """What a command line prints that ends the program at once, with an exit status of 0."""
+    """Returns what a command line prints that ends the program at once, with an exit status of 0."""
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
     assert not exit_.value.code
@@ -93,7 +91,7 @@ def test_refusals_are_short_and_name_the_way_out(capsys, monkeypatch, tmp_path, 
 
 
 def test_help_and_refusals_come_without_torch():
-    """Which keeps them under a second: 0.2 s on an idle machine."""
+    """This keeps them under a second: 0.2 s on an idle machine."""
     lines = [
         "",
         "train --help",

@@ -97,6 +97,6 @@ def test_changes_in_python_are_checked_too():
 
 
 def test_an_older_runs_file_loads():
-    """It has null for what was not given, and false where a network has no pre-activation."""
+    """The file has null for what was not given, and false where a network has no pre-activation."""
     model = {"arch": "resnet18", "pre_activation": False, "blocks": None, "dropout": 0.1}
     assert RunConfig.from_json(json.dumps({"model": model})).model == ModelConfig("resnet18", dropout=0.1)

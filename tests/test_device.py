@@ -1,4 +1,4 @@
-"""What the system tells of memory."""
+"""What the system reports of memory."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The documents say what the code does: commands parse, the reference is up to date, the examples run."""
+"""The documents agree with the code: commands parse, the reference is up to date, the examples run."""
 
 import re
 import shlex
@@ -18,7 +18,6 @@ EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
 
 
 def commands() -> list[str]:
-    """Every fastcifar command in a shell block of a page."""
     blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
     return sorted({command for block in blocks for command in re.findall(r"\bfastcifar [a-z].*", block)})
 

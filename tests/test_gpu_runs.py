@@ -27,8 +27,9 @@ TRAIN = ["train", *NETWORK, "--epochs", "2", "--out", "run"]
 
 @pytest.fixture(autouse=True)
 def small_and_steady(gpu, dali, monkeypatch, tmp_path):
-    """An epoch must not wait, but at its end and where a snapshot is due; what a GPU would compute in large is small;
-    and nothing is drawn, since that needs no GPU.
+    """Forbids an epoch to wait, except at its end and where a snapshot is due, and makes all work small.
+
+    Nothing is drawn, since that needs no GPU.
     """
 
     def under(strict, function):
@@ -52,7 +53,7 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
 
 
 def weights(folder: str) -> dict[str, bytes]:
-    """The bytes of all weights that the last checkpoint of a run has; its state tells seconds too, which differ."""
+    """Returns the bytes of all weights in a run's last checkpoint, whose state also holds seconds, which differ."""
     checkpoints = Path(folder, "checkpoints")
     files = (checkpoints / (checkpoints / "latest").read_text().strip()).glob("*.safetensors")
     return {file.name: file.read_bytes() for file in files if file.name != "state.safetensors"}
@@ -163,7 +164,7 @@ def test_what_comes_after_training(capsys):
 
 @pytest.mark.parametrize("capture", ["on", "off"])
 def test_profile(capture, monkeypatch):
-    """But for what only the profiler of a real GPU sees."""
+    """Only what the profiler of a real GPU sees is left out."""
     monkeypatch.setattr(profile, "traced", lambda trainer, batches, *_: trainer.run_steps(batches, 2) and [])
     monkeypatch.setattr(profile, "kernel_seconds", lambda events: {"forward": 1.0})
     assert cli.main(["profile", *NETWORK, "--capture", capture, "--steps", "8", "--out", "profile"]) == 0

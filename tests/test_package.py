@@ -1,4 +1,4 @@
-"""The package as others get it: the wheel holds every module, and each can be imported without the checkout."""
+"""The installed package: the wheel holds every module, and each imports without the checkout."""
 
 import shutil
 import subprocess
@@ -21,7 +21,6 @@ print(*names, fastcifar.__file__)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The wheel's content in a folder of its own."""
     folder = tmp_path_factory.mktemp("wheel")
     for part in ("fastcifar", "kernels"):
         shutil.copytree(ROOT / part, folder / "source" / part)
@@ -50,7 +49,6 @@ def test_every_module_is_in_the_wheel_and_imports(installed):
 
 
 def test_commands_run_from_the_root_of_the_checkout():
-    """Where the kernels stand beside the package."""
     kernels = "import importlib.util; assert importlib.util.find_spec('fastcifar.kernels')"
     for arguments in (["-m", "fastcifar.cli", "--help"], ["-c", kernels]):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)

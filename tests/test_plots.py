@@ -1,4 +1,4 @@
-"""Pictures: what they show, that all of it fits, and that one which fails costs nothing else."""
+"""Pictures: what they show, that all of it fits, and that a failing one does no other harm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ def titled(title: str) -> Figure:
 
 
 def drawn(figure: Figure) -> Figure:
-    """`figure` with the places of its parts laid out."""
     FigureCanvasAgg(figure).draw()
     return figure
 
@@ -66,7 +65,7 @@ def test_a_failure_is_one_line_and_leaves_what_was_there(patched, error, tmp_pat
 
 
 def test_the_backend_that_a_notebook_names_does_not_matter(tmp_path):
-    """And it is the user's own pyplot's afterwards, where there is such a backend."""
+    """Afterwards it is the user's own pyplot's, where there is such a backend."""
     code = "import os, sys; from pathlib import Path; from fastcifar.plots import draw, plot_lr\n"
     code += "print(draw(Path('a.png'), plot_lr, [0.1], 1, [])); import matplotlib\n"
     code += "print(os.environ['MPLBACKEND'], matplotlib.get_backend(auto_select=False))"
@@ -85,7 +84,7 @@ def test_a_short_name_fits_whatever_its_letters():
 
 
 def records(epochs: int, table: list[float]):
-    """Of four steps each, with a validation split and two averages that come to the same."""
+    """Makes records of four steps each, with a validation split and two averages of the same accuracy."""
     validated = {"validation_loss": 1.2, "validation_accuracy": 0.6, "averaged_validation_accuracies": AVERAGES}
     return [record(n, epochs=epochs, lr=table[4 * n - 1], train_loss=2 / n, **validated) for n in range(1, epochs + 1)]
 
@@ -137,7 +136,7 @@ def test_the_applied_rate_is_the_tables_but_where_a_plateau_lowered_it():
 
 
 def test_the_curves_of_a_folder(tmp_path, capsys):
-    """Of two epochs of four steps; damage costs only the picture, and a run without an epoch has none."""
+    """The run has two epochs of four steps; damage costs only the picture, and a run without an epoch has none."""
     run = make_run(tmp_path / "my_run")
     figure = plot_run(run)
     assert figure.get_suptitle() == "my_run: resnet"
@@ -167,7 +166,7 @@ def test_the_split_of_a_step():
 
 
 def confusion_of(count: int) -> np.ndarray:
-    """A hundred images a class, of which its number, at most twelve, are taken for the next class."""
+    """Makes a hundred images a class, of which its number, at most twelve, are taken for the next class."""
     wrong = np.minimum(np.arange(count), 12)
     matrix = np.diag(100 - wrong)
     matrix[np.arange(count), (np.arange(count) + 1) % count] += wrong
@@ -199,7 +198,6 @@ def test_the_shades_are_of_the_mistakes():
 @pytest.mark.parametrize("count", [7, 100])
 @pytest.mark.filterwarnings("ignore:Glyph .* missing")
 def test_names_of_any_kind_fit(count):
-    """Between their neighbours, and on the picture."""
     figure = drawn(plot_confusion(confusion_of(count), (NAMES * count)[:count]))
     axes = figure.axes[0]
     boxes = [label.get_window_extent() for label in axes.get_yticklabels()]

@@ -1,4 +1,4 @@
-"""The pretended GPU punishes what a real one would; that it lets the rest through is seen in `test_gpu_runs.py`."""
+"""The pretended GPU punishes what a real one would; `test_gpu_runs.py` shows that it lets the rest through."""
 
 import pytest
 import torch

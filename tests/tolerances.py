@@ -18,8 +18,9 @@ MULTIPLE = {torch.float64: 4.0, torch.float32: 4.0, torch.bfloat16: 2.0, torch.f
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """The largest difference from `exact` (float64) over its largest magnitude; nan where `actual` holds one, 0
-    where there is nothing.
+    """Returns the largest difference from `exact` (float64) over its largest magnitude.
+
+    It is nan where `actual` holds one, and 0 where there is nothing.
     """
     if not exact.numel():
         return 0.0
@@ -34,8 +35,7 @@ def assert_as_accurate_as_torch(
     multiple: Mapping[torch.dtype, float] | None = None,
     name: str = "result",
 ) -> None:
-    """Fails where `actual` is further from `exact` (float64) than the table allows, given PyTorch's own result
-    `theirs`.
+    """Fails where `actual` is further from `exact` (float64) than the table allows, given PyTorch's `theirs`.
 
     `multiple` overrides the table. Integers must be equal.
     """

@@ -1,7 +1,7 @@
-"""What `tools/gpu_suite` adds to pytest: a file of what every test came to, from which the next call goes on, and a
-deadline.
+"""The part of `tools/gpu_suite` within pytest: a file of every test's result, and a deadline.
 
-With `--dry-run` every test runs on the pretended GPU of `tests/pretended_gpu.py`, in small.
+The next call goes on from the file. With `--dry-run` every test runs on the pretended GPU of `tests/pretended_gpu.py`,
+in small.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 SCHEMA = "fastcifar.gpu_suite/3"
 NO_TIME = "left to the next call, since there is no time"
 USUAL_SECONDS = 5
-"""What a test takes that is not marked with `takes`."""
+"""How long a test takes that is not marked with `takes`."""
 LONGEST_TEXT = 4_000
-"""Characters of what a failure says that are kept."""
+"""How many characters of a failure's text are kept."""
 NEED_A_REAL_ONE = ("test_a_gpu_is_profiled", "test_opcheck", "test_runs_on_a_gpu_that_is_not_the_current_one")
-"""Tests that ask more of a GPU than to pretend: a profiler, the devices of torch's own test utilities, a second GPU."""
+"""Tests that need more than a pretended GPU: a profiler, the devices of torch's own test utilities, a second GPU."""
 TINY = "--arch resnet --blocks 1 --channels 4 --batch-size 10".split()
 EARLIER = pytest.StashKey[dict[str, str]]()
 """Outcomes of earlier calls, by the tests' names."""
@@ -73,8 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
 class Results:
     """Rewrites the file whenever a test begins or ends.
 
-    What is interrupted is left to the next call. A test that the next process finds `running` took the one before it
-    down.
+    What is interrupted is left to the next call. A test that the next process finds `running` brought down the process
+    before it.
     """
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class Results:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Has every process of pytest-xdist, those that take the place of others too, choose the same tests."""
+        """Makes every process of pytest-xdist choose the same tests, including those that replace others."""
         node.workerinput["earlier"] = self.earlier
 
     def pytest_sessionfinish(self) -> None:
@@ -127,7 +127,7 @@ class Results:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """The files in `tests` without a test for a GPU need not be imported."""
+    """Leaves out the files in `tests` without a test for a GPU, which need not be imported."""
     if collection_path.name.startswith("test_") and TESTS in collection_path.parents:
         text = collection_path.read_text("utf-8")
         return True if "mark.gpu" not in text and '"card"' not in text else None
@@ -148,7 +148,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def needs_gpu(item: pytest.Item) -> bool:
-    """Whether a test is beside this file, or one of `tests` that a CPU cannot do as well."""
+    """Returns whether a test is beside this file, or one of `tests` that a CPU cannot do as well."""
     if TESTS not in item.path.parents:
         return True
     if item.config.getoption("dry_run"):  # those with `card` run on the pretended GPU anyway
@@ -157,7 +157,7 @@ def needs_gpu(item: pytest.Item) -> bool:
 
 
 def kind_of(item: pytest.Item) -> object:
-    """A dry run has the first case of each kind: of `tests` each test, and each operation within it."""
+    """Returns what a dry run has one case of: in `tests` each test, and each operation within it."""
     if TESTS not in item.path.parents:
         return item.nodeid
     spec = item.callspec.params.get("spec") if hasattr(item, "callspec") else None
@@ -183,9 +183,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 
 @pytest.fixture(autouse=True)
 def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a dry run, a GPU that is pretended, and as little of everything as shows that it runs; else one without
-    earlier tests' memory.
-    """
+    """Pretends a GPU in a dry run, and makes everything small; else drops the memory that earlier tests left."""
     torch.compiler.reset()
     if not request.config.getoption("dry_run"):
         gc.collect()
@@ -210,7 +208,7 @@ def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def tiny(request: pytest.FixtureRequest) -> list[str]:
-    """Flags that end a command line; in a dry run they name a small network."""
+    """Returns flags that end a command line; in a dry run they name a small network."""
     return TINY if request.config.getoption("dry_run") else []
 
 

@@ -1,4 +1,4 @@
-"""What `fastcifar doctor` says of the machine; the tests in `tests` that need a GPU run beside it."""
+"""The result of `fastcifar doctor` on this machine; the tests in `tests` that need a GPU run beside it."""
 
 import pytest
 

@@ -1,6 +1,4 @@
-"""Images a second of training on a GPU: of the networks with a target, of the loaders, of several runs at once; and
-their profiles.
-"""
+"""Images a second of training on a GPU, for networks with a target, loaders and runs at once; and their profiles."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ STEPS = 400
 
 
 def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
-    """Ready to train on as many images as CIFAR-10 has, and what was said of that; what they show does not matter to
-    any speed.
-    """
+    """Returns a trainer with as many images as CIFAR-10 has, and what was printed; the pictures do not affect speed."""
     config, notes = resolve(parse(["train", "--dataset", "synthetic", "--epochs", "100", *flags]).run)
     prepare_machine(config.engine)
     drawn = synthetic("train")
@@ -48,7 +44,6 @@ def trainer_of(flags: list[str]) -> tuple[Trainer, list[str]]:
     "flags", [pytest.param(flags, marks=pytest.mark.takes(60 if flags in COMPILED else 20)) for flags in FLAGS]
 )
 def test_training(benchmark, device, flags, tiny):
-    """Whole epochs, loading included, compiling and capturing apart."""
     if "dali" in flags and not dali_installed():
         pytest.skip("NVIDIA DALI is not installed")
     trainer, notes = trainer_of([*flags.split(), *tiny])
@@ -78,14 +73,14 @@ def test_profile(network, record_property, tmp_path, fastcifar, tiny):
 
 @pytest.mark.takes(40)
 def test_packed(device, record_property, tiny):
-    """Runs on streams of one process, whose steps are launched in turn, against one alone."""
+    """Compares runs on streams of one process, whose steps are launched in turn, with one alone."""
     one, several = (rate_together(count, device, tiny) for count in (1, AT_ONCE))
     record_property("images_per_second", several)
     record_property("times_one", several / one)
 
 
 def rate_together(count: int, device: torch.device, flags: list[str]) -> float:
-    """Images a second of `count` runs together, after as many steps to warm up."""
+    """Returns the images a second of `count` runs together, after as many steps to warm up."""
     courses = []
     for _ in range(count):
         stream = torch.cuda.Stream(device)

@@ -38,7 +38,7 @@ EXACT = [
     "rotate:180,translate:0.5,shear:40,fill:reflect",
     "cutout:2x5",
 ]
-"""Policies that make use of every part, each of which all backends carry out to the last bit."""
+"""Policies that use every part, each of which all backends carry out to the last bit."""
 
 
 def image_set(count: int, size: tuple[int, int] = (32, 32)) -> ImageSet:
@@ -65,7 +65,7 @@ def drawn(policy: Policy, dataset: ImageSet, epoch: int = 0) -> Params:
 
 
 def with_pil(image: torch.Tensor, warp: torch.Tensor) -> np.ndarray:
-    """PIL's own resampling by the same map; PIL adds the half pixel itself, so it is taken out of the offsets."""
+    """Resamples with PIL by the same map; PIL adds the half pixel itself, so it is taken out of the offsets."""
     a, b, c, d, e, f = (warp.double() / ONE).tolist()
     matrix = (a, b, c - (a + b) / 2, d, e, f - (d + e) / 2)
     picture = Image.fromarray(image.numpy())
@@ -109,7 +109,7 @@ def test_dali_and_torch_agree_to_the_last_bit(text, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("text", ["standard,cutout:2x6", "randaugment:1,9,greyscale:0.1"])
 def test_backends_normalise_alike(text, dtype):
-    """The same float32 value, rounded once, but for DALI's fused multiply-add."""
+    """Checks for the same float32 value, rounded once; DALI's fused multiply-add may differ."""
     dataset, policy = image_set(100), parse(text)
     params = drawn(policy, dataset)
     reference = apply("torch", policy, dataset, params, dtype)
@@ -128,7 +128,7 @@ WHOLE = (Operation.TRANSLATE_X, Operation.TRANSLATE_Y, Operation.POSTERIZE)
 
 
 def with_torchvision(picture: Image.Image, operation: Operation, value: float) -> Image.Image:
-    """torchvision's own step of its automatic policies; its enhancement factors are relative to 1."""
+    """Runs torchvision's own step of its automatic policies; its enhancement factors are relative to 1."""
     name = "".join(part.capitalize() for part in operation.name.split("_"))
     magnitude = value - 1 if operation in ENHANCING else value
     return _apply_op(picture, name, magnitude, InterpolationMode.NEAREST, fill=[0, 0, 0])
@@ -157,7 +157,6 @@ def test_equalize_is_all_that_dali_leaves_to_torch():
 
 @pytest.mark.parametrize("name", ["autoaugment_tv", "randaugment:2,9", "trivialaugment"])
 def test_whole_policies_against_torchvision_on_pil_images(name):
-    """Every sample's own operations, in order, as torchvision carries them out one image at a time."""
     dataset, policy = image_set(200), parse(name)
     params = drawn(policy, dataset)
     got = apply("torch", policy, dataset, params)

@@ -1,4 +1,4 @@
-"""The operations that move no pixel against PIL: no difference is allowed."""
+"""The operations that move no pixel, against PIL: no difference is allowed."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ WITH_PIL: dict[Operation, Callable[[Image.Image, float], Image.Image]] = {
     Operation.BRIGHTNESS: lambda image, value: ImageEnhance.Brightness(image).enhance(value),
     Operation.SHARPNESS: lambda image, value: ImageEnhance.Sharpness(image).enhance(value),
 }
-# As torchvision computes them, from what it adds to 1.
+# As torchvision computes them: 1 plus what it draws.
 FACTORS = [1.0 + strength for strength in (-1.0, -0.95, -0.9, -0.5, 0.0, 0.3, 0.9, 0.99)]
 THRESHOLDS = [0.0, 0.5, 1.0, 8.5, 127.0, 127.5, 128.0, 246.5, 254.0, 254.5, 255.0, 255.5, 256.0]
 VALUES = {operation: FACTORS for operation in ENHANCING} | {
@@ -39,9 +39,7 @@ SHAPES = [(33, 31), (5, 7), (2, 3), (1, 1)]
 
 
 def pictures(shape: tuple[int, int]) -> Tensor:
-    """uint8 (N, H, W, 3): noise, constants, two levels, few levels, gradients, black and white, colours on the verge
-    of clipping.
-    """
+    """Draws uint8 (N, H, W, 3): noise, constants, few levels, gradients, black and white, colours close to clipping."""
     generator, size = np.random.default_rng(0), (*shape, 3)
     gradient = np.linspace(0, 255, shape[0] * shape[1] * 3).reshape(size)
     made = [
@@ -91,7 +89,7 @@ def test_auto_contrast_stretches_any_range_as_pil_does():
 
 @pytest.mark.parametrize("dark", [0, 1, 254, 255, 382, 383, 509, 510, 637, 638, 1023])
 def test_equalize_with_few_or_many_pixels_below_the_lightest(dark):
-    """Steps of 0 (nothing changes) and 1 to 4, and tables that run past 255."""
+    """Steps are 0 (nothing changes) and 1 to 4, and some tables run past 255."""
     images = torch.full((3, 1024, 3), 200, dtype=torch.uint8)
     images[0, :dark], images[1, :dark, 1], images[2, : dark // 2] = 7, 30, 9
     assert_equal(images.view(3, 32, 32, 3), Operation.EQUALIZE, torch.zeros(3, dtype=torch.float64))

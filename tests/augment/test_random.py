@@ -7,12 +7,11 @@ from fastcifar.augment.random import Key, Stream, below, draw, philox
 
 
 def test_published_vectors():
-    """Random123's known answers for Philox 4x32-10 that have the two high counter words at zero."""
+    """Uses Random123's known answers for Philox 4x32-10 that have the two high counter words at zero."""
     assert philox(0, torch.tensor([0]))[0].tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
 def plain_philox(key: int, offset: int) -> list[int]:
-    """The same in Python's own integers, from the paper's definition."""
     mask = 2**32 - 1
     counter, (k0, k1) = [offset & mask, offset >> 32, 0, 0], (key & mask, key >> 32)
     for _ in range(10):
@@ -29,7 +28,7 @@ def test_equals_a_plain_implementation(key):
 
 
 def test_equals_tritons_generator():
-    """What `tl.randint4x(5 << 32 | 42, offset)` gave in Triton 3.9."""
+    """The expected numbers are those of `tl.randint4x(5 << 32 | 42, offset)` in Triton 3.9."""
     words = {
         4294968273: [0x3E109C8D, 0x18553DCF, 0xDB5FC08B, 0x8A0FD40D],
         8589936546: [0x6E379812, 0x5023874A, 0xDB14DA18, 0xF93A7119],

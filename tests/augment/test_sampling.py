@@ -1,4 +1,4 @@
-"""What is drawn: uniform where it should be, independent, and as often as the policies' definitions say."""
+"""The draws are uniform where they should be, independent, and as frequent as the policies' definitions say."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,11 @@ INDEX = torch.arange(COUNT)
 
 
 def quantile_99_9(degrees: int) -> float:
-    """Of the chi-square distribution: Wilson and Hilferty's approximation, good to 1% from one degree of freedom on."""
+    """Approximates the chi-square quantile (Wilson and Hilferty), good to 1% from one degree of freedom on."""
     return degrees * (1 - 2 / (9 * degrees) + 3.0902 * (2 / (9 * degrees)) ** 0.5) ** 3
 
 
 def assert_frequencies(drawn: torch.Tensor, probabilities: list[float] | torch.Tensor) -> None:
-    """A chi-square test of int64 values against their probabilities."""
     expected = torch.as_tensor(probabilities, dtype=torch.float64) * len(drawn)
     counts = torch.bincount(drawn, minlength=len(expected)).double()
     assert not counts[expected == 0].any()
@@ -36,7 +35,7 @@ def draw_all(text: str, epoch: int = 1, size: tuple[int, int] = (32, 32), index:
 
 
 def shifts_and_flips(params: Params) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows down, columns right and mirror images of a `standard` policy on 32x32 images."""
+    """Draws rows down, columns right and mirror images of a `standard` policy on 32x32 images."""
     a, _, c, _, _, f = params.warp.long().unbind(1)
     flip = (a < 0).long()
     return f >> 16, (c >> 16) - 31 * flip, flip
@@ -57,7 +56,6 @@ def test_successive_epochs_and_samples_are_uncorrelated():
 
 
 def test_streams_are_uncorrelated():
-    """Every pair of words of every pair of streams."""
     words = torch.cat([draw(Key(0, 1), stream, INDEX[:20_000]) for stream in Stream], dim=1).double().T
     correlation = torch.corrcoef(words) - torch.eye(len(words))
     assert float(correlation.abs().max()) < 5 / 20_000**0.5
@@ -100,7 +98,7 @@ def test_operations_come_as_often_as_the_definition_says(name):
 
 
 def test_sub_policies_are_drawn_whole():
-    """The pairs of operations, against the products of the probabilities in each sub-policy."""
+    """Compares pairs of operations with the products of the probabilities in each sub-policy."""
     first, second = draw_all("autoaugment").slots
     count = len(Operation)
     expected = torch.zeros(count * count, dtype=torch.float64)
@@ -168,7 +166,7 @@ def test_coarse_dropout_has_whole_squares_half_of_the_time():
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 3.0])
 def test_shares_follow_the_beta_distribution(alpha):
-    """Kolmogorov and Smirnov's statistic against NumPy's generator."""
+    """Applies the Kolmogorov-Smirnov test against NumPy's generator."""
     generator = torch.Generator().manual_seed(1)
     ours = np.sort(beta(torch.rand(20_000, dtype=torch.float64, generator=generator), alpha).numpy())
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, 20_000))

@@ -1,6 +1,4 @@
-"""The loops that fastcifar is compared with: that they do what torchvision and fastcifar do, and how their figures
-come about.
-"""
+"""The loops that fastcifar is compared with do what torchvision and fastcifar do, and their figures are right."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def test_images_are_normalised_as_torchvision_does():
 
 
 def test_plain_loops_call_none_of_our_operators(gpu, task):
-    """Nor do they wait, on a GPU, where the layers of our networks would be kernels."""
+    """On a GPU, where our networks' layers would be kernels, the loops do not wait either."""
 
     class Ours(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), options=None):
@@ -89,7 +87,7 @@ def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror_image():
 
 
 def test_the_plain_loops_learn_what_fastcifar_learns(task, monkeypatch):
-    """From the same weights on the same batches, in float32."""
+    """Starts from the same weights, on the same batches, in float32."""
     ours = comparison.Fastcifar(task)
     batches = [list(ours.trainer.loader.batches(epoch)) for epoch in range(2)]
     for name in ("reports", "eager_amp"):

@@ -20,13 +20,13 @@ GIVEN = os.environ.get("FASTCIFAR_DATA", "")
 
 @pytest.fixture
 def real_cifar() -> Path:
-    """The folder given in FASTCIFAR_DATA; for tests marked `data`."""
+    """Returns the folder given in FASTCIFAR_DATA; for tests marked `data`."""
     return Path(GIVEN)
 
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache, no settings, no proxies; returns the cache's folder."""
+    """Sets up an empty cache without settings or proxies; returns the cache's folder."""
     for name in ("FASTCIFAR_DATA", "FASTCIFAR_MIRRORS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "*")

@@ -24,11 +24,10 @@ class Tiny:
     form: CifarFormat
     files: dict[str, bytes]
     images: np.ndarray
-    """uint8 (40, 32, 32, 3): the train split."""
+    """The train split, uint8 (40, 32, 32, 3)."""
     labels: list[int]
 
     def folder(self, place: Path) -> Path:
-        """The unpacked folder, made in `place`."""
         folder = place / self.form.folder
         folder.mkdir(parents=True)
         for name, content in self.files.items():
@@ -36,7 +35,6 @@ class Tiny:
         return folder
 
     def archive(self, place: Path) -> Path:
-        """The archive, made in `place`."""
         place.mkdir(parents=True, exist_ok=True)
         (place / self.form.archive).write_bytes(self.packed())
         return place / self.form.archive
@@ -46,7 +44,7 @@ class Tiny:
 
 
 def pack(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
-    """A .tar.gz of files by name, or of ready-made headers without contents."""
+    """Packs a .tar.gz of files by name, or of ready-made headers without contents."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, content in members.items():
@@ -64,7 +62,7 @@ def md5(content: bytes) -> str:
 
 
 def form_of(files: dict[str, bytes]) -> CifarFormat:
-    """CIFAR-10's form with the md5s of these files: batches.meta, data_batch_1, data_batch_2, test_batch."""
+    """Returns CIFAR-10's form with the md5s of these files: batches.meta, data_batch_1, data_batch_2, test_batch."""
     train, test, meta = (
         {name: md5(content) for name, content in files.items() if name.startswith(start)}
         for start in ("data_batch", "test_batch", "batches.meta")
@@ -73,7 +71,7 @@ def form_of(files: dict[str, bytes]) -> CifarFormat:
 
 
 def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, as fractions of 255, from exact counts of the 256 levels."""
+    """Returns mean and standard deviation of each channel, as fractions of 255, from exact counts of the 256 levels."""
     levels = np.arange(256) / 255
     counts = [torch.bincount(channel.flatten(), minlength=256).numpy() for channel in images.unbind(3)]
     means = [float(np.average(levels, weights=count)) for count in counts]

@@ -1,4 +1,4 @@
-"""An HTTP server with bad habits."""
+"""An HTTP server that misbehaves on request."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Server:
 
 
 class Habits(BaseHTTPRequestHandler):
-    """Habits: good, no_length, corrupt, endless, truncating, silent (stalls half-way), slow (100 kB/s), trickling,
-    absent.
+    """Answers by the habit that an address names.
+
+    Habits: good, no_length, corrupt, endless, truncating, silent (stalls half-way), slow (100 kB/s), trickling, absent.
     """
 
     def do_GET(self) -> None:

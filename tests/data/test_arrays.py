@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def drawn(height: int = 8, width: int = 8, count: int = 20) -> Arrays:
-    """Random images of three classes, with half as many for the test."""
+    """Draws images of three classes, with half as many for the test."""
     random = np.random.default_rng(0)
     return {
         "train_images": random.integers(0, 256, (count, height, width, 3), np.uint8),
@@ -30,7 +30,6 @@ def drawn(height: int = 8, width: int = 8, count: int = 20) -> Arrays:
 
 
 def save(place: Path, arrays: Arrays, form: str = "npz") -> Path:
-    """A .npz file or a folder of .npy files."""
     if form == "npz":
         np.savez(place / "own.npz", **arrays)
         return place / "own.npz"
@@ -140,8 +139,6 @@ def test_a_missing_array_is_named(tmp_path: Path, form: str, name: str) -> None:
 
 
 class Hostile:
-    """An object whose unpickling would be noticed."""
-
     def __reduce__(self) -> tuple:
         return (pytest.fail, ("unpickled",))
 
@@ -175,7 +172,7 @@ def test_truncated(tmp_path: Path, form: str, keep: int) -> None:
 
 
 def test_any_damage_is_answered(tmp_path: Path) -> None:
-    """Most damage is found by the archive's checksums; some, as to a time, changes nothing."""
+    """The archive's checksums find most damage; some damage, as to a time, changes nothing."""
     path = save(tmp_path, drawn())
     content, images = path.read_bytes(), drawn()["train_images"]
     for place in range(0, len(content), 37):

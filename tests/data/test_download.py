@@ -23,7 +23,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def impatient(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third of a second for the rest of a small file, in place of five minutes, and a tenth to measure."""
+    """Allows a third of a second for the rest of a small file instead of five minutes, and a tenth to measure."""
     server.content = server.content[:60_000]
     monkeypatch.setattr(module, "PATIENCE", 0.3)
     monkeypatch.setattr(module, "MEASURING", 0.1)
@@ -35,7 +35,7 @@ def get(server: Server, target: Path, *habits: str, deadline_seconds: float = fl
 
 
 def left(target: Path) -> list[str]:
-    """Names of the files that remain, but for the lock."""
+    """Returns the names of the files that remain, but for the lock."""
     return sorted(path.name for path in target.parent.iterdir() if not path.name.endswith(".lock"))
 
 

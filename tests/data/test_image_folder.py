@@ -71,7 +71,7 @@ def test_any_size_becomes_the_asked_one(tmp_path: Path, size: int) -> None:
 
 
 def test_the_middle_is_kept_and_smoothed(tmp_path: Path) -> None:
-    """A red bar left, a blue one right, and between them a fine chequerboard, which becomes grey."""
+    """The picture has a red bar left, a blue one right and a fine chequerboard between, which becomes grey."""
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[:, :32, 0], pixels[:, 96:, 2] = 255, 255
     pixels[:, 32:96] = 255 * (np.indices((64, 64)).sum(0) % 2)[..., None]
@@ -162,7 +162,7 @@ def test_the_cache_appears_whole_or_not_at_all(
 
 
 def huge_png() -> bytes:
-    """The header of a PNG with 400 million pixels, and a little of its data."""
+    """Returns the header of a PNG with 400 million pixels, and a little of its data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""The loader's promises: what a sample looks like depends on the seed, the epoch and the sample alone."""
+"""A sample's looks depend on the seed, the epoch and the sample alone."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ COUNT = 205
 
 @pytest.fixture(scope="module")
 def dataset() -> ImageSet:
-    """Random images whose labels are their places in the set."""
+    """Draws images whose labels are their places in the set."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (COUNT, 32, 32, 3), dtype=torch.uint8, generator=generator)
     return ImageSet(images, torch.arange(COUNT), tuple(map(str, range(COUNT))), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -131,7 +131,7 @@ def test_bad_arguments_are_one_sentence(dataset, options, message):
 
 
 def test_ranks_share_the_epoch(dataset):
-    """Together they see what one process sees, in the order of their turns; what does not divide evenly is left out."""
+    """Together the ranks see what one process sees, in turn; what does not divide evenly is left out."""
     whole = epoch(loader(dataset, policy="transform2"))
     ranks = [epoch(loader(dataset, policy="transform2", batch_size=9, rank=rank, world_size=3)) for rank in range(3)]
     for part in (0, 1):
@@ -159,7 +159,7 @@ def test_weights_decide_how_often_samples_are_drawn(dataset):
 @pytest.mark.parametrize("kind", ["mixup:0.4", "cutmix"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_mixed_images_are_blends_of_the_augmented_ones(dataset, kind, backend):
-    """Whatever the batch and chunk size; labels are the shares."""
+    """The batch and chunk size do not matter, and labels are the shares."""
     policy = parse(f"standard,{kind}")
     images, labels = epoch(loader(dataset, policy=policy, backend=backend, batch_size=64, chunk_size=70))
     plain_images, order = epoch(loader(dataset, policy="standard"))
@@ -177,7 +177,6 @@ def test_mixed_images_are_blends_of_the_augmented_ones(dataset, kind, backend):
 
 
 def test_mixed_floats_are_blends_too(dataset):
-    """In the dtype of the images; bytes are only rounded in addition."""
     bytes_, floats = (
         epoch(loader(dataset, policy="mixup", dtype=dtype, normalize="none"))[0]
         for dtype in (torch.uint8, torch.float32)
@@ -213,9 +212,7 @@ def test_an_interrupted_chunk_does_not_spoil_the_next_epoch(dataset, monkeypatch
 
 
 def test_on_a_gpu_the_next_chunk_is_always_under_way(gpu, dataset, monkeypatch):
-    """The first one of the next epoch too; and all of it happens on the loader's own stream, which waits for no
-    training.
-    """
+    """The first chunk of the next epoch is too; all work is on the loader's own stream, which waits for no training."""
     chosen, made = loader(dataset, device="cuda", backend="triton", batch_size=20, chunk_size=100), []
     for name in ("submit", "collect"):
         watch(chosen.applier, name, made, monkeypatch)
@@ -232,7 +229,7 @@ def test_on_a_gpu_the_next_chunk_is_always_under_way(gpu, dataset, monkeypatch):
 
 
 def watch(applier, name, made, monkeypatch):
-    """Notes each call of a method with the stream that is current."""
+    """Notes each call of a method and the current stream."""
     genuine = getattr(applier, name)
 
     def noted(*arguments):

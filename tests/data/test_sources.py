@@ -29,7 +29,6 @@ def tiny_cifar10(monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Tiny:
 
 @pytest.fixture
 def mirror(server: Server, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """A mirror that serves the archive."""
     server.content = tiny.packed()
     monkeypatch.setenv("FASTCIFAR_MIRRORS", f"http://127.0.0.1:{server.port}/good/")
     return server

@@ -50,7 +50,7 @@ def test_stated_statistics(drawn: dict[str, ImageSet]) -> None:
 
 
 def test_logistic_regression_does_not_solve_it(drawn: dict[str, ImageSet]) -> None:
-    """Nor do any other weights of single pixels: the class lies in the form alone."""
+    """No other weights of single pixels solve it either: the class lies in the form alone."""
     torch.manual_seed(0)
     inputs, held_out = (drawn[split].images.flatten(1).float() / 255 - 0.5 for split in SPLITS)
     labels, weights = drawn["train"].labels, torch.zeros(3072, 10, requires_grad=True)

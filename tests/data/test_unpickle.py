@@ -23,8 +23,6 @@ PICKLE = pickle.dumps(BATCH, protocol=4)
 
 
 class Reduced:
-    """Pickles as a call of `function`."""
-
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments
 
@@ -35,7 +33,7 @@ class Reduced:
 def python2_array(
     shape: tuple[int, ...], code: bytes = b"u1", order: bytes = b"|", content: bytes = b"abcdef"
 ) -> bytes:
-    """An array as Python 2 and numpy 1 pickle it, opcode by opcode, and as CIFAR's batches have it."""
+    """Pickles an array opcode by opcode as Python 2 and numpy 1 do, and as CIFAR's batches have it."""
     text = lambda value: b"U" + bytes([len(value)]) + value  # noqa: E731
     number = lambda value: b"J" + struct.pack("<i", value)  # noqa: E731
     dtype = (

@@ -1,4 +1,4 @@
-"""Each check in made-up worlds, and the command in this one."""
+"""The checks in made-up circumstances, and the command on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of a machine, from made-up files and answers."""
+"""The description of a machine, from made-up files and answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def system_file(tmp_path, monkeypatch) -> Path:
-    """The file that is read in place of any of the system's."""
     path = tmp_path / "file"
     monkeypatch.setattr(machine, "Path", lambda name: path)
     return path

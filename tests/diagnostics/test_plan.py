@@ -1,6 +1,4 @@
-"""`fastcifar plan`: the table is the run's, the cost is that of closed forms, and mistakes are remarked on exactly
-where they are made.
-"""
+"""`fastcifar plan`: its table is the run's, its cost follows closed forms, and it remarks on mistakes only."""
 
 import math
 import re

@@ -22,7 +22,6 @@ COUNT = 40
 
 @pytest.fixture
 def dataset() -> ImageSet:
-    """Random pictures, sorted by class."""
     images = torch.randint(0, 200, (COUNT, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return ImageSet(
         images, torch.arange(COUNT) // 10, ("ant", "bee", "c$t", "dog_$x"), (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)
@@ -62,7 +61,7 @@ def test_a_sheet_has_a_row_for_each_policy(dataset: ImageSet) -> None:
 
 
 def test_files_are_named_after_their_policies(dataset: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Several in one file are a sheet; a folder gets a page of each besides."""
+    """Several policies in one file make a sheet; a folder gets a page for each besides."""
     one, out = tmp_path / "new" / "a.png", tmp_path / "out"
     assert preview(["none"], dataset, one) == preview(["none", "standard", "none"], dataset, one) == [one]
     files = preview(["standard", "crop:4,cutout:4x4"], dataset, out, count=2)

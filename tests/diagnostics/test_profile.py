@@ -24,7 +24,6 @@ SIZE = 12
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A small data set, as a file."""
     train = load_dataset("synthetic")
     arrays = {"train_images": train.images[:200, :SIZE, :SIZE], "train_labels": train.labels[:200] % 4}
     arrays |= {"test_images": train.images[200:220, :SIZE, :SIZE], "test_labels": train.labels[200:220] % 4}
@@ -35,7 +34,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_rates(monkeypatch):
-    """Rates of a device take half a second, and 256 MB, to measure well."""
+    """Measures the device's rates on little memory and briefly; to do it well takes half a second and 256 MB."""
     monkeypatch.setattr(profile, "COPIED_BYTES", {"cpu": 2**20})
     monkeypatch.setattr(profile, "COPY_SECONDS", 0.0)
 
@@ -81,7 +80,6 @@ def test_the_figures_of_a_run_agree(images, tmp_path, capsys):
 
 
 def test_the_trace_holds_what_was_run(images, tmp_path):
-    """Calls of the operations of a network whose layers are known, in four steps."""
     trainer, path = build_trainer(config(images), 0.0), tmp_path / "trace.json.gz"
     watch = profile.Watch(trainer.device)
     events = profile.traced(trainer, trainer.endless_batches(), 4, watch.on, path)
@@ -94,7 +92,6 @@ def test_the_trace_holds_what_was_run(images, tmp_path):
 
 
 def test_the_last_epoch_is_followed_by_the_first(images):
-    """There are two of ten steps."""
     trainer = build_trainer(config(images), 0.0)
     seen = []
 
@@ -118,9 +115,7 @@ def test_every_part_of_a_step_has_its_name(images):
 
 
 def test_convolutions_move_their_inputs_and_outputs():
-    """Of a network whose maps can be counted by hand: three convolutions, and the gradients of two inputs and three
-    weights.
-    """
+    """Counts the maps by hand: three convolutions, and the gradients of two inputs and three weights."""
     pixels, options = SIZE * SIZE, {"classes": 4, "image_size": SIZE, "blocks": (1,), "channels": (4,)}
     stem, block = 3 * pixels + 4 * pixels, 2 * 4 * pixels
     assert moved_values("resnet", **options) == stem + 2 * block + stem + 2 * 2 * block

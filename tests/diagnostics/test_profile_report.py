@@ -1,4 +1,4 @@
-"""Events made up by hand are read as they were made."""
+"""The reading of events that are made up by hand."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from fastcifar.diagnostics.profile_report import PARTS, costliest, kernel_second
 
 
 def event(name: str, start: int, duration: int, where: str = "host", thread: int = 1) -> FunctionEvent:
-    """A stretch in microseconds: on the host, on the card, or marked in the code on either."""
+    """Makes a stretch in microseconds: on the host, on the card, or marked in the code on either."""
     device = DeviceType.CUDA if "card" in where else DeviceType.CPU
     options = {"device_type": device, "use_device": "cuda", "is_user_annotation": "mark" in where}
     return FunctionEvent(0, name, thread, start, start + duration, **options)
 
 
 def nested(*events: FunctionEvent) -> EventList:
-    """As the profiler returns them, each with those around it."""
+    """Nests events as the profiler returns them, each with those around it."""
     found = EventList(events)
     found._build_tree()
     return found
 
 
 def test_events_of_a_gpu():
-    """Two steps, whose kernels overlap once; the stream of the data runs beside them."""
+    """There are two steps, whose kernels overlap once; the stream of the data runs beside them."""
     events = nested(
         event("part: forward", 0, 100, "mark"),
         event("part: forward", 10, 300, "mark on card"),
@@ -53,7 +53,7 @@ def test_events_of_a_gpu():
 
 
 def test_events_of_a_cpu():
-    """An operation's own time is what those within it leave, on its thread."""
+    """An operation's own time is its time less that of operations within it, on its thread."""
     events = nested(
         event("part: forward", 0, 100, "mark"),
         event("outer", 0, 100),

@@ -1,4 +1,4 @@
-"""Whether compiling pays, what remembers it, and what cannot be captured."""
+"""When compiling pays, how that is remembered, and what cannot be captured."""
 
 from dataclasses import replace
 

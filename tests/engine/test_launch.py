@@ -1,4 +1,4 @@
-"""Steps that are compiled or captured train as those that are launched part by part."""
+"""Compiled and captured steps train as those launched part by part."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def weights(trainer: Trainer) -> list[torch.Tensor]:
 
 
 def test_compiling_that_fails_falls_back(monkeypatch):
-    """As late as in the backward pass; what the attempt moved is put back."""
+    """The failure comes as late as in the backward pass; whatever the attempt moved is put back."""
 
     class Broken(torch.autograd.Function):
         @staticmethod
@@ -96,7 +96,7 @@ def test_on_a_gpu_a_compiled_step_is_captured_anew(monkeypatch, tmp_path):
     ],
 )
 def test_captured_steps_equal_launched_ones(precision, method):
-    """To the bit, dropout included."""
+    """They agree to the bit, dropout included."""
     config = replace(DROPOUT, engine=replace(GPU, precision=precision), **METHODS[method])
     launched, captured = (Trainer(config, image_set(100)) for _ in range(2))
     assert captured.capture() == 8
@@ -113,7 +113,7 @@ def test_a_stop_between_two_launches_finishes_the_steps_that_wait():
 
 @pytest.mark.usefixtures("card")
 def test_capturing_leaves_no_trace():
-    """Nor in the time of the other phases, nor after a resumption."""
+    """The timings of the other phases show none, nor does a resumed run."""
     trainer = run(Trainer(replace(CONFIG, engine=GPU), image_set(100)), stop_after=5)
     trainer.clock.earlier = 17.0
     kept, seconds = weights(trainer), dict(trainer.clock.seconds)

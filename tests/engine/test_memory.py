@@ -1,6 +1,4 @@
-"""Memory plans: for every size of memory the parts are those of closed forms, sum to less than it, and leave no room
-for more.
-"""
+"""Memory plans: for every size of memory the parts are those of closed forms, fit, and leave no room for more."""
 
 import functools
 import math
@@ -37,9 +35,7 @@ NETWORKS = {
     "resnetrs50": (26_115_738, 1_244_000, 64 * 16 * 16),
     "wrn28_10": (36_479_194, 9_248_000, 160 * 32 * 32),
 }
-"""Parameters, bytes of activations an image in bfloat16 (`fastcifar count`, which tests/models hold), values of the
-largest map.
-"""
+"""By network, parameters, activation bytes an image in bfloat16 (`fastcifar count`), values of the largest map."""
 PLANS = {
     ("resnet_prop", 128): {6: (128, 1000), 8: (128, 2000), 11: (128, 2000), 24: (128, 2000)},
     ("resnet_prop", 2048): {6: (1024, 1000), 8: (1024, 2000), 11: (2048, 2000), 24: (2048, 2000)},
@@ -49,7 +45,7 @@ PLANS = {
     ("wrn28_10", 512): {6: (256, 500), 8: (256, 500), 11: (512, 1000), 24: (512, 2000)},
     ("wrn28_10", 2048): {6: (256, 500), 8: (256, 500), 11: (512, 1000), 24: (1024, 2000)},
 }
-"""Micro batch and evaluation batch, by network and batch size, on cards of so many GB."""
+"""Micro batch and evaluation batch by network and batch size, then by a card's GB."""
 
 
 def run(arch: str = "resnet_prop", batch_size: int = 128, **parts: object) -> RunConfig:
@@ -58,7 +54,6 @@ def run(arch: str = "resnet_prop", batch_size: int = 128, **parts: object) -> Ru
 
 @functools.cache
 def counted(arch: str) -> NetworkCount:
-    """Building the larger networks takes seconds."""
     return count_network(arch, classes=10, image_size=32)
 
 
@@ -69,7 +64,6 @@ def fit(config: RunConfig, device: torch.device, limit: int | None, **options: o
 
 
 def plan_memory(config: RunConfig, limit: int, **options: object) -> MemoryPlan:
-    """On a card."""
     return fit(config, CARD, limit, **options)[1]
 
 
@@ -171,7 +165,7 @@ def test_the_limit_is_what_is_given_or_else_free(monkeypatch):
 
 
 def test_an_evaluation_on_a_cpu_is_whole_where_the_rest_leaves_room():
-    """So the free memory, which changes, does not decide the last digits of a loss."""
+    """Otherwise the free memory, which changes, would decide the last digits of a loss."""
     config = run("wrn28_10", 8, engine=EngineConfig(compile="off"))
     image = 1.5 * 4 * 2 * NETWORKS["wrn28_10"][2]
     needed = fit(config, CPU, 24 * GB)[1].needed

@@ -82,7 +82,7 @@ def test_settings_that_are_not_read_are_refused(settings, message):
 
 
 def test_distillation_closed_form():
-    """Two classes: KL of Bernoulli distributions with the softened probabilities, times the temperature squared."""
+    """With two classes it is the KL of Bernoulli distributions at softened probabilities, times temperature squared."""
     student, teacher, temperature = 1.3, -0.4, 2.5
     q, p = (1 / (1 + math.exp(-value / temperature)) for value in (student, teacher))
     expected = (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) * temperature**2
@@ -91,8 +91,9 @@ def test_distillation_closed_form():
 
 
 def test_distillation_pulls_towards_the_teacher():
-    """At a high temperature the gradient is that of half the squared distance of centred logits, over the classes
-    (Hinton et al., 2.1).
+    """At a high temperature it has the gradient of half the squared distance of centred logits, over the classes.
+
+    Source: Hinton et al., section 2.1.
     """
     student, _ = batch(3, 4)
     teacher = torch.randn(3, 4, dtype=torch.float64)
@@ -119,7 +120,7 @@ def student_of(teacher: Path, *classes: str, **loss: float) -> Trainer:
 
 
 def seen_by_teacher(images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) as bytes, normalised as the networks of `made_run` are fed."""
+    """Turns images (N, 3, H, W) into bytes, normalised as the networks of `made_run` are fed."""
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in ((0.5, 0.4, 0.3), (0.2, 0.2, 1.0)))
     return (images.float() / 255 - mean) / std
 

@@ -1,4 +1,4 @@
-"""Whole runs: the folder, going on after every kind of end, more epochs, and what is said on the way."""
+"""Whole runs: the folder, resuming after every kind of end, further epochs, and what is printed."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def weight_files(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> list[str]:
-    """The flags of a run on a quarter of the drawn images, as a data set of one's own."""
+    """Returns the flags of a run on a quarter of the drawn images, as a user's own data set."""
     arrays, path = {}, tmp_path_factory.mktemp("data") / "images.npz"
     for split, count in (("train", 2500), ("test", 500)):
         part = load_dataset("synthetic", split).subset(torch.arange(count))
@@ -54,7 +54,6 @@ def small(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory) -> Path:
-    """A run that was left alone, in a process of its own."""
     run = tmp_path_factory.mktemp("runs") / "finished"
     options = "--val-split 500 --watch-test --dropout 0.2 --snapshots --schedule warm-restarts --restart-period 1ep"
     subprocess.run([*FASTCIFAR, *small, *options.split(), "--warmup", "0%", "--out", str(run)], check=True)
@@ -144,7 +143,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(finished, tmp_path):
 
 @pytest.mark.slow
 def test_quickstart_learns(tmp_path):
-    """CIFAR-10 where it is at hand, else the drawn images."""
+    """Uses CIFAR-10 where it is at hand, else the drawn images."""
     dataset, expected = ("cifar10", 0.65) if find("cifar10") else ("synthetic", 0.95)
     command = [*FASTCIFAR, "train", "--recipe", "quickstart", "--dataset", dataset, "--out", str(tmp_path / "run")]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
@@ -160,14 +159,12 @@ CONSTANT = replace(
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without what takes most of the time of runs so short, and is tested elsewhere."""
+    """Replaces what takes most of the time of runs so short, and is tested elsewhere."""
     monkeypatch.setattr(module, "plot_run", lambda run: Figure())
     monkeypatch.setattr(module, "matmul_flops_per_second", lambda device, dtype: 1e12)
 
 
 class Heard(Silence):
-    """Keeps what was said."""
-
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
@@ -177,8 +174,6 @@ class Heard(Silence):
 
 
 class Stopping(Silence):
-    """Sends SIGINT to this process in the midst of the second epoch."""
-
     def tick(self, step: int, *others: object) -> None:
         if step == 8:
             os.kill(os.getpid(), signal.SIGINT)
@@ -213,7 +208,7 @@ def test_a_signal_while_compiling_stops_at_once_and_the_run_can_go_on(tmp_path, 
 
 @pytest.mark.usefixtures("quick")
 def test_a_finished_run_that_is_made_longer_equals_one_that_was_that_long(tmp_path):
-    """Where the schedule does not depend on the length: the warm-up and the start of SWA stay where they were."""
+    """The schedule must not depend on the length: the warm-up and the start of SWA stay where they were."""
     train(CONSTANT, tmp_path / "run", **IMAGES)
     resume(tmp_path / "run", epochs=4, **IMAGES)
     straight = replace(CONSTANT, epochs=4, schedule=replace(CONSTANT.schedule, warmup="1st"))

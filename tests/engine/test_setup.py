@@ -1,4 +1,4 @@
-"""From a configuration to a trainer: the images, and what is apart for validation."""
+"""From a configuration to a trainer: the images, and the validation split."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from fastcifar.recipes.registry import derive
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"split_seed": 1}], ids=str)
 def test_the_validation_split_is_drawn_by_its_own_seed(changes):
-    """So that the members of an ensemble have one to choose by."""
+    """The members of an ensemble thus share a split to choose by."""
     config = replace(CONFIG, data=replace(CONFIG.data, val_split=30))
     images = Images(image_set(100), image_set(20, 1))
     first, second = (build_trainer(one, images=images).validation for one in (config, derive(config, **changes)))

@@ -18,7 +18,6 @@ from fastcifar.optim.averaging import Buckets
 
 @pytest.mark.parametrize(("method", "micro_batch"), [("plain", None), ("averages", 8), ("asam", None), ("muon", None)])
 def test_training_is_that_of_autocast_to_the_bit(method, micro_batch, monkeypatch):
-    """Averages and their measured statistics included."""
     config = replace(DROPOUT, **METHODS[method])
     config = replace(config, engine=replace(config.engine, micro_batch=micro_batch))
     autocast = run(Trainer(config, image_set(100)))
@@ -49,8 +48,6 @@ def test_a_shadow_is_kept_on_a_gpu_for_own_networks(arch, device, kept):
 
 
 class Odd(nn.Module):
-    """Weights that are used in unusual ways beside one that is not."""
-
     def __init__(self):
         super().__init__()
         self.plain = nn.Conv2d(3, 4, 3)

@@ -1,4 +1,4 @@
-"""The state of a run: what is kept along the way, and going on from a checkpoint to the same bits."""
+"""The state of a run: what is kept along the way, and resuming from a checkpoint to the same bits."""
 
 import copy
 from dataclasses import replace
@@ -16,7 +16,6 @@ from fastcifar.errors import FastcifarError
     ("method", "stop_after"), [("averages", 1), ("snapshots", 6), *((method, 9) for method in METHODS)]
 )
 def test_going_on_from_any_batch_gives_the_same_bits(method, stop_after):
-    """There are five batches in an epoch."""
     config = replace(DROPOUT, **METHODS[method])
     whole, first, second = (Trainer(config, image_set(100), image_set(20, 1)) for _ in range(3))
     run(whole)
@@ -73,7 +72,7 @@ def test_what_runs_in_between_leaves_no_trace():
 
 
 def test_the_best_epoch_on_the_validation_split_is_kept():
-    """Of each kind of weights; and no other split chooses."""
+    """The best epoch is kept for each kind of weights; no other split chooses."""
     trainer = Trainer(
         replace(CONFIG, epochs=6, optim=OptimConfig(lr=0.5)), image_set(40), image_set(15, 1), image_set(15, 2)
     )
@@ -95,7 +94,7 @@ def test_the_best_epoch_on_the_validation_split_is_kept():
 
 
 def test_snapshots_are_the_weights_at_the_end_of_each_cycle():
-    """Which is where the rate jumps up; 15 steps, the last of which ends no cycle."""
+    """A cycle ends where the rate jumps up; the last of the 15 steps ends no cycle."""
     schedule = ScheduleConfig("warm-restarts", warmup="2st", restart_period="4st", snapshots=True)
     trainer = Trainer(replace(CONFIG, epochs=3, schedule=schedule), image_set(100))
     jumps = [step for step in range(3, 15) if trainer.state.lr[step] > trainer.state.lr[step - 1]]

@@ -1,6 +1,4 @@
-"""The parts of a step: a batch in slices has the gradient and the metrics of the whole; a meter is read without
-waiting.
-"""
+"""The parts of a step: slices give a batch's gradient and metrics; a meter is read without waiting."""
 
 import pytest
 import torch
@@ -65,7 +63,7 @@ def test_slices_add_up_to_the_batch(micro_batch, mixed):
 
 
 def test_the_first_of_two_passes_is_recorded():
-    """As SAM has it, whose second gradient belongs to other weights."""
+    """SAM has two passes, the second of which has a gradient of other weights."""
     model, work = network(), batch()
     part = SlicedPass(objective_of(model), UNSCALED, NO_SHADOW, 8)
     part(work)
@@ -86,9 +84,7 @@ def test_a_scaled_loss_scales_every_slice():
 
 
 def test_an_overflowing_first_step_leaves_clean_momenta():
-    """As a scaled loss does on a GPU: the fused kernel is told to skip, and must find no uninitialised memory the
-    next time.
-    """
+    """A scaled loss overflows so on a GPU: the fused kernel skips, and must find no uninitialised memory next time."""
     model = nn.Linear(3, 2)
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0))
     model(torch.ones(1, 3)).sum().backward()
@@ -101,7 +97,7 @@ def test_an_overflowing_first_step_leaves_clean_momenta():
 
 
 class PretendedDevice:
-    """What a GPU does with a copy that is queued: it arrives when the device comes to it."""
+    """Does what a GPU does with a queued copy, which arrives when the device comes to it."""
 
     def __init__(self, live: LiveMeter) -> None:
         live.host, live.arrival = torch.full((3,), -1.0, dtype=torch.float64), self

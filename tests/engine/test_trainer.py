@@ -1,4 +1,4 @@
-"""The training loop against plain ones written out with torch alone, and its records."""
+"""The training loop and its records, against loops written out in plain torch."""
 
 import copy
 from dataclasses import replace
@@ -20,7 +20,7 @@ from fastcifar.models import build_model
 
 
 def plain_loop(config: RunConfig, dataset: ImageSet, rates: list[float]) -> tuple[nn.Module, nn.Module]:
-    """What the reports wrote: a model, torch's optimizer and average, a loop; with SAM two passes a step."""
+    """Trains as the reports did: a model, torch's optimizer and average, a loop; with SAM two passes a step."""
     loader = Loader(dataset, batch_size=config.batch_size, seed=config.seed, device="cpu", drop_last=True)
     torch.manual_seed(config.seed)
     model, optim = build_model("resnet", classes=5, image_size=16, **config.model.options), config.optim
@@ -63,7 +63,7 @@ def test_equals_a_plain_loop(method):
 @pytest.mark.usefixtures("card", "deterministic")
 @pytest.mark.parametrize("backend", ["torch", "dali", "triton"])
 def test_a_gpu_trains_as_a_cpu_does(backend, request):
-    """In float32; the batches are the same to the last bit, the sums differ in their order."""
+    """Both train in float32; the batches are the same to the last bit, the sums differ in their order."""
     if backend == "dali" and "gpu" in request.fixturenames:
         request.getfixturevalue("dali")
     dataset = image_set(105)
@@ -150,7 +150,6 @@ def test_the_running_loss_and_accuracy_are_those_of_this_epoch_so_far():
 
 
 def test_a_recorded_evaluation_is_the_same(monkeypatch):
-    """Full batches are replayed, the rest is not."""
     monkeypatch.setitem(evaluate.BATCH_SIZE, "cpu", 30)
     trainer, dataset = Trainer(CONFIG, image_set(100)), image_set(75, 5)
     plain = trainer.evaluator(dataset)

@@ -1,4 +1,4 @@
-"""A data set, a run on it, and an ensemble of such."""
+"""A data set, a run on it, and an ensemble of such runs."""
 
 from __future__ import annotations
 

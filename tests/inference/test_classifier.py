@@ -1,4 +1,4 @@
-"""Views of test-time augmentation against airbench's own way of writing them."""
+"""Views of test-time augmentation, against airbench's own code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastcifar.inference.classifier import logits_of_views
 
 
 def airbench(model: nn.Module, inputs: Tensor, level: int) -> Tensor:
-    """`infer` of airbench94, for images of any size."""
+    """Computes airbench94's `infer` for images of any size."""
 
     def infer_mirror(inputs: Tensor) -> Tensor:
         return 0.5 * model(inputs) + 0.5 * model(inputs.flip(-1))
@@ -27,7 +27,7 @@ def airbench(model: nn.Module, inputs: Tensor, level: int) -> Tensor:
 @pytest.mark.parametrize("size", [(8, 8), (7, 9)])
 @pytest.mark.parametrize(("level", "name", "passes"), [(0, "none", 1), (1, "mirror", 2), (2, "mirror-shift", 6)])
 def test_views_are_those_of_airbench(size: tuple[int, int], level: int, name: str, passes: int) -> None:
-    """With a network whose every pixel matters, in as many passes as each costs."""
+    """The network depends on every pixel; as many passes are run as each level costs."""
     torch.manual_seed(1)
     layers = nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * (size[0] - 2) * (size[1] - 2), 5)
     model, images, calls = nn.Sequential(*layers).double(), torch.randn(3, 3, *size, dtype=torch.float64), []

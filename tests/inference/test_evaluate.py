@@ -1,4 +1,4 @@
-"""The evaluation of a run: its numbers against plainer code, its refusals."""
+"""The evaluation of a run: its numbers against plainer code, and its refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastcifar.inference.metrics import fit_temperature
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the pictures, which take most of the time and have tests of their own."""
+    """Leaves out the pictures, which take most of the time and have tests of their own."""
     monkeypatch.setattr("fastcifar.inference.report.draw", lambda *_: None)
     monkeypatch.setattr(module, "SPEED_SECONDS", 0.01)
 
@@ -73,7 +73,6 @@ def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_ensemble(ensemble: Path, data: Path, tmp_path: Path) -> None:
-    """Every member that votes by itself, and all that follows of their mean probabilities."""
     np.savez(tmp_path / "pair.npz", images=images_like(9, seed=4), labels=np.arange(9) % 3)
     report, test = evaluate_run(ensemble, pairs=[f"{tmp_path}/pair.npz"]), load_dataset(str(data), "test")
     assert (report.chosen, list(report.weights)) == ("ensemble", ["seed0 ema-0.999", "seed2 weights", "ensemble"])

@@ -1,4 +1,4 @@
-"""Exports: the same probabilities without fastcifar, or no file; and the card beside them."""
+"""Exports give the same probabilities without fastcifar, or no file; and the model card beside them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ for folder in {folders!r}:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stranger_gets_the_same_probabilities(run: Path, ensemble: Path, name: str) -> None:
-    """By the code on the card, in a process that has no fastcifar; of an ensemble, the mean of those that vote."""
+    """Runs the model card's code in a process without fastcifar; an ensemble answers with the mean of its voters."""
     suffix, images = FORMATS[name].suffix, images_like(13, seed=9)
     for folder, weights in ((run, "ema-0.999"), (ensemble, "2 networks")):
         made = export_run(folder, name)

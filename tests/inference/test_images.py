@@ -1,4 +1,4 @@
-"""Images to classify, from every form: their order, and a sentence for what is none."""
+"""Images to classify, in every form: their order, and an error for what is none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_all(source: object, size: int, batch: int = 4) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_arrays(tmp_path: Path, count: int) -> None:
-    """Those of a .npy file stay on the disk."""
+    """The images of a .npy file stay on the disk."""
     images = images_like(count)
     np.save(tmp_path / "a.npy", images)
     np.savez(tmp_path / "only.npz", whatever=images)
@@ -46,7 +46,7 @@ def test_pictures_in_the_order_of_their_paths(tmp_path: Path) -> None:
 
 
 def test_images_of_another_size_are_cut_and_resized_whatever_their_form(tmp_path: Path) -> None:
-    """As Pillow's own `fit` does it; those of the size itself come through as they are."""
+    """They are fitted as Pillow's own `fit` does; images of the right size stay unchanged."""
     wide, own = np.random.default_rng(0).integers(0, 256, (3, 12, 20, 3), dtype=np.uint8), images_like(2)
     np.save(tmp_path / "a.npy", wide)
     (tmp_path / "folder").mkdir()
@@ -74,8 +74,6 @@ def test_a_cifar_batch(tmp_path: Path, key: bytes | str, labelled: bool) -> None
 
 
 class Hostile:
-    """A pickle that runs a command when it is loaded."""
-
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 

@@ -23,7 +23,7 @@ from fastcifar.inference.metrics import (
 
 @given(st.integers(1, 10**6).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
 def test_the_ends_of_the_interval_solve_its_equation(counts: tuple[int, int]) -> None:
-    """The score test is just significant there: (share - p)^2 = z^2 p (1 - p) / n."""
+    """At the ends the score test is just significant: (share - p)^2 = z^2 p (1 - p) / n."""
     correct, total = counts
     low, high = wilson_interval(correct, total)
     assert 0 <= low <= correct / total <= high <= 1
@@ -35,7 +35,7 @@ def test_the_ends_of_the_interval_solve_its_equation(counts: tuple[int, int]) ->
 
 
 def test_a_published_interval() -> None:
-    """81 of 263, Newcombe 1998, table I, method 3."""
+    """The numbers, 81 of 263, are those of Newcombe 1998, table I, method 3."""
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
@@ -53,7 +53,6 @@ def test_confusion_and_classes_with_ties_to_the_lower_label() -> None:
 
 
 def drawn(count: int, classes: int, temperature: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits, and labels drawn from their softmax at `temperature`."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(count, classes, generator=generator)
     return logits, torch.multinomial((logits / temperature).softmax(1), 1, generator=generator).flatten()

@@ -32,7 +32,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def expected_probabilities(images: Path | np.ndarray, *seeds: int) -> torch.Tensor:
-    """In float64, from first principles: the mean of the networks' softmax, (N, classes)."""
+    """Computes in float64, from first principles, the mean of the networks' softmax, (N, classes)."""
     pixels = torch.from_numpy(np.array(images if isinstance(images, np.ndarray) else np.load(images)))
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
     normalised = ((pixels.double() / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -51,7 +51,6 @@ def rows_of(path: Path) -> list[list[str]]:
 
 
 def shares_of(path: Path) -> torch.Tensor:
-    """The probabilities in a table, float64 (N, classes)."""
     return torch.tensor([[float(value) for value in row[2:]] for row in rows_of(path)[1:]], dtype=torch.float64)
 
 
@@ -138,7 +137,7 @@ def test_refusals(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a picture of another size, which is said."""
+    """The picture has another size, which is said."""
     picture, out = Image.fromarray(images_like(1, size=12)[0]), tmp_path / "out.csv"
     picture.save(tmp_path / "cat.png")
     command = ["predict", str(run), str(run), "--images", str(tmp_path / "cat.png"), "--out", str(out)]
@@ -167,9 +166,7 @@ def test_pictures_go_by_their_names(run: Path, tmp_path: Path) -> None:
 
 
 def test_in_memory(run: Path, ensemble: Path, images: Path) -> None:
-    """Every network counts the same: the run's, and the two of the ensemble that vote, one with the run's own
-    weights.
-    """
+    """Every network counts the same: the run's, and the two voters of the ensemble, one with the run's own weights."""
     pixels = np.load(images)
     sources = [pixels[:4], torch.from_numpy(pixels[4:9]), Image.fromarray(pixels[9]), Image.fromarray(pixels[10])]
     for runs, seeds in (([str(run), ensemble], (1, 1, 20)), (run, (1,))):

@@ -48,14 +48,14 @@ class Compilation:
 
     @property
     def configuration(self) -> str:
-        """The argument types, constexprs and warps in one line."""
         return " ".join([*self.signature.values(), *(f"{name}={value}" for name, value in self.options.items())])
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses: registers a thread, bytes of shared memory a block, bytes of spilled registers a
-    thread.
+    """Resources of a compiled kernel.
+
+    Registers a thread, bytes of shared memory a block, bytes of spilled registers a thread.
     """
 
     registers: int
@@ -84,7 +84,6 @@ def type_of(value: Tensor | float) -> str:
 
 
 def compilations(spec: OpSpec, case: Case, dtype: torch.dtype) -> list[Compilation]:
-    """The launches of an op and of its gradient, which record themselves in place of running."""
     found: list[Compilation] = []
 
     class Recorder:
@@ -109,10 +108,9 @@ def compilations(spec: OpSpec, case: Case, dtype: torch.dtype) -> list[Compilati
 
 
 def all_compilations() -> list[Compilation]:
-    """The launches of every op at its networks' cases, the dtypes taking turns, each once.
+    """Returns each launch of every op at its networks' cases once, the dtypes taking turns.
 
-    Raises:
-        RuntimeError: there are no kernels in this process, or interpreted ones.
+    Raises RuntimeError where there are no kernels in this process, or interpreted ones.
     """
     if not KERNELS_EXIST or not isinstance(averaging.ema_kernel, triton.JITFunction):
         raise RuntimeError(
@@ -129,7 +127,7 @@ def all_compilations() -> list[Compilation]:
 def compile_for(compilation: Compilation, card: int) -> Resources:
     """Compiles one kernel to machine code for compute capability `card` (90 is sm_90); needs Triton, but no GPU.
 
-    What Triton or ptxas raises, when the kernel does not compile, is passed on.
+    Errors of Triton or ptxas, when the kernel does not compile, are passed on.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -151,7 +149,7 @@ def compile_for(compilation: Compilation, card: int) -> Resources:
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:
-    """The line `REG:16 STACK:0 SHARED:0 LOCAL:0 ...` that cuobjdump prints for the kernel in `cubin`."""
+    """Reads the line `REG:16 STACK:0 SHARED:0 LOCAL:0 ...` that cuobjdump prints for the kernel in `cubin`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)

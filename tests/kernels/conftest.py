@@ -29,9 +29,7 @@ def writes_of(function: Callable[..., Any], *given: Any) -> list[list[str]]:
 
 @pytest.fixture
 def kernel_writes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
-    """Tells what each kernel of a function's graph writes, for tensors like those given on an sm_90, which is not
-    there.
-    """
+    """Lists what each kernel of a function's graph writes, for tensors like those given on an absent sm_90."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 

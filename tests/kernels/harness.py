@@ -25,8 +25,9 @@ def rows(
     all_dtypes: bool = True,
     most_on_cpu: int | None = None,
 ) -> Any:
-    """Parametrises over spec, case, dtype and device, on a CPU at most over so many cases of a spec. Without
-    `all_dtypes` the dtypes take turns.
+    """Parametrises over spec, case, dtype and device.
+
+    On a CPU there are at most `most_on_cpu` cases of a spec. Without `all_dtypes` the dtypes take turns.
     """
     parameters = [
         pytest.param(
@@ -46,13 +47,12 @@ def rows(
 
 
 def make(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> Arguments:
-    """The same arguments whenever called."""
     torch.manual_seed(0)
     return spec.make(case.shape, dtype, device)
 
 
 def in_float64(arguments: Arguments) -> Arguments:
-    """With every floating point tensor in float64, and a dtype that an op is to put out."""
+    """Casts every floating point tensor to float64, and likewise a dtype that an op is to put out."""
     wide = tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, arguments)
     if arguments.get("out_dtype", torch.uint8) != torch.uint8:
         wide["out_dtype"] = torch.float64
@@ -62,10 +62,9 @@ def in_float64(arguments: Arguments) -> Arguments:
 def outcome(
     spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """What a function computes, by name: its results and, given the gradient of the first of them, those of its
-    arguments.
+    """Returns what a function computes, by name: its results and, given the gradient of the first, those of arguments.
 
-    The next result, if it has a gradient, has half the first one's.
+    If the next result has a gradient, it is half the first one's.
     """
     names = [name for name in spec.differentiable if arguments[name] is not None] if gradient is not None else []
     leaves = [arguments[name].requires_grad_() for name in names]
@@ -80,8 +79,9 @@ def outcome(
 
 
 def as_gradient_of(result: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the dtype and layout of a result; a smaller one as what a sum gives, expanded over the last
-    dimension.
+    """Casts the gradient to a result's dtype and layout; a smaller one is expanded over the last dimension.
+
+    A smaller one is what a sum gives.
     """
     if gradient.shape != result.shape:
         return gradient.to(result.dtype).expand_as(result)
@@ -91,8 +91,10 @@ def as_gradient_of(result: Tensor, gradient: Tensor) -> Tensor:
 def random_gradient(
     spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device = CPU, of_a_sum: bool = False
 ) -> Tensor | None:
-    """A gradient of the first result, rounded to `dtype`, or None for an op without one; one of a sum over the last
-    dimension has size 1 there."""
+    """Draws a gradient of the first result, rounded to `dtype`, or None for an op without one.
+
+    The gradient of a sum over the last dimension has size 1 there.
+    """
     if not spec.differentiable:
         return None
     arguments = in_float64(make(spec, case, dtype, device))
@@ -110,8 +112,9 @@ def check(
     of_a_sum: bool = False,
     measure: Callable[..., dict[str, Tensor]] = outcome,
 ) -> None:
-    """Asserts that `run`, by default the op, and its gradients are as accurate as torch and change nothing but what
-    they may. `measure` takes its outcome, where that differs from the rival's.
+    """Asserts that `run`, by default the op, and its gradients are as accurate as torch.
+
+    They must change nothing but what they may. `measure` takes their outcome, where that differs from the rival's.
     """
     gradient = random_gradient(spec, case, dtype, device, of_a_sum)
     exact = outcome(spec, spec.rival, in_float64(make(spec, case, dtype, device)), gradient)

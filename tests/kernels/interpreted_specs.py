@@ -1,8 +1,8 @@
-"""Every op's kernels in Triton's interpreter: what its `OpSpec` declares, then what is odd of some. `test_specs.py`
-runs this file.
+"""Every op's kernels in Triton's interpreter, as its `OpSpec` declares, then special cases of some.
 
-Whatever is allocated holds NaNs, or the largest integers of its dtype, until written, so that an output left unwritten
-shows in the result. Every address that a kernel reads or writes must lie in one of its arguments.
+`test_specs.py` runs this file. Whatever is allocated holds NaNs, or the largest integers of its dtype, until written,
+so that an output left unwritten shows in the result. Every address that a kernel reads or writes must lie in one of its
+arguments.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ def allocations_are_poison() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def kernels_on_the_cpu() -> Iterator[None]:
-    """Torch wraps no interpreted kernel, so that these are launched as they are."""
+    """Launches kernels as they are, since torch wraps no interpreted kernel."""
     with kernels_chosen(lambda kernel: kernel):
         yield
 
 
 @pytest.fixture(autouse=True)
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails at the first access outside of the kernel's arguments."""
     regions: list[tuple[int, int]] = []
     run, memory = interpreter.GridExecutor.__call__, interpreter._interpreter
     load, store = memory.load, memory.store
@@ -72,7 +71,6 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def region(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of a tensor's first byte and behind its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1 if tensor.numel() else 0) * tensor.itemsize
 
@@ -95,8 +93,9 @@ def rounded_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def sums_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums along an axis as a card does, by a tree; numpy adds up all but the last axis one by one, with an error
-    that grows with it.
+    """Sums along an axis by a tree, as a card does.
+
+    numpy adds up all but the last axis one by one, with an error that grows with it.
     """
     add_up = interpreter.ReduceOps.sum
 
@@ -145,7 +144,7 @@ def test_kernels_give_the_bits_of_the_reference(
 
 @pytest.fixture(params=[0, batch_norm.ROWS_OF_ONE_PART], ids=["two-launches", "one-launch"])
 def several_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch norm of small tiles, in each of its ways."""
+    """Makes the tiles of batch norm small, in each of its ways."""
     monkeypatch.setattr(batch_norm, "ROWS_OF_ONE_PART", request.param)
     monkeypatch.setattr(batch_norm, "TILE", 64)
 

@@ -104,7 +104,7 @@ def test_a_bad_argument_is_named(name: str, value: Tensor, error: type[Exception
 @pytest.mark.parametrize("padding", [BLOCK, BLOCK + 3], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("update", [ema_update_, torch.compile(ema_update_, fullgraph=True)], ids=["eager", "compiled"])
 def test_kernels_stay_within_views(update: Callable[..., None], padding: int, dtype: torch.dtype) -> None:
-    """For a view amid zeros, from one amid NaNs; padding that is no multiple of 8 leaves them off the 16-byte grid."""
+    """A view amid zeros is averaged with one amid NaNs; padding that is no multiple of 8 leaves the 16-byte grid."""
     average, source, decay = torch.randn(100_003), torch.randn(100_003).to(dtype), torch.tensor(0.99)
     average_buffer = torch.zeros(average.numel() + 2 * padding, device="cuda")
     source_buffer = torch.full_like(average_buffer, torch.nan, dtype=dtype)

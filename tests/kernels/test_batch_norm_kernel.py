@@ -25,8 +25,6 @@ from fastcifar.kernels.batch_norm import (
 
 
 def check_a_large_mean(size: tuple[int, ...], device: torch.device) -> None:
-    """For activations of mean 100 and standard deviation 0.01."""
-
     def make_large(shape: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
         given = SPEC.make(shape, dtype, device)
         x = torch.randn(size, device=device).mul_(0.01).add_(100).to(memory_format=torch.channels_last)

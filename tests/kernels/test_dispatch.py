@@ -60,7 +60,7 @@ def test_a_misspelt_switch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """What stands in for a tensor on a card; set `capability` to choose the card."""
+    """Stands in for a tensor on a card; set `capability` to choose the card."""
     card = SimpleNamespace(device=torch.device("cuda:0"), capability=(9, 0))
     monkeypatch.setattr(dispatch, "SWITCH", "triton")
     card.driver = SimpleNamespace(active=SimpleNamespace(utils="compiled"))
@@ -94,7 +94,7 @@ def test_a_card_too_old_is_named_once(card: SimpleNamespace, capsys: pytest.Capt
 def test_triton_that_cannot_start_leaves_the_references(
     card: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in a slim container without a C compiler."""
+    """Triton cannot start in a slim container without a C compiler."""
 
     class Driver:
         @property
@@ -116,8 +116,6 @@ def test_no_kernel_is_missed_without_a_gpu(device: str, capsys: pytest.CaptureFi
 
 
 class Kernel:
-    """Tells on which GPU it is launched, by `current`, and with what."""
-
     def __init__(self) -> None:
         self.launches: list[Any] = []
         self.current: list[int | None] = [None]
@@ -127,7 +125,6 @@ class Kernel:
 
     @contextmanager
     def device(self, chosen: torch.device) -> Iterator[None]:
-        """Stands for `torch.cuda.device`, for want of a GPU."""
         self.current.append(chosen.index)
         yield
         self.current.pop()

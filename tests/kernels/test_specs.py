@@ -1,7 +1,7 @@
-"""What every op must pass, made from its `OpSpec`: accuracy, gradients, opcheck, compilation, the interpreter; on a
-GPU, its kernels.
+"""What every op must pass, as its `OpSpec` declares.
 
-On a CPU an op runs its reference, at the small cases; on a GPU its kernels, at all of them.
+These are accuracy, gradients, opcheck, compilation, the interpreter and, on a GPU, its kernels. On a CPU an op runs its
+reference, at the small cases; on a GPU its kernels, at all of them.
 """
 
 from __future__ import annotations
@@ -60,15 +60,13 @@ def test_kernels_repeat_every_bit(spec: OpSpec) -> None:
 
 @rows(SPECS, all_dtypes=False, most_on_cpu=2)
 def test_compiles_to_one_graph(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """On a CPU as far as the graph of the backward: compiling C++ takes long."""
+    """On a CPU it goes as far as the graph of the backward: compiling C++ takes long."""
     torch.compiler.reset()
     backend = "inductor" if device.type == "cuda" else "aot_eager"
     check(spec, case, dtype, device, run=torch.compile(spec.op, fullgraph=True, backend=backend))
 
 
 class Calls(TorchDispatchMode):
-    """Records the calls of registered ops, with copies of their arguments."""
-
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple, dict[str, Any]]] = []
@@ -86,7 +84,6 @@ class Calls(TorchDispatchMode):
 @rows(SPECS, all_dtypes=False, most_on_cpu=1)
 @pytest.mark.filterwarnings("ignore:.*non-deterministic")
 def test_opcheck(spec: OpSpec, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """Checks every registered op that runs, forward and backward."""
     gradient = random_gradient(spec, case, dtype, device)
     with Calls() as recorded:
         outcome(spec, spec.op, make(spec, case, dtype, device), gradient)
@@ -128,7 +125,7 @@ def test_the_table_of_all_ops_is_up_to_date() -> None:
 def outcome_of_graph(
     spec: OpSpec, function: Callable[..., Any], arguments: Arguments, gradient: Tensor | None
 ) -> dict[str, Tensor]:
-    """`outcome`, forward and backward captured in a CUDA graph, which is then replayed once."""
+    """Returns `outcome` of a CUDA graph of forward and backward, which is replayed once."""
     spare = tree_map_only(Tensor, torch.clone, arguments)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
@@ -155,7 +152,6 @@ def test_runs_on_a_gpu_that_is_not_the_current_one(spec: OpSpec) -> None:
 
 
 def add_scaled_(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    """Adds `values * factor`, which it returns, to `total` in place: all (N,)."""
     product = values * factor
     total += product.detach()
     return product

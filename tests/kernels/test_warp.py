@@ -24,14 +24,14 @@ def random_images(count: int, size: tuple[int, int]) -> Tensor:
 
 
 def shifts_and_mirrors(count: int, size: tuple[int, int], reach: int = 4, seed: int = 0) -> Tensor:
-    """float64 (N, 3, 3)."""
+    """Draws maps that shift and mirror: float64 (N, 3, 3)."""
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randint(-reach, reach + 1, (2, count), generator=generator).double()
     return geometry.translation(x, y) @ geometry.mirror(torch.rand(count, generator=generator) < 0.5, size[1])
 
 
 def random_maps(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Crops, mirrors, rotations and shears: float64 (N, 3, 3)."""
+    """Draws crops, mirrors, rotations and shears: float64 (N, 3, 3)."""
     generator = torch.Generator().manual_seed(seed)
     angle, slant, tilt = torch.rand(3, count, dtype=torch.float64, generator=generator) * 2 - 1
     centre = (size[1] / 2, size[0] / 2)
@@ -44,7 +44,6 @@ def random_maps(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def pil_transform(images: Tensor, maps: Tensor, resampling: Image.Resampling, colour: tuple[int, int, int]) -> Tensor:
-    """PIL's own resampling, an image at a time."""
     results = []
     for image, matrix in zip(images, maps, strict=True):
         picture = Image.fromarray(image.numpy())
@@ -65,7 +64,7 @@ def test_nearest_is_that_of_pil(size: tuple[int, int], kind: Any) -> None:
 
 
 def near_the_border(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels that read so close to the border that rounding decides whether they find the image: bool (N, H, W, 1)."""
+    """Finds pixels so close to the border that rounding decides whether they lie in it: bool (N, H, W, 1)."""
     height, width = size
     row, column = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     centres = torch.stack((column, row, torch.ones_like(row)), dim=-1).double()

@@ -1,4 +1,4 @@
-"""What runs come to together: the report against plainer code, the command, and its refusals."""
+"""Several runs together: the report against plainer code, the command, and its refusals."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def four(tmp_path: Path, data: Path) -> list[Path]:
-    """Runs of several seeds, which set the same images apart all the same."""
+    """Makes runs of several seeds, all of which set the same images apart."""
     return [make_run(tmp_path / f"run{seed}", data, seed=10 * seed, run_seed=seed, val_split=20) for seed in range(4)]
 
 
 def shares_of(members: list[tuple[Path, str]], images: torch.Tensor) -> np.ndarray:
-    """The probabilities of each member, (M, N, classes)."""
     return np.stack([logits_of(run, images, weights).double().softmax(1).numpy() for run, weights in members])
 
 
@@ -62,7 +61,7 @@ def test_the_report(four, data, tmp_path):
 
 
 def test_the_choice_does_not_see_the_test_set(four, tmp_path, monkeypatch):
-    """It is read once, after the choice."""
+    """The test set is read once, after the choice."""
     opened = []
     monkeypatch.setattr(
         "fastcifar.many.ensemble.load_dataset",
@@ -103,7 +102,7 @@ def test_the_command(four, tmp_path, capsys):
 
 
 def test_snapshots_are_members(tmp_path, data):
-    """All of them, of every run that keeps any; with weights that are named, each run is one."""
+    """All snapshots of every run count; with weights that are named, each run is one member."""
     runs = [
         make_run(tmp_path / name, data, seed=10 * kept, snapshots=kept)
         for kept, name in enumerate(("none", "one", "two"))

@@ -45,7 +45,7 @@ CONFIG = RunConfig(
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """As they were: a run sets them for its process."""
+    """Restores the number of threads: a run sets it for its process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -65,7 +65,10 @@ def test_seeds_that_are_none(text):
 
 
 def test_the_members_of_report_5():
-    """As it trained them, but for images to choose by, which all set apart alike; the test set is not watched."""
+    """The members are as report 5 trained them, but for images to choose by, which all set apart alike.
+
+    The test set is not watched.
+    """
     entry = RECIPES["r5_ensemble_member"]
     members = plan_members(entry, range(11), Path("nowhere"), Overrides(val_split=5000))
     assert [(job.config.seed, job.folder.name) for job in members] == [(seed, f"seed{seed}") for seed in range(11)]
@@ -97,8 +100,9 @@ def test_a_folder_of_another_length_or_reading_is_refused(tmp_path):
     [(None, 64, 8), (2, 64, 4), (3, 64, 2), (16, 64, 1), (None, 4, 3), (None, 1, 1), (None, None, 8), (16, None, 1)],
 )
 def test_how_many_suit_the_threads_and_the_memory(monkeypatch, threads, free, expected):
-    """A run of this size takes a GiB, and a tenth stays free; none is begun on less. Where memory is not told, the
-    threads alone count.
+    """A run of this size takes a GiB, a tenth stays free, and none is begun on less.
+
+    Where memory is not told, the threads alone count.
     """
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(packed, "free_memory", lambda device: free and free * 2**30)
@@ -131,9 +135,7 @@ def weight_files(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_packed_runs_that_were_stopped_end_in_the_bytes_of_single_ones(tmp_path):
-    """At equal thread counts; the processes save what they have when the parent lets them go, and what has ended is
-    kept.
-    """
+    """Thread counts are equal; processes save what they have when the parent lets them go; what has ended is kept."""
     draw, arrays = torch.Generator().manual_seed(0), {}
     for split, count in (("train", 2000), ("test", 300)):
         arrays[f"{split}_images"] = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=draw).numpy()

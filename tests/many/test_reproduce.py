@@ -1,4 +1,4 @@
-"""Reproducing recipes: what is done is kept, what was stopped goes on, and one failure does not stop the others."""
+"""Reproducing recipes: finished runs are kept, stopped ones go on, and a failure does not stop the others."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ ONE_EPOCH = replace(ENGINE, epochs=1)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> str:
-    """A data set of 8x8 images in two colours, all but alike."""
+    """Makes a data set of 8x8 images in two colours that are nearly the same."""
     path = tmp_path_factory.mktemp("data") / "colours.npz"
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 300)
@@ -41,7 +41,7 @@ def images(tmp_path_factory) -> str:
 
 @pytest.fixture
 def small(monkeypatch, images):
-    """Recipes of a small network on small images, one a change of the other, and one that diverges at once."""
+    """Makes recipes of a small network on small images, one a change of the other, and one that diverges at once."""
     # Drawing and measuring take most of the time of runs so short, and are tested elsewhere.
     monkeypatch.setattr("fastcifar.engine.run.draw_curves", lambda run, console: None)
     monkeypatch.setattr("fastcifar.engine.run.matmul_flops_per_second", lambda device, dtype: 1e12)
@@ -68,7 +68,6 @@ def small(monkeypatch, images):
 
 
 def trained(monkeypatch) -> list[str]:
-    """Notes which folders are trained from the start."""
     names = []
     original = module.train
 
@@ -130,7 +129,6 @@ def test_stopped_and_started_again_ends_in_the_same_rows(small, tmp_path, monkey
         return run_epoch(*arguments, **options)
 
     def stopped(config, out, **options):
-        """The second run gets Ctrl-C in its first epoch."""
         with monkeypatch.context() as patch:
             if out.parent.name == "tiny_flip":
                 patch.setattr(Trainer, "run_epoch", interrupted)
@@ -147,12 +145,12 @@ def test_stopped_and_started_again_ends_in_the_same_rows(small, tmp_path, monkey
 
 
 def timeless(row: Row) -> Row:
-    """Without what depends on the hour, at which the checkout may have moved on as well."""
+    """Drops what depends on the hour; the checkout may move on in the meantime as well."""
     return replace(row, seconds=0.0, images_per_second=0.0, commit=None)
 
 
 def test_one_that_fails_does_not_stop_the_others(small, tmp_path, monkeypatch):
-    """And what it held is let go before the next: a kept error would hold its traceback, and so the run's tensors."""
+    """The failed run's tensors are let go before the next: a kept error would hold its traceback."""
     genuine, held = module.train, []
 
     def watched(config, out, **options):

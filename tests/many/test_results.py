@@ -1,4 +1,4 @@
-"""Rows of finished runs: what several of them come to, whether that meets the claim, and their file."""
+"""Rows of finished runs: their summary, whether that meets the claim, and their file."""
 
 import json
 

@@ -22,7 +22,6 @@ from fastcifar.many.votes import (
 
 
 def made_up(members: int, images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities in which the label is somewhat likelier, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     logits = torch.randn(members, images, classes, generator=generator, dtype=torch.float64)
@@ -46,7 +45,7 @@ def test_votes_as_counted_by_hand(members, images, classes):
 
 
 def test_a_tie_goes_to_the_summed_probability_among_the_tied_only():
-    """Two votes to two; a third class, which none chooses, has more probability than either."""
+    """There are two votes to two; a third class, which none chooses, has more probability than either."""
     rows = [[0.51, 0.0, 0.49], [0.51, 0.0, 0.49], [0.0, 0.52, 0.48], [0.0, 0.53, 0.47]]
     probabilities = torch.tensor(rows, dtype=torch.float64)[:, None]
     assert soft_vote(probabilities).tolist() == [2]
@@ -79,7 +78,6 @@ def test_diversity_at_its_ends():
 
 
 def score(probabilities: torch.Tensor, labels: torch.Tensor, members: tuple[int, ...]) -> tuple[float, float]:
-    """Accuracy and negated loss of a subset, in numpy."""
     mean = probabilities.numpy()[list(members)].mean(axis=0)
     loss = -np.log(mean[np.arange(len(labels)), labels.numpy()]).mean()
     return np.mean(mean.argmax(axis=1) == labels.numpy()), -loss
@@ -98,7 +96,7 @@ def test_the_best_of_each_size_is_found_among_all_subsets(seed):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_greedy_adds_what_helps_most(seed, monkeypatch):
-    """And it chooses in place of a search among all subsets where there are many members."""
+    """Where there are many members it chooses instead of a search among all subsets."""
     probabilities, labels = made_up(7, 60, 4, seed)
     path, held = greedy(probabilities, labels), ()
     for subset in path:

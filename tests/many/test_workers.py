@@ -94,7 +94,7 @@ def test_so_many_at_once_with_a_share_of_the_threads(act, tmp_path):
 
 
 def test_a_signal_stops_all_and_the_same_call_goes_on(act, tmp_path):
-    """Each is told by the end of its pipe; those that wait are not begun."""
+    """Each process is told by the end of its pipe; those that wait are not begun."""
     act("sys.stdin.buffer.read(); (folder / 'saved').touch(); sys.exit(143)")
 
     def interrupt() -> None:

@@ -1,4 +1,4 @@
-"""Weights copied into ours from a network that another library built in the same order."""
+"""Copies weights into our networks from those that another library built in the same order."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ WEIGHTED = nn.Conv2d | nn.BatchNorm2d | nn.Linear
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
-    """Layer by layer, in the order of their registration; 1x1 convolutions may stand for linear layers."""
+    """Copies layer by layer, in the order of their registration; 1x1 convolutions may stand for linear layers."""
     randomise_norms(theirs)
     for target, source in zip(weighted(ours), weighted(theirs), strict=True):
         state = {key: value for key, value in source.state_dict().items() if key != "num_batches_tracked"}
@@ -21,7 +21,7 @@ def weighted(model: nn.Module) -> list[nn.Module]:
 
 
 def randomise_norms(model: nn.Module) -> None:
-    """So that a norm taken for another shows."""
+    """Randomises the norms, so that a norm taken for another shows."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
@@ -29,7 +29,6 @@ def randomise_norms(model: nn.Module) -> None:
 
 
 def assert_same_training_step(ours: nn.Module, theirs: nn.Module, images: torch.Tensor) -> None:
-    """Outputs and running statistics in training, in float64."""
     ours, theirs, images = ours.double(), theirs.double(), images.double()
     torch.testing.assert_close(ours(images), theirs(images))
     for target, source in zip(weighted(ours), weighted(theirs), strict=True):

@@ -35,7 +35,7 @@ NEEDS = {
     "pool_stride": {"pool": 2},
     "final_norm": {"pre_activation": True},
 }
-"""What an option of the generic network goes with."""
+"""Options that an option of the generic network requires."""
 
 
 def parameters(model: nn.Module) -> int:
@@ -79,7 +79,7 @@ def test_parameter_counts_of_reports_and_papers(name, options, expected):
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet56"])
 def test_depth_is_the_names(name):
-    """Convolutions on the longest path, and the linear layer."""
+    """The depth counts convolutions on the longest path, and the linear layer."""
     layers = [path for path, module in on_meta(name).named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len([path for path in layers if "shortcut" not in path]) == int(name.removeprefix("resnet"))
 
@@ -102,7 +102,7 @@ def test_every_option_changes_the_network(name):
     ],
 )
 def test_convolutions_begin_as_their_source_has_them_or_as_asked(name, options, rule):
-    """By the variance of the widest one, whose values are enough for a tolerance of 2%."""
+    """Compares the variance of the widest one, whose values are enough for a tolerance of 2%."""
     convolutions = [module for module in build_model(name, **options).modules() if isinstance(module, nn.Conv2d)]
     widest = max(convolutions, key=lambda module: module.weight.numel())
     fan_in, fan_out = widest.in_channels * 9, widest.out_channels * 9

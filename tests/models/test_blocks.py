@@ -1,4 +1,4 @@
-"""Residual blocks: what follows what, where the shape changes, and what is dropped."""
+"""Residual blocks: the order of their layers, changes of shape, and what is dropped."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ WIDER = BlockShape(channels=(8, 12, 12), kernels=(3, 3), stride=2)
 
 
 def test_pre_activation_block_follows_the_paper():
-    """Identity where the shape stays; a bare convolution of the activated input where it changes."""
+    """The shortcut is the identity where the shape stays, else a bare convolution of the activated input."""
     x = torch.randn(2, 8, 6, 6)
     for block in (PreActivation(SAME), PreActivation(WIDER)):
         conv1, norm2, conv2 = block.branch
@@ -29,7 +29,7 @@ def test_pre_activation_block_follows_the_paper():
     "follower", [PreActivation(SAME), PreActivation(WIDER), BatchNorm2d(8, relu=True), Pool(2)], ids=repr
 )
 def test_what_follows_a_pre_activation_block_adds_its_branch_and_shortcut(follower):
-    """To the bit, so that a network computes on a CPU what it would if the block added them itself."""
+    """They agree to the bit, so that a network computes on a CPU what it would if the block added them itself."""
     branch, shortcut = PreActivation(SAME)(torch.randn(2, 8, 6, 6))
     torch.testing.assert_close(follower((branch, shortcut)), follower(branch + shortcut), rtol=0, atol=0)
 
@@ -45,7 +45,6 @@ def test_post_activation_block_follows_the_paper():
 
 
 def normed(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """Training batch norm by its definition."""
     centred = x - x.mean((0, 2, 3), keepdim=True)
     scaled = centred / (centred.square().mean((0, 2, 3), keepdim=True) + norm.eps).sqrt()
     return scaled * norm.weight[:, None, None] + norm.bias[:, None, None]
@@ -74,7 +73,7 @@ def test_merge_gates_the_branch_then_adds():
 @pytest.mark.parametrize("style", [PreActivation, PostActivation])
 @pytest.mark.parametrize("reduced", [0, 2])
 def test_stochastic_depth_leaves_the_shortcut_or_scales_the_branch(style, reduced):
-    """For each sample by itself, after the gate and before the addition."""
+    """It acts on each sample by itself, after the gate and before the addition."""
     block, passed = style(BlockShape(channels=(8, 8, 8), kernels=(3, 3), reduced=reduced, skip_probability=0.5)), []
     block.merge.depth.register_forward_hook(lambda module, inputs, output: passed.append((inputs[0], output)))
     x = torch.randn(64, 8, 4, 4)
@@ -88,7 +87,7 @@ def test_stochastic_depth_leaves_the_shortcut_or_scales_the_branch(style, reduce
 
 @pytest.mark.parametrize("probability", [0.1, 0.9])
 def test_stochastic_depth_scales_as_timms(probability):
-    """Zero or the input over the share that is kept, which is as often as it should be (5 deviations)."""
+    """Each result is zero or the input over the kept share, as often as it should be (5 deviations)."""
     count, layer = 10_000, StochasticDepth(probability)
     x = torch.ones(count, 2, 1, 1)
     ours, theirs = layer(x), drop_path(x, probability, training=True)

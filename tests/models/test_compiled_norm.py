@@ -1,4 +1,4 @@
-"""The batch norm of compiled training on a CPU, uncompiled, against torch's own and float64; and when it is chosen."""
+"""The batch norm of compiled training on a CPU, run uncompiled, against torch's own and float64, and its choice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def inputs(
 
 
 def outcome(function, tensors: list[Tensor | None], relu: bool, grad: Tensor) -> list[Tensor]:
-    """The result and all gradients."""
     leaves = [tensor if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
     y = function(*leaves, relu)
     return [y.detach(), *torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], grad.to(y.dtype))]
@@ -88,7 +87,6 @@ def test_a_constant_channel_is_its_bias(constant: float) -> None:
 
 
 def test_the_layer_uses_it_where_it_is_compiled_for_a_cpu() -> None:
-    """With the running statistics of an uncompiled one."""
     torch.compiler.reset()
     traced = []
 

@@ -21,8 +21,9 @@ def test_flops_agree_with_the_closed_formula(name, training_gflop):
 
 @pytest.mark.parametrize("name", ["resnet20_v2", "resnext29", "wrn28_2"])
 def test_layers_sum_to_the_network_and_training_is_three_passes(name):
-    """Less the gradient of the images; grouped convolutions too, whose backward pass PyTorch's own formula
-    overstates.
+    """The gradient of the images is not counted.
+
+    Grouped convolutions count too, whose backward pass PyTorch's own formula overstates.
     """
     count = count_network(name)
     assert sum(layer.parameters for layer in count.layers) == count.parameters
@@ -31,9 +32,7 @@ def test_layers_sum_to_the_network_and_training_is_three_passes(name):
 
 
 def test_activations_of_a_small_network_by_hand():
-    """Each convolution and each norm keeps its input, and the linear layer its features; a ReLU's output is the next
-    one's input.
-    """
+    """Each convolution and norm keeps its input, the linear layer its features; a ReLU's output is the next input."""
     map_, half = 8 * 32 * 32, 6 * 16 * 16
     stem = 3 * 32 * 32 + map_  # the image, and the first norm's input
     first = 3 * map_  # the inputs of two convolutions, and of the norm between them
@@ -44,8 +43,9 @@ def test_activations_of_a_small_network_by_hand():
 
 
 def test_saved_integers_keep_their_own_size():
-    """A convolution keeps its input, max-pooling its input and an int64 for each value it puts out; without
-    gradients nothing is kept.
+    """A convolution keeps its input, max-pooling its input and an int64 for each value it puts out.
+
+    Without gradients nothing is kept.
     """
     with torch.device("meta"):
         network, images = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.MaxPool2d(2)), torch.empty(2, 3, 8, 8)
@@ -54,7 +54,7 @@ def test_saved_integers_keep_their_own_size():
 
 
 def test_counting_leaves_the_random_state_alone(tmp_path, monkeypatch):
-    """And a plug-in, which is computed, counts as our own does, which is not."""
+    """A plug-in, which is computed, counts as our own network does, which is not."""
     network = "def net(classes):\n    return build_model('resnet', blocks=(1,), channels=(4,), classes=classes)\n"
     (tmp_path / "a_small_network.py").write_text(f"from fastcifar.models import build_model\n{network}")
     monkeypatch.chdir(tmp_path)

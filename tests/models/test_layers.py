@@ -24,14 +24,12 @@ SIZE = (3, 10, 5, 7)
 AUTOCAST = "bf16 autocast"
 VARIANTS = pytest.mark.parametrize(("residual", "relu"), [(False, False), (False, True), (True, False), (True, True)])
 LAYERS = pytest.mark.parametrize("layer", ["batch_norm_relu", "squeeze_excite"])
-"""By the names of their ops."""
+"""Layers by the names of their ops."""
 IN_HALVES = pytest.mark.parametrize("kind", [torch.float32, AUTOCAST], ids=str)
 IN_ALL_TYPES = pytest.mark.parametrize("kind", [torch.float32, torch.float64, AUTOCAST], ids=str)
 
 
 class ThenReLU(nn.Module):
-    """A module, an addition and a ReLU, as they are usually written."""
-
     def __init__(self, module: nn.Module, relu: bool) -> None:
         super().__init__()
         self.module, self.relu = module, relu
@@ -47,7 +45,6 @@ def built(layer: str, relu: bool = False) -> nn.Module:
 
 
 def pair(layer: str, relu: bool) -> tuple[nn.Module, nn.Module]:
-    """Ours and torch's or timm's, with the same weights and statistics."""
     ours = built(layer, relu)
     theirs = nn.BatchNorm2d(SIZE[1]) if layer == "batch_norm_relu" else SEModule(SIZE[1], rd_channels=4)
     state = [tensor for tensor in theirs.state_dict().values() if tensor.is_floating_point()]
@@ -60,9 +57,7 @@ def pair(layer: str, relu: bool) -> tuple[nn.Module, nn.Module]:
 
 
 def activations(kind: torch.dtype | str, residual: bool, size: tuple[int, ...] = SIZE) -> list[Tensor]:
-    """The input, channels_last, and a residual if so chosen; under autocast in bfloat16, as a convolution puts them
-    out.
-    """
+    """Draws an input in channels_last, and a residual if asked for; for autocast, in bfloat16 as from a convolution."""
     dtype = torch.bfloat16 if kind == AUTOCAST else kind
     return [torch.randn(size).to(dtype, memory_format=torch.channels_last) for _ in range(1 + residual)]
 
@@ -70,7 +65,7 @@ def activations(kind: torch.dtype | str, residual: bool, size: tuple[int, ...] =
 def outcome(
     module: nn.Module, kind: torch.dtype | str, inputs: list[Tensor], grad_y: Tensor, relu: bool
 ) -> list[Tensor]:
-    """The result, the gradients of the inputs and, as vectors, those of the parameters, and the buffers."""
+    """Returns the result, the gradients of the inputs and, as vectors, those of the parameters, and the buffers."""
     dtype = torch.float64 if kind == torch.float64 else None
     inputs = [tensor.detach().to(grad_y.device, dtype).requires_grad_() for tensor in inputs]
     with torch.autocast(grad_y.device.type, torch.bfloat16) if kind == AUTOCAST else contextlib.nullcontext():
@@ -81,7 +76,6 @@ def outcome(
 
 
 def assert_layer_is_as_accurate(layer: str, kind: torch.dtype | str, residual: bool, relu: bool, device: str) -> None:
-    """Result, gradients and statistics of ours, against the usual modules and these in float64."""
     torch.manual_seed(0)  # chance rules sums of few values
     dtype = torch.float64 if kind == torch.float64 else None
     ours, theirs = (module.to(device, dtype) for module in pair(layer, relu))
@@ -128,7 +122,7 @@ def test_batch_norm_loads_torchs_weights_and_its_own() -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the ops that the layers call, which now do nothing, on a GPU that has kernels."""
+    """Lists the ops that the layers call, which now do nothing, on a GPU that has kernels."""
     calls: list[str] = []
     for name in ("batch_norm_relu", "squeeze_excite"):
         monkeypatch.setattr(layers, name, lambda x, *_, name=name, **__: calls.append(name) or x)
@@ -138,7 +132,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @contextlib.contextmanager
 def pretended_card(dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """What is made within is fake, on a GPU and of `dtype`."""
+    """Makes tensors created within fake, on a GPU and of `dtype`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -181,7 +175,7 @@ def test_what_the_op_does_not_take_is_a_plain_expression(
 @needs_kernels
 @LAYERS
 def test_a_traced_layer_leaves_it_to_the_op_to_ask_the_driver(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the card is too old, so that the op is in the graph and runs its reference."""
+    """The card here is too old, so that the op is in the graph and runs its reference."""
     graphs: list[str] = []
 
     def record(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Any:
@@ -197,7 +191,6 @@ def test_a_traced_layer_leaves_it_to_the_op_to_ask_the_driver(layer: str, monkey
 
 @pytest.fixture
 def ops_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layers call their ops as on a GPU; on a CPU these run their references, forward and backward."""
     monkeypatch.setattr(layers, "use_triton", lambda tensor: True)
 
 

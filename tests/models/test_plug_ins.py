@@ -42,7 +42,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The current folder, with a module of networks, one that fails and a package."""
+    """Sets the current folder to one with a module of networks, one that fails and a package."""
     (tmp_path / "my_networks.py").write_text(MODULE)
     (tmp_path / "my_broken_networks.py").write_text("import no_such_module_anywhere\n")
     (tmp_path / "my_package").mkdir()

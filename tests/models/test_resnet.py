@@ -25,7 +25,7 @@ from fastcifar.models.blocks import StochasticDepth
     ids=["basic", "bottleneck", "grouped"],
 )
 def test_post_activation_network_equals_torchvisions(options, block, theirs):
-    """torchvision's, with its stem swapped for a 3x3 one."""
+    """The stem of torchvision's is swapped for a 3x3 one."""
     ours = build_model("resnet", blocks=(1, 2, 1, 1), classes=7, **options)
     theirs = torchvision.models.ResNet(block, [1, 2, 1, 1], num_classes=7, **theirs)
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
@@ -39,17 +39,16 @@ def timm_resnetrs50(stem_width: int) -> nn.Module:
 
 
 def test_resnet_rs_equals_timms():
-    """At width 32, where the first block's shortcut has a convolution in timm's too; the map is odd all but once on
-    its way.
-    """
+    """At width 32 timm's first shortcut has a convolution too; the map is odd on all of its way but once."""
     ours, theirs = build_model("resnetrs50", dropout=0.0), timm_resnetrs50(32)
     copy_weights(ours, theirs)
     assert_same_training_step(ours, theirs, torch.randn(2, 3, 37, 37))
 
 
 def test_wide_stem_of_resnet_rs_is_timms_but_for_one_shortcut():
-    """timm leaves the first shortcut bare where the stem's 256 channels are the stage's; here it has a convolution
-    and a norm.
+    """Where the stem has the 256 channels of the stage, timm leaves the first shortcut bare; ours has layers.
+
+    These are a convolution and a norm.
     """
     with torch.device("meta"):
         models = build_model("resnetrs50", stem_channels=128), timm_resnetrs50(128)
@@ -69,7 +68,6 @@ def test_wide_stem_of_resnet_rs_is_timms_but_for_one_shortcut():
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_sizes_of_the_maps(name, options, sizes):
-    """After the stem and each stage."""
     found = []
     with torch.device("meta"):
         model, x = build_model(name, **options), torch.empty(2, 3, 32, 32)
@@ -114,7 +112,6 @@ GATED = {"blocks": (1, 1), "channels": (16, 16), "block": "bottleneck", "groups"
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [PRE, GATED], ids=["pre-activation", "gated"])
 def test_compiles_whole(options):
-    """No graph break in training, and the same outputs in evaluation."""
     torch.compiler.reset()
     model = build_model("resnet", **options).to(memory_format=torch.channels_last)
     images = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)

@@ -23,7 +23,6 @@ def network() -> nn.Module:
 
 
 def walk(model: nn.Module) -> None:
-    """A step of training, as far as averages see."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.add_(0.1 * torch.randn(tensor.shape))
@@ -35,7 +34,7 @@ def weights_of(buckets: Buckets, model: nn.Module, flat) -> dict[str, torch.Tens
 
 
 def test_ema_of_several_decays_equals_torchs():
-    """Each is warmed up; with buffers."""
+    """Each average is warmed up; the model has buffers."""
     decays = (0.5, 0.9, 0.999)
     model = network()
     buckets = Buckets(model)
@@ -54,7 +53,7 @@ def test_ema_of_several_decays_equals_torchs():
 
 @pytest.mark.parametrize(("start", "first"), [("50%", EPOCHS // 2 + 1), ("8st", 3)])
 def test_swa_equals_torchs(start, first):
-    """From the end of epoch `first`; statistics measured anew over the training set as `update_bn` does."""
+    """It begins at the end of epoch `first`; statistics are measured anew over the training set, as by `update_bn`."""
     model = network()
     buckets = Buckets(model)
     averages = Averages(buckets, AverageConfig((0,), swa_start=start), STEPS, EPOCHS)
@@ -74,7 +73,6 @@ def test_swa_equals_torchs(start, first):
 
 
 def with_counters(model: nn.Module) -> nn.Module:
-    """A copy whose batch norms count, as torch's cumulative average needs."""
     twin = copy.deepcopy(model)
     for module in twin.modules():
         if isinstance(module, nn.BatchNorm2d):

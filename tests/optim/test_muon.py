@@ -1,4 +1,4 @@
-"""Muon against torch's own, and against what it does to singular values."""
+"""Muon, against torch's own and against what it should do to singular values."""
 
 from functools import partial
 
@@ -19,7 +19,6 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def closed_form(matrix: Tensor) -> Tensor:
-    """U diag(p(...p(s))) V' in float64."""
     u, s, v = torch.linalg.svd(matrix.double() / matrix.double().norm(), full_matrices=False)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
@@ -29,7 +28,7 @@ def closed_form(matrix: Tensor) -> Tensor:
 
 @EACH_SHAPE
 def test_equals_its_closed_form(shape):
-    """Zero for zero, beside others."""
+    """A zero matrix stays zero, beside others."""
     matrices = torch.stack([random(*shape), torch.zeros(shape), 1e-6 * random(*shape, seed=1)])
     ours = newton_schulz(matrices, torch.float32)
     assert not ours[1].any()
@@ -38,7 +37,7 @@ def test_equals_its_closed_form(shape):
 
 
 def test_iterating_leaves_no_singular_value_far_from_one():
-    """Of any matrix, down to a hundredth of its norm."""
+    """This holds for any matrix, down to a hundredth of its norm."""
     s = torch.linspace(0.01, 1.0, 10_000, dtype=torch.float64)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
@@ -47,7 +46,7 @@ def test_iterating_leaves_no_singular_value_far_from_one():
 
 
 def test_a_convolution_is_the_matrix_of_its_filters():
-    """Whatever its memory format, and beside weights of the same and other shapes."""
+    """Its memory format does not matter, nor do weights of the same and other shapes beside it."""
     tensors = [random(6, 5, 3, 3), random(6, 5, 3, 3, seed=1), random(12, 6, 1, 1), random(4, 9)]
     tensors.append(random(6, 5, 3, 3, seed=2).to(memory_format=torch.channels_last))
     results = orthogonalize_all(tensors, 0.5, torch.float32)
@@ -60,7 +59,7 @@ def test_a_convolution_is_the_matrix_of_its_filters():
 def steps_in_float64(
     start: Tensor, gradients: list[Tensor], rates: list[float], momentum: float, decay: float
 ) -> Tensor:
-    """Nesterov momentum, the closed form with its factor, and decay apart from the gradient."""
+    """Steps by Nesterov momentum, the closed form with its factor, and decay apart from the gradient."""
     weight, velocity = start.double(), torch.zeros_like(start, dtype=torch.float64)
     for gradient, lr in zip(gradients, rates, strict=True):
         velocity = momentum * velocity + gradient.double()
@@ -71,7 +70,6 @@ def steps_in_float64(
 
 @EACH_SHAPE
 def test_is_as_accurate_as_torchs_muon(shape):
-    """Theirs multiplies in bfloat16."""
     start, gradients = random(*shape), [random(*shape, seed=seed) for seed in range(1, 5)]
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
     moved = steps_in_float64(start, gradients, [0.1] * 4, 0.9, 0.05) - start.double()
@@ -106,7 +104,7 @@ def test_follows_a_changing_learning_rate_where_there_is_a_gradient():
 
 
 def test_what_is_not_orthogonalised_moves_as_in_sgd():
-    """But for the decay, which comes first and is not in the momentum."""
+    """The decay alone differs: it comes first and is not in the momentum."""
     vector, other = (nn.Parameter(random(11)) for _ in range(2))
     optimizer = Muon([{"params": [vector], "orthogonalize": False}], lr=0.1, momentum=0.9, weight_decay=0.01)
     theirs = torch.optim.SGD([other], 0.1, momentum=0.9, nesterov=True)

@@ -1,4 +1,4 @@
-"""Every optimiser against torch's plainest form of it, and what a run needs of it besides."""
+"""Every optimiser, against torch's plainest form of it, and what else a run needs of it."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ PLAIN = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
 }
-"""In double precision; Muon has a file of its own."""
+"""Torch's optimisers, run in double precision; Muon has a file of its own."""
 
 
 def network(device: str = "cpu") -> nn.Module:
@@ -38,13 +38,11 @@ def config(name: str, **settings: float) -> OptimConfig:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """As the training step does it on a CPU."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_ratio"]
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    """On images drawn anew in each step, with a learning rate that changes."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         images = torch.randn(6, 3, 8, 8, generator=generator).to(next(model.parameters()))
@@ -55,7 +53,6 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """As a checkpoint finds it."""
     return {
         f"{key}.{name}": t
         for name, parameter in model.named_parameters()
@@ -65,7 +62,7 @@ def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tenso
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_equals_torchs_plain_form_in_float64(name):
-    """Over 8 steps, so that RAdam's rectification has begun."""
+    """There are 8 steps, so that RAdam's rectification has begun."""
     model, plain = network(), network().double()
     theirs = PLAIN[name](plain.parameters(), 0.01, weight_decay=0.01, foreach=False)
     for group in theirs.param_groups:
@@ -80,8 +77,9 @@ def test_equals_torchs_plain_form_in_float64(name):
 
 @EACH
 def test_the_state_is_there_from_the_start_and_can_be_copied(name):
-    """All zero, laid out as its parameter, and made without a trace in parameters and gradients; going on from a copy
-    gives the same bits.
+    """It is zero, laid out as its parameter, and made without a trace in parameters and gradients.
+
+    Going on from a copy gives the same bits.
     """
     whole, first, second = network(), network(), network()
     optimizer, resumed = build_optimizer(first, config(name)), build_optimizer(second, config(name))
@@ -154,9 +152,7 @@ def test_sgd_without_momentum_is_the_gradient_alone(name):
 @pytest.mark.parametrize("name", [name for name, own in OPTIMIZERS.items() if own.form != "foreach"])
 @pytest.mark.parametrize("done", [0, 2])
 def test_an_overflow_is_skipped_without_asking_the_host(name, done):
-    """As a gradient scaler hands it over, in the first step or later; one that did not overflow divides by the
-    scale.
-    """
+    """A gradient scaler hands it over, in the first step or later; one that did not overflow divides by the scale."""
     model, plain = network(), network()
     optimizer, reference = build_optimizer(model, config(name)), build_optimizer(plain, config(name))
     if not getattr(optimizer, "_step_supports_amp_scaling", False):

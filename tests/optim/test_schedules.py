@@ -43,12 +43,13 @@ DEFAULTS = {
     "polynomial": lambda o, n: scheduler.PolynomialLR(o, total_iters=n),
     "one-cycle": lambda o, n: scheduler.OneCycleLR(o, PEAK, total_steps=n, cycle_momentum=False),
 }
-"""Schedules with nothing given, and torch's."""
+"""Torch's schedulers that schedules without settings should equal."""
 
 
 def oracle(make, total: int, warmup: int, tick: int) -> list[float]:
-    """The rates that torch's scheduler sets, stepped every `tick` steps at the beginning of an epoch, a line from 0
-    before it.
+    """Returns the rates of torch's scheduler, stepped every `tick` steps at the start of an epoch.
+
+    Before that the rates follow the line of the warm-up.
     """
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
     after = make(optimizer, total // tick - warmup // tick)
@@ -73,7 +74,7 @@ def of_case(case: str, unit: str, **settings: str) -> ScheduleConfig:
 @pytest.mark.parametrize(("steps_per_epoch", "epochs", "warmup"), [(97, 1, 3), (7, 13, 0), (7, 13, 9), (5, 20, 1)])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_torchs_schedulers_at_every_step(case, steps_per_epoch, epochs, warmup):
-    """And, once an epoch, at every epoch."""
+    """Those that step once an epoch are compared at every epoch."""
     paces = [("st", {}, 1)] + ([("ep", {"per": "epoch"}, steps_per_epoch)] if case != "constant" else [])
     for unit, pace, tick in paces:
         expected = oracle(CASES[case][1], steps_per_epoch * epochs, warmup, tick)
@@ -136,9 +137,7 @@ def test_the_end_is_held_after_the_horizon(name):
 
 
 def izmailov(epoch: int, horizon: int, share: float) -> float:
-    """The factor of the authors' `schedule`, from the description: constant until half, then linear until nine
-    tenths.
-    """
+    """Computes the factor of the authors' `schedule`: constant until half, then linear until nine tenths."""
     way = epoch / horizon
     if way <= 0.5:
         return 1.0
@@ -155,7 +154,7 @@ def test_swa_is_constant_linear_constant(horizon, epochs):
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize(("period", "factor"), [(1, 1), (2, 1), (3, 2), (1, 3)])
 def test_cycles_end_where_torch_starts_again(per, period, factor):
-    """In 12 epochs of 7 steps, after a warm-up of two; the run's end counts where it is a cycle's."""
+    """There are 12 epochs of 7 steps, after a warm-up of two; the run's end counts where it is a cycle's."""
     given = {"warmup": "2ep", "per": per, "restart_period": f"{period}ep", "restart_factor": factor, "snapshots": True}
     torchs = scheduler.CosineAnnealingWarmRestarts(
         torch.optim.SGD([torch.zeros(1)], lr=PEAK), T_0=7 * period, T_mult=factor
@@ -207,7 +206,7 @@ def test_kinks(settings, expected):
 
 @pytest.mark.parametrize(("epochs", "steps"), [(200, 3900), (11, 214), (10, 200), (2, 195), (1, 98)])
 def test_the_warm_up_is_a_share_of_the_run_but_never_short_nor_most_of_it(epochs, steps):
-    """Of 390 steps an epoch: 5%, 200 steps, or a quarter."""
+    """With 390 steps an epoch it is 5%, 200 steps, or a quarter."""
     rates = table(ScheduleConfig("constant"), 390, epochs)
     assert next(step for step, rate in enumerate(rates) if rate == PEAK) == steps - 1
     assert ScheduleConfig("one-cycle").resolved.warmup == "0%"
@@ -272,7 +271,7 @@ def test_what_makes_no_schedule_of_a_run_is_refused(settings, message):
 
 @pytest.mark.parametrize(("gamma", "patience", "final_lr"), [(0.1, 10, 0.0), (0.5, 0, 0.0), (0.3, 2, 0.02)])
 def test_plateau_equals_torchs(gamma, patience, final_lr):
-    """Also where it is stored and goes on, halfway."""
+    """It is also stored, and goes on, halfway."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     theirs = scheduler.ReduceLROnPlateau(optimizer, factor=gamma, patience=patience, min_lr=final_lr)
     ours, draws = Plateau(gamma, patience, final_lr), random.Random(0)

@@ -1,4 +1,4 @@
-"""SAM and ASAM against formulas in float64, and what they must leave as it was."""
+"""SAM and ASAM, against formulas in float64, and what they must leave as it was."""
 
 import math
 
@@ -49,7 +49,6 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def displacement(model: nn.Module, optim: OptimConfig, scale: float = 1.0) -> dict[str, Tensor]:
-    """How far the ascent moves each parameter, float64."""
     ascend = Ascend(model, Buckets(model), optim)
     backward(model, scale)
     before = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
@@ -63,7 +62,7 @@ def displacement(model: nn.Module, optim: OptimConfig, scale: float = 1.0) -> di
     ids=["sam", "asam"],
 )
 def test_a_step_on_a_quadratic(optim, weight, bias):
-    """By hand: the gradient is (3, -2, 0) and 6, whose norm is 7; ASAM's is of (3.01 * 3, 0.51 * 2) and 6."""
+    """By hand, the gradient is (3, -2, 0) and 6, whose norm is 7; ASAM's is of (3.01 * 3, 0.51 * 2) and 6."""
     model, norm = Quadratic(), 1.0 if optim is SAM else math.hypot(3.01 * 3, 0.51 * 2, 6)
     ascend = Ascend(model, Buckets(model), optim)
     model().backward()
@@ -79,7 +78,7 @@ def test_a_step_on_a_quadratic(optim, weight, bias):
 
 @KINDS
 def test_equals_the_papers_formulas_in_float64(optim):
-    """With every parameter of a network as one vector: w + rho * T T g / |T g|."""
+    """Every parameter of the network is part of one vector: w + rho * T T g / |T g|."""
     model, optim = network(), optim.resolved
     backward(model)
     named = dict(model.named_parameters())
@@ -108,7 +107,7 @@ def test_a_scaled_loss_gives_the_same_point(optim):
 @KINDS
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])
 def test_gradients_without_a_direction_move_nothing(optim, value):
-    """One that overflowed, or all that vanish."""
+    """Such gradients overflow in one value, or all vanish."""
     model = network()
     buckets = Buckets(model)
     ascend, before = Ascend(model, buckets, optim), buckets.flat[0].clone()
@@ -152,7 +151,7 @@ def test_frozen_parameters_stay():
 
 
 def test_several_steps_equal_a_plain_loop():
-    """With clipping, which must see the second gradient, and SGD, which must move the restored weights."""
+    """Clipping must see the second gradient, and SGD must move the restored weights."""
     model, plain = network(), network()
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=1e-3))
     theirs = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
@@ -188,7 +187,7 @@ def test_several_steps_equal_a_plain_loop():
 @pytest.mark.usefixtures("card")
 @KINDS
 def test_a_graph_captures_it(optim):
-    """Captured, it does the same as not, which also proves that nothing waits."""
+    """The captured step does the same as an uncaptured one, which also proves that nothing waits."""
     model, other = (network().cuda() for _ in range(2))
     pair = []
     for net in (model, other):

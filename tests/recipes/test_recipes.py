@@ -1,4 +1,4 @@
-"""The recipes: each says truly what it changes, and what the reports did wrong stands beside what makes sense."""
+"""The recipes say truly what they change, and a report's mistakes have a sensible recipe beside them."""
 
 from dataclasses import replace
 
@@ -17,7 +17,6 @@ from fastcifar.recipes.registry import declare, derive, difference, settings
 
 
 def lr_of(name: str) -> list[float]:
-    """The learning rates of a recipe's run at ten steps an epoch."""
     config = recipe(name)
     return lr_table(config.schedule, config.optim.peak_lr(config.batch_size), 10, config.epochs)
 
@@ -60,7 +59,7 @@ def test_reports_that_chose_by_the_test_set_watch_it():
 
 
 def test_every_network_can_be_built_and_keeps_to_its_report():
-    """On no device, so that only shapes are made."""
+    """On no device, only shapes are made."""
     for model in {recipe(name).model for name in RECIPES}:
         with torch.device("meta"):
             network = build_model(model.arch, **model.options)
@@ -68,7 +67,6 @@ def test_every_network_can_be_built_and_keeps_to_its_report():
 
 
 def test_report_4s_cosine_as_written_ends_at_half_the_rate():
-    """Its other schedules are tested against torch's own, in test_schedules."""
     assert lr_of("r4_epochs_100_as_written")[-1] == pytest.approx(0.05, rel=0.02)
 
 
@@ -109,7 +107,7 @@ def test_derive_finds_each_setting_by_its_flag():
 
 
 def test_names_of_settings_are_unambiguous():
-    """As derive, difference and the flags need; `schedule` and `loss` are also the names of their parts."""
+    """The functions derive and difference and the flags rely on it; `schedule` and `loss` also name their parts."""
     config = RunConfig()
     parts = (config.model, config.data, config.optim, config.schedule, config.loss, config.average, config.engine)
     own = ("epochs", "batch_size", "seed", "watch_test", "recipe")

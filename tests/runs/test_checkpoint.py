@@ -27,7 +27,7 @@ def small_network() -> torch.nn.Module:
 
 
 def test_round_trip(tmp_path):
-    """Into the same bytes each time; and the metadata is JSON alone."""
+    """The bytes are the same each time, and the metadata is JSON alone."""
     assert checkpoints.load(tmp_path) is None
     saved = state(7)
     for folder in ("a", "b"):
@@ -65,7 +65,7 @@ def test_names_that_no_weights_have_are_not_opened(tmp_path, name):
 @pytest.mark.parametrize("fatal", ["fsync", "replace"])
 @pytest.mark.parametrize("after", range(12))
 def test_a_save_that_dies_anywhere_leaves_the_one_before(tmp_path, monkeypatch, fatal, after):
-    """And the next one leaves itself alone."""
+    """The next save leaves only itself."""
     checkpoints.save(tmp_path, state(1))
     calls = iter(range(100))
     genuine = getattr(os, fatal)
@@ -88,7 +88,7 @@ def test_a_save_that_dies_anywhere_leaves_the_one_before(tmp_path, monkeypatch, 
 
 
 def test_weights_of_a_network_in_training_are_contiguous_under_its_own_names(tmp_path):
-    """Though it is compiled, and its tensors are channels_last views of one bucket."""
+    """The network is compiled, and its tensors are channels_last views of one bucket."""
     names, model = list(small_network().state_dict()), small_network()
     Buckets(model)
     model.compile()

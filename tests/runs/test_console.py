@@ -1,4 +1,4 @@
-"""What is seen of a run: a live line in a terminal, plain lines where the output is piped."""
+"""The display of a run: a live line in a terminal, plain lines where the output is piped."""
 
 from __future__ import annotations
 

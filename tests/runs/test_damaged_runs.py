@@ -1,6 +1,4 @@
-"""Whatever stands in a run's folder, reading it ends in what it says or in one sentence: which file, what is wrong,
-what to do.
-"""
+"""Reading any run folder returns its content or one sentence: which file, what is wrong, what to do."""
 
 from __future__ import annotations
 
@@ -37,7 +35,6 @@ READERS: dict[str, Callable[[Run], object]] = {
 
 
 def sentence(read: Callable[[], object]) -> str:
-    """What reading fails with."""
     with pytest.raises(FastcifarError) as caught:
         read()
     text = str(caught.value)
@@ -101,7 +98,7 @@ def test_bytes_gone_astray(run: Run, name: str, position: float, junk: bytes) ->
     ],
 )
 def test_entries_that_do_not_fit(run: Run, name: str, changes: dict[str, Any], expected: str) -> None:
-    """Where a change is to `...`, the entry is not there."""
+    """Where a change is to `...`, the entry is removed."""
     content = json.loads((run.path / name).read_text()) | changes
     (run.path / name).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
     text = sentence(lambda: READERS[name](run))

@@ -82,7 +82,6 @@ def test_one_process_trains_into_a_folder_and_a_dead_one_holds_it_no_more(tmp_pa
 
 
 def test_a_lock_alone_does_not_take_a_folder(tmp_path: Path) -> None:
-    """As of a process that was killed before it wrote anything."""
     with Run(tmp_path).locked():
         pass
     run = Run.create(tmp_path, CONFIG)

@@ -1,4 +1,4 @@
-"""A first signal is a request, a second one is the system's own."""
+"""A first signal is a request; a second one acts as the system's own."""
 
 from __future__ import annotations
 

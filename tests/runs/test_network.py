@@ -1,4 +1,4 @@
-"""The network of a run: which weights, and nothing executed that is not trusted."""
+"""The network of a run: which weights are taken, and that only trusted code is executed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_network_is_as_it_was_stored(tmp_path: Path) -> None:
 def test_which_weights_are_taken(
     tmp_path: Path, averages: tuple[str, ...], accuracies: dict[str, float], expected: str
 ) -> None:
-    """A snapshot is taken by its name alone."""
+    """A snapshot is taken only where it is named."""
     best = {name: {"epoch": 1, "accuracy": accuracy, "loss": 1.0} for name, accuracy in accuracies.items()}
     run = make_run(tmp_path / "run", "data.npz", averages=averages, best=best, snapshots=2)
     network = load(run)

@@ -1,4 +1,4 @@
-"""Records of the epochs: what a resumed run writes again takes the place of what it had written."""
+"""Records of the epochs: what a resumed run writes again replaces what it had written."""
 
 from __future__ import annotations
 

@@ -38,8 +38,9 @@ def test_every_launch_is_counted_by_its_kind() -> None:
 
 @pytest.mark.slow
 def test_a_step_of_resnet20_v2_launches_what_it_must() -> None:
-    """Besides convolutions: of our kernels four a norm, of which there are 18; a sum of gradients in each of two blocks
-    that project; and ten at the ends.
+    """Besides convolutions, it launches our four kernels for each of 18 norms, and a few more.
+
+    These are a sum of gradients in each of two blocks that project, and ten at the ends.
     """
     done = subprocess.run([sys.executable, TOOL, "resnet20_v2"], check=True, capture_output=True, text=True)
     names, _, line = ([cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines())

@@ -1,6 +1,4 @@
-"""`tools/gpu_suite`: all of it in small on the pretended GPU; what it leaves out, tries again, and keeps when it is
-cut short.
-"""
+"""`tools/gpu_suite` in small on the pretended GPU: what it leaves out, repeats, and keeps when cut short."""
 
 from __future__ import annotations
 
@@ -72,7 +70,7 @@ def made_up(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tool() -> dict[str, Any]:
-    """What the script defines; its functions see changes of it."""
+    """Returns the names that the script defines; its functions see changes of them."""
     return run_path(str(TOOL))["run_part"].__globals__
 
 
@@ -98,8 +96,9 @@ def test_everything_runs_in_small_on_the_pretended_gpu(tmp_path, monkeypatch, to
 
 
 def test_what_is_done_is_left_out_and_what_was_stopped_goes_on(made_up, tool, capsys):
-    """What would take too long is left, what failed is tried again where that is asked for, and what is of another
-    commit is kept.
+    """What would take too long is left, and failures are repeated on request.
+
+    What is of another commit is kept.
     """
     path = Path("made_up.json")
     expected = {"test_good": "passed", "test_bad": "failed", "test_absent": "skipped", "test_kills": "left"}
@@ -119,7 +118,7 @@ def test_what_is_done_is_left_out_and_what_was_stopped_goes_on(made_up, tool, ca
 
 
 def test_nothing_is_run_where_the_gpu_has_failed_and_what_took_its_process_down_has_failed(made_up, capsys):
-    """Nor is anything where the results are of another card."""
+    """Nothing is run either where the results are of another card."""
     lost = "def test_lost():\n    raise RuntimeError('CUDA error: unspecified launch failure')\n"
     Path("test_made_up.py").write_text(lost + "\ndef test_after(): pass\n")
     assert made_up() == (2, {"test_lost": "failed"})
@@ -133,7 +132,7 @@ def test_nothing_is_run_where_the_gpu_has_failed_and_what_took_its_process_down_
 
 
 def test_a_process_that_dies_is_followed_by_another(tool, tmp_path, monkeypatch):
-    """But not for ever."""
+    """At most `MOST_PROCESSES` are started for a part."""
     calls, statuses = [], [-signal.SIGSEGV, 2, 0, 4, *[3] * tool["MOST_PROCESSES"]]
     monkeypatch.setitem(tool, "run_pytest", lambda flags: calls.append(flags[-1]) or statuses.pop(0))
     assert tool["run_part"](tmp_path / "part.json", ["made_up"], True)

@@ -1,5 +1,6 @@
-"""The tables of claims and measurements, from result files made up here; and the committed ones, which must be what
-the results say.
+"""The tables of claims and measurements, from made-up result files, and the committed tables.
+
+The committed ones must be what the results say.
 """
 
 from dataclasses import replace
@@ -18,13 +19,12 @@ TABLES = "headlines,R1,R2,R3,R4,R5,ours,other lengths,first epochs,loaders".spli
 
 @pytest.fixture
 def tool():
-    """What the script defines; its functions see changes of it."""
+    """Returns the names that the script defines; its functions see changes of them."""
     return run_path(str(Path(__file__).resolve().parents[2] / "tools" / "tables"))["main"].__globals__
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch, tool) -> Path:
-    """A folder with a place for every table, and a file of benchmarks beside the results."""
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "results" / "speeds.json").write_text('{"machine": {}, "benchmarks": []}')
     places = "".join(f"<!-- table: {name} -->\nold\n<!-- end of table -->\n" for name in TABLES)

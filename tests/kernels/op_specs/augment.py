@@ -15,8 +15,9 @@ from .declaration import Arguments, Case, OpSpec
 
 
 def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
-    """A data set with as many images as are drawn from it; every other map shifts and mirrors alone, or all where
-    `shifts` says so.
+    """Makes a data set with as many images as are drawn from it.
+
+    Every other map only shifts and mirrors, or all of them where `shifts` says so.
     """
     count, (height, width) = shape["count"], shape["size"]
     boxes = (count, shape.get("boxes", 2), 4)
@@ -44,7 +45,7 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
 
 
 def shifts_and_mirrors(count: int, width: int, device: torch.device) -> Tensor:
-    """Maps that shift by up to four pixels each way and mirror one time in two: int32 (N, 6)."""
+    """Draws maps that shift by up to four pixels each way and mirror one time in two: int32 (N, 6)."""
     across, down = (torch.randint(-4, 5, (2, count), device=device) * ONE + ONE // 2).unbind()
     sign = torch.randint(0, 2, (count,), device=device) * 2 - 1
     across = torch.where(sign < 0, (width - 1) * ONE + across, across)
@@ -66,7 +67,7 @@ def by_indexing(
     bilinear: bool,
     erase_colour: Sequence[int],
 ) -> Tensor:
-    """What `augment` is by definition, a pixel at a time by torch's indexing; normalises in the dtype of `scale`."""
+    """Computes what `augment` is by definition, a pixel at a time by indexing; normalises in the dtype of `scale`."""
     images = images if index is None else images[index]
     row = torch.arange(images.shape[1], device=images.device)[:, None]
     column = torch.arange(images.shape[2], device=images.device)
@@ -84,14 +85,15 @@ def by_indexing(
 
 
 def row_of(values: Sequence[int], like: Tensor) -> Tensor:
-    """int64 (len(values),), filled in on the device of `like`: a copy from the CPU would wait, which a captured
-    graph forbids.
+    """Fills in int64 (len(values),) on the device of `like`.
+
+    A copy from the CPU would wait, which a captured graph forbids.
     """
     return torch.stack([like.new_full((), value, dtype=torch.int64) for value in values])
 
 
 def read_by_indexing(images: Tensor, x: Tensor, y: Tensor, fill: str, colour: Sequence[int], bilinear: bool) -> Tensor:
-    """Images at coordinates in fixed point: uint8 (N, H, W, 3), int64 (N, H, W) twice -> int64 (N, H, W, 3)."""
+    """Reads images at coordinates in fixed point: uint8 (N, H, W, 3), int64 (N, H, W) twice -> int64 (N, H, W, 3)."""
     count, height, width, _ = images.shape
     sample = torch.arange(count, device=images.device)[:, None, None]
 
@@ -118,7 +120,7 @@ def read_by_indexing(images: Tensor, x: Tensor, y: Tensor, fill: str, colour: Se
 
 
 def bytes_moved(arguments: Arguments) -> int:
-    """Of the data set only the images that are drawn count."""
+    """Counts the bytes moved; of the data set, only the images that are drawn."""
     drawn = [arguments[name] for name in ("index", "warp", "grey", "boxes") if arguments[name] is not None]
     return sum(tensor.nbytes for tensor in drawn) + arguments["images"].numel() * (1 + arguments["out_dtype"].itemsize)
 

@@ -13,7 +13,7 @@ from fastcifar.kernels.averaging import BLOCK, MOST_AVERAGES, ema_update_
 from .declaration import Arguments, Case, OpSpec
 
 NETWORKS = {"resnet20": 272_496, "resnet_prop": 11_174_016, "wrn28_10": 36_479_232}
-"""About as many parameters as they have, in a bucket."""
+"""About as many parameters in a bucket as these networks have."""
 
 
 def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
@@ -27,7 +27,7 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
 
 
 def interpolation(averages: Tensor, source: Tensor, decays: Tensor) -> None:
-    """That of `torch.optim.swa_utils.get_ema_multi_avg_fn`."""
+    """Averages as `torch.optim.swa_utils.get_ema_multi_avg_fn` does."""
     averages.lerp_(source.to(averages.dtype), (1 - decays)[..., None])
 
 

@@ -50,7 +50,6 @@ def norm_then_relu(
     skip: Skip | None = None,
     **norm: Tensor,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """An addition, PyTorch's batch norm, another addition and a ReLU."""
     x = x if addend is None else x + addend
     y = F.batch_norm(x, training=True, **norm)
     y = y if residual is None else y + residual
@@ -65,13 +64,12 @@ def bytes_moved(arguments: Arguments) -> int:
 
 
 def case(size: tuple[int, int, int, int], of_a_network: bool = False, **how: Any) -> Case:
-    """`how` is of residual, relu, addend and skip."""
     named = {"residual": "-residual", "relu": "-linear", "addend": "-addend", "skip": f"-{how.get('skip')}"}
     return Case("x".join(map(str, size)) + "".join(map(named.get, how)), {"size": size, **how}, of_a_network)
 
 
 INTO_A_BLOCK: dict[str, Any] = {"addend": True, "skip": "input"}
-"""As in a pre-activation block, and here as in the others."""
+"""The variant in a pre-activation block, which takes its input from the one before."""
 OUT_OF_A_BLOCK: dict[str, Any] = {"residual": True, "skip": "output"}
 VARIANTS: tuple[dict[str, Any], ...] = ({}, {"residual": True}, INTO_A_BLOCK, OUT_OF_A_BLOCK)
 ODD_SIZES = [(1, 3, 5, 7), (7, 5, 1, 1), (1, 17, 33, 1), (3, 130, 5, 7), (2, 1, 3, 3)]

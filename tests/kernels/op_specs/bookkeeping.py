@@ -14,7 +14,7 @@ from .declaration import Arguments, Case, OpSpec
 
 
 def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
-    """Arguments for `rates`, `decays`, `step`, `steps` and a loss that may be infinite."""
+    """Makes arguments for `rates`, `decays`, `step`, `steps` and a loss that may be infinite."""
     count, averages, steps = shape["rates"], shape["decays"], shape["steps"]
     return {
         "sums": torch.tensor([17.0, 5.0, NEVER], dtype=torch.float64, device=device),
@@ -31,7 +31,7 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
 
 
 def definition(step: Tensor, loss: Tensor, lr_table: Tensor, ratios: Tensor, images: int, **others: Tensor) -> None:
-    """Each number by itself, without waiting for one, so that a GPU's graph can hold it."""
+    """Computes each number by itself, without waiting for one, so that a GPU's graph can hold it."""
     sums, rates, decays = others["sums"], others["rates"], others["decays"]
     sums[0] += loss.nan_to_num(0, 0, 0).double() * images
     sums[1] += others["correct"]

@@ -1,4 +1,4 @@
-"""What an op declares of itself."""
+"""The declaration of an op."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One set of shapes to run an op at."""
-
     name: str
-    """Readable, as part of a test's name: `17x5x8x3-tail`."""
+    """A readable part of a test's name: `17x5x8x3-tail`."""
     shape: Mapping[str, Any]
-    """What `OpSpec.make` makes the arguments from."""
+    """The arguments of `OpSpec.make`."""
     of_a_network: bool = False
-    """One of the real shapes, which the benchmark times and a GPU's tests run; the others are small and odd, and are
-    tested anywhere. An op's first of them stands in the documentation and is the one that the benchmark times on a CPU,
-    and so should be no large one.
+    """Marks a real shape, which the benchmark times and a GPU's tests run; the others are small and odd.
+
+    Those are tested anywhere. An op's first real shape stands in the documentation and is the one that the benchmark
+    times on a CPU, and so should not be large.
     """
 
 
@@ -41,16 +40,16 @@ class OpSpec:
     op: Callable[..., Any]
     """The registered op, or the differentiable function around it."""
     make: Callable[[Mapping[str, Any], torch.dtype, torch.device], Arguments]
-    """Arguments for a case's shape, random from torch's global generator alone: tensors and plain values."""
+    """Makes arguments for a case's shape, random from torch's global generator alone: tensors and plain values."""
     rival: Callable[..., Any]
-    """What a PyTorch user would write, in the arguments' own dtypes: the yardstick of accuracy and speed, and in
-    float64 the definition. Returns what `op` does, and writes where it does.
+    """What a PyTorch user would write, in the arguments' own dtypes, to compare with.
+
+    It is the yardstick of accuracy and speed, and in float64 the definition. It returns what `op` does, and writes
+    where it does.
     """
     cases: tuple[Case, ...]
     bytes_moved: Callable[[Arguments], int]
-    """The least traffic of the op with memory, without its backward: every input read once and every output written
-    once, in bytes.
-    """
+    """The least bytes of memory traffic of the forward: every input read once and every output written once."""
     summary: str
     """One sentence for the documentation."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
@@ -59,14 +58,16 @@ class OpSpec:
     differentiable: tuple[str, ...] = ()
     """Arguments that gradients flow to; those that are None are passed over."""
     multiple: Mapping[torch.dtype, float] | None = None
-    """How many times PyTorch's own error is allowed, by the dtype of the result, where the table in `tolerances` does
-    not suit; the reason stands beside it.
+    """How often PyTorch's own error is allowed, by the result's dtype, where `tolerances` does not suit.
+
+    The reason stands beside it.
     """
     same_bits: bool = False
     """Whether the kernels give the bits of the reference."""
     ops: tuple[str, ...] = ()
-    """The qualified names (`fastcifar::augment`) of the registered ops that `op` is made of, those of its backward
-    included; empty where `op` is itself the one registered op.
+    """The qualified names (`fastcifar::augment`) of the registered ops in `op`, its backward included.
+
+    They are empty where `op` is itself the one registered op.
     """
 
     @property
@@ -75,11 +76,10 @@ class OpSpec:
 
     @property
     def registered(self) -> tuple[str, ...]:
-        """The qualified names of all registered ops in it."""
         return self.ops or (self.op._qualname,)
 
     def results(self, arguments: Arguments, returned: Any) -> tuple[Tensor, ...]:
-        """What is compared: what was returned, then what was written in place."""
+        """Returns what to compare: what was returned, then what was written in place."""
         found = tree_leaves([returned, *(arguments[name] for name in self.mutates)])
         return tuple(result for result in found if isinstance(result, Tensor))
 

@@ -15,7 +15,7 @@ from .declaration import Arguments, Case, OpSpec
 
 
 def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arguments:
-    """Weights are float32, of a size that saturates no gate."""
+    """Makes float32 weights of a size that saturates no gate."""
     *size, reduced = shape["sizes"]
     channels = size[1]
 
@@ -37,7 +37,6 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
 def usual(
     x: Tensor, residual: Tensor | None, relu: bool, skip: bool, **weights: Tensor
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Squeeze-and-excitation as it is usually written, all in the dtype of x."""
     weights = {name: weight.to(x.dtype) for name, weight in weights.items()}
     reduce, expand = weights["reduce_weight"][:, :, None, None], weights["expand_weight"][:, :, None, None]
     hidden = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), reduce, weights["reduce_bias"]))
@@ -51,7 +50,7 @@ def usual(
 def case(
     sizes: tuple[int, ...], residual: bool = True, relu: bool = True, skip: bool = False, of_a_network: bool = False
 ) -> Case:
-    """`sizes` are N, C, H, W and the hidden units."""
+    """Returns a case; `sizes` are N, C, H, W and the hidden units."""
     name = "x".join(map(str, sizes)) + "-residual" * residual + "-relu" * relu + "-skip" * skip
     return Case(name, {"sizes": sizes, "residual": residual, "relu": relu, "skip": skip}, of_a_network)
 
