@@ -64,7 +64,6 @@ class Launcher:
         self.config, self.state, self.objective = config, state, objective
         self.evaluator, self.loader, self.training_flops = evaluator, loader, training_flops
         self.pass_size = min(config.engine.micro_batch or config.batch_size, config.batch_size)
-        """Images in one pass through the network."""
         self.compiled = False
         self.captured: CapturedSteps | None = None
         self.step = self.build_step(objective)
@@ -92,11 +91,9 @@ class Launcher:
 
     @property
     def waiting(self) -> int:
-        """Steps collected but not yet launched."""
         return self.captured.filled if self.captured else 0
 
     def finish(self) -> None:
-        """Launches the collected steps."""
         if self.captured:
             self.captured.flush()
 
@@ -115,8 +112,9 @@ class Launcher:
         self.state.drop_gradients()
 
     def compile(self, announce: Callable[[], None]) -> float | Obstacle:
-        """Compiles the forward and backward pass where that pays, after announcing it; returns the seconds that it
-        took, or why it was not done.
+        """Compiles the forward and backward pass where that pays; returns the seconds it took, or the obstacle.
+
+        Calls `announce` before it begins.
         """
         state, requested = self.state, self.config.engine.compile
         device, remaining = state.device.type, state.total_steps - state.steps_done

@@ -81,7 +81,7 @@ class Images:
 
 
 def open_images(config: RunConfig, train_set: ImageSet | None = None, test_set: ImageSet | None = None) -> Images:
-    """What was given, or else the data set that `config` names. Raises FastcifarError where that is not to be had."""
+    """Returns the sets given, or loads those that `config` names. Raises FastcifarError where they cannot be had."""
     if train_set is None and test_set is None:
         return Images(*(load_dataset(config.data.dataset, split, config.data.data_dir) for split in ("train", "test")))
     if train_set is None or test_set is None:

@@ -91,7 +91,6 @@ class TrainingState:
         self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         peak_lr = config.optim.peak_lr(config.batch_size)
         self.lr = lr_table(config.schedule, peak_lr, steps_per_epoch, config.epochs)
-        """Learning rate of every step."""
         self.scheduled_lr = tuple(self.lr)
         """Learning rate of every step, without the changes that a plateau made."""
         self.plateau = None
@@ -140,7 +139,6 @@ class TrainingState:
             self.book.change_rates(self.lr, self.steps_done)
 
     def turn_to(self, epoch: int, batch: int) -> None:
-        """Makes the step after `epoch` epochs and `batch` batches the next one."""
         self.epoch, self.batch = epoch, batch
         if self.book:
             self.book.turn_to(self.steps_done)
@@ -231,7 +229,7 @@ class TrainingState:
         self.clock.go_on(progress)
 
     def check_fit(self, checkpoint: Checkpoint) -> list[str]:
-        """The names of the snapshots that are due. Raises FastcifarError where the progress is not one of this run."""
+        """Returns the names of the snapshots due. Raises FastcifarError where the checkpoint is not one of this run."""
         progress, kept = checkpoint.progress, self.last().keys()
         epoch, batch, step = progress["epoch"], progress["batch"], progress["step"]
         due = [name for end, name in self.cycle_ends.items() if end <= step]

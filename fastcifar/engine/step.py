@@ -26,9 +26,7 @@ class Workspace:
     images: Tensor
     labels: Tensor
     loss: Tensor | None = None
-    """The loss to differentiate."""
     metrics: BatchMetrics | None = None
-    """The metrics to record."""
 
 
 Part = Callable[[Workspace], None]
@@ -42,8 +40,6 @@ def unobserved(name: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Step:
-    """Runs its parts in order."""
-
     parts: tuple[Part, ...]
 
     def __call__(self, work: Workspace, observe: Observer = unobserved) -> None:
@@ -124,10 +120,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Update:
-    """Moves the weights by the learning rate of the step; on a GPU `DeviceBook` has set that.
-
-    A group of parameters may have a rate in a fixed ratio to it (`lr_ratio`).
-    """
+    """Updates the weights at the step's learning rate times each group's `lr_ratio`; on a GPU `DeviceBook` sets it."""
 
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -202,19 +195,16 @@ class DeviceBook:
         self.lr_table = torch.tensor(lr, device=device)
         self.ratios = torch.tensor([group["lr_ratio"] for group in optimizer.param_groups], device=device)
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
-        """The number of the next step."""
         self.rates, self.decays = torch.zeros_like(self.ratios), torch.zeros_like(decays[0])
         for group, rate in zip(optimizer.param_groups, self.rates.unbind(), strict=True):
             group["lr"] = rate
         self.turn_to(0)
 
     def turn_to(self, step: int) -> None:
-        """Makes `step` the next step."""
         self.number.fill_(step)
         set_rates_and_decays(self.number, self.rates, self.decays, self.lr_table, self.ratios, self.decay_table)
 
     def change_rates(self, lr: list[float], step: int) -> None:
-        """Replaces the rates of all steps; `step` is the next one."""
         self.lr_table.copy_(torch.tensor(lr))
         self.turn_to(step)
 
@@ -237,7 +227,7 @@ class LiveMeter:
         self.host = torch.empty(3, dtype=torch.float64, pin_memory=True) if on_gpu else self.sums
         self.arrival = torch.cuda.Event() if on_gpu else None
         self.awaited: int | None = None
-        """Number of steps that the copy under way covers."""
+        """Steps that the copy under way covers."""
 
     def __call__(self, batch: int, steps: int) -> tuple[Totals, int] | None:
         """Returns newly arrived totals and the steps they cover, if any, after `batch` batches of an epoch.

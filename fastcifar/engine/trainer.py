@@ -84,7 +84,6 @@ class Trainer:
 
     @cached_property
     def count(self) -> NetworkCount:
-        """Parameters and FLOPs of the network."""
         if self.config.model.arch == GIVEN:
             return count_model(copy.deepcopy(self.model).cpu(), self.options["image_size"])
         return count_network(self.config.model.arch, **self.options)
@@ -172,9 +171,7 @@ class Trainer:
             )
 
     def end_epoch(self, totals: Totals) -> EpochRecord:
-        """Averages, evaluates and records the epoch that has just ended, keeps its weights if they are the best, and
-        adapts the rate.
-        """
+        """Averages, evaluates and records the epoch just ended, keeps the best weights, and adapts the rate."""
         state = self.state
         state.averages.end_epoch(state.epoch)
         weights = state.last()
@@ -218,7 +215,6 @@ class Trainer:
         return found
 
     def record(self, totals: Totals, validation: dict[str, Evaluation], test: dict[str, Evaluation]) -> EpochRecord:
-        """Builds the record of the epoch that has just ended."""
         state, images = self.state, self.steps_per_epoch * self.config.batch_size
         return EpochRecord(
             epoch=state.epoch,
@@ -243,7 +239,7 @@ class Trainer:
         return self.state.steps_done * self.config.batch_size / max(seconds["train"] + seconds["load"], 1e-9)
 
     def endless_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch after another, for `run_steps`; the last epoch is followed by the first."""
+        """Yields the batches of one epoch after another, for `run_steps`; after the last epoch it starts over."""
         while True:
             yield from self.loader.batches(self.state.epoch)
             self.launch.finish()
@@ -269,7 +265,6 @@ class Trainer:
 
 
 def averaged_accuracies(found: dict[str, Evaluation]) -> dict[str, float]:
-    """Returns the accuracies of all averages, without the weights themselves."""
     return {name: evaluation.accuracy for name, evaluation in found.items() if name != WEIGHTS}
 
 
