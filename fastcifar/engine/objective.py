@@ -61,8 +61,9 @@ class Objective:
         self.teacher = load_teacher(loss.teacher, forward.device, classes) if loss.teacher else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> BatchMetrics:
-        """Images uint8 (B, 3, H, W); labels int64 (B,), or float32 (B, classes) of mixed images, whose answer is the
-        larger share.
+        """Computes the metrics of images uint8 (B, 3, H, W) with labels int64 (B,), or float32 (B, classes) if mixed.
+
+        The correct answer for a mixed image is the larger share.
         """
         logits = self.logits(images)
         loss = self.criterion(logits, labels)
@@ -135,12 +136,10 @@ class Teacher:
 
 
 def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
-    """The network of a run's folder (`runs.network.load_networks` says with which weights), or the members of an
-    ensemble's that vote.
+    """Loads the network of a run's folder (see `runs.network.load_networks` for its weights), or an ensemble's voters.
 
-    Raises:
-        FastcifarError: the folder is neither, or a run has no checkpoint; ConfigError: one knows other classes than
-        `classes`.
+    Raises FastcifarError where the folder is neither, or a run has no checkpoint; ConfigError where a network knows
+    other classes than `classes`.
     """
     networks = load_networks(path, device)
     for network in networks:

@@ -202,9 +202,7 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
 
 @contextmanager
 def naming_failures(run: Path | None = None) -> Iterator[None]:
-    """Has a GPU that runs out of memory, or fails, end in a sentence that says how to go on with `run`, if there is
-    one yet.
-    """
+    """Turns a GPU's failure or lack of memory into a FastcifarError that says how to continue `run`, if it exists."""
     command = f"fastcifar train --resume {shlex.quote(str(run))}" if run else "the same command"
     try:
         yield
@@ -306,9 +304,7 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
 
 
 def flop_utilization(trainer: Trainer) -> float | None:
-    """The rate of training over that of a large matrix product; None where no memory is left for the matrices, which
-    costs no result.
-    """
+    """Returns the FLOP rate of training over that of a large matrix product; None where memory is short for it."""
     try:
         possible = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
     except torch.OutOfMemoryError:

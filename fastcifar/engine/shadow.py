@@ -17,12 +17,9 @@ from fastcifar.models.layers import SqueezeExcite
 
 
 class Shadow:
-    """The weights that autocast would cast, cast.
+    """The weights that autocast would cast, as copies in `dtype`; with float32 there are none, and nothing is done.
 
-    Args:
-        model: the network, with its parameters in `flat`.
-        flat: float32 (P,), as `averaging.Buckets` lays it out.
-        dtype: of the copies; with float32 there are none, and nothing is done.
+    The parameters of `model` lie in `flat`, float32 (P,), as `averaging.Buckets` lays them out.
     """
 
     def __init__(self, model: nn.Module, flat: Tensor, dtype: torch.dtype) -> None:
