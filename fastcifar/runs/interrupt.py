@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal as a request that the training loop answers between two steps."""
+"""Turns Ctrl-C, SIGTERM and a lost terminal into a request that the training loop answers between two steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Windows has no SIGHUP."""
+"""The signals that ask a run to stop; Windows has no SIGHUP."""
 STDERR = 2
 NOTICE = b"stopping after this step; press Ctrl-C again to quit at once\n"
 
@@ -28,10 +28,9 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first signal is noted in `signal_number`, and said so; a second one acts as if it had not been
-    caught.
+    """While entered, notes and announces the first signal in `signal_number`; a second one acts as if not caught.
 
-    A signal that is ignored, as `nohup` has SIGHUP, stays so.
+    Ignored signals, such as SIGHUP under `nohup`, stay ignored.
     """
 
     def __init__(self) -> None:
@@ -55,7 +54,7 @@ class StopRequest:
             self.at_once = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler; it writes past Python's buffers, in the midst of whose work it may stand."""
+        """Handles a signal; it bypasses Python's output buffers, since it may interrupt them in mid-write."""
         self.signal_number = number
         self.restore()
         if self.at_once:
