@@ -61,9 +61,7 @@ def peak_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | Non
 
 
 def own_memory(root: Path = Path("/")) -> int:
-    """Bytes of main memory that this process has to itself, which it can use again; 0 where the system does not
-    tell.
-    """
+    """Returns the bytes of main memory private to this process, which it can reuse; 0 where Linux does not tell."""
     return process_status("RssAnon", root) or 0
 
 
@@ -179,7 +177,7 @@ OLDEST_BF16 = (8, 0)
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware (emulation, which torch also calls support, does not count)."""
+    """Tells whether `device` multiplies bfloat16 in hardware; emulation, which torch calls support, does not count."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= OLDEST_BF16
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -224,8 +224,9 @@ def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tup
 
 
 def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
-    """Bytes that a run in this process may take in all: what it is given, else what is free and what the process has
-    taken already; None where the system does not tell.
+    """Returns the bytes that a run in this process may take: the limit given, else what is free or already its own.
+
+    None where the system does not tell.
     """
     from fastcifar.device import free_memory, own_memory
 

@@ -119,7 +119,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in a file; none where it is absent or another kind. Raises FastcifarError where it is damaged."""
+    """Reads the rows of a file; none where it is absent or another kind. Raises FastcifarError where it is damaged."""
     if not path.exists():
         return []
     with reading(path, "delete it, or mend it"):

@@ -79,7 +79,7 @@ def log_of(folder: Path) -> Path:
 
 
 class Worker:
-    """A process that carries out `job`, and its line of `progress`. Raises FastcifarError without a writable log."""
+    """A process that carries out `job`, with its line of `progress`. Raises FastcifarError without a writable log."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress

@@ -144,7 +144,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The current checkpoint's folder, or None before the first. Raises FastcifarError where the pointer is damaged."""
+    """Returns the current checkpoint's folder; None before the first. Raises FastcifarError on a damaged pointer."""
     pointer = folder / "latest"
     if not os.path.isfile(pointer):
         return None

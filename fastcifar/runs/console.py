@@ -78,7 +78,7 @@ class Console:
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
 
     def tick(self, step: int, epoch: int, epochs: int, lr: float, loss: float | None, accuracy: float | None) -> None:
-        """A step has been launched; `loss` and `accuracy` are those of this epoch as far as they are known."""
+        """Updates the bar after a step was launched; `loss` and `accuracy` are those of this epoch, where known."""
         now = time.perf_counter()
         if self.progress and now - self.shown > REFRESH_SECONDS:
             self.shown = now

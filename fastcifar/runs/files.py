@@ -28,7 +28,7 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Makes damage met within the block a FastcifarError that says what is wrong with `place`, and the `remedy`."""
+    """Turns damage met within the block into a FastcifarError that says what is wrong with `place`, and `remedy`."""
     try:
         yield
     except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
@@ -36,7 +36,7 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
-    """The content of `path` as a `kind`, a dataclass or TypedDict that must be complete. Raises FastcifarError."""
+    """Reads `path` as a complete `kind`, a dataclass or TypedDict. Raises FastcifarError where that fails."""
     with reading(path, remedy):
         return build(kind, json.loads(path.read_text("utf-8")), path.name, complete=True)
 

@@ -50,7 +50,7 @@ class Result:
     """Training images per second of training, with loading, but without compiling and evaluation."""
     seconds: float
     seconds_by_phase: dict[str, float]
-    """data (reading, and waiting for batches), compile, train, evaluate; starting up and writing files are in none."""
+    """Seconds of data (reading, waiting for batches), compile, train, evaluate; start-up and writing are left out."""
     flop_utilization: float | None
     """Training FLOPs a second over what the device's matrix product reaches in the same precision."""
     peak_memory_bytes: int | None
@@ -129,7 +129,7 @@ class Run:
         return self.path / "checkpoints"
 
     def config(self) -> RunConfig:
-        """Raises FastcifarError where the file is damaged, or not complete, as another version's may be."""
+        """Reads the configuration. Raises FastcifarError where it is damaged or, as another version's, incomplete."""
         return read_json(self.path / "config.json", RunConfig, "mend it, or start the run again")
 
     def write_config(self, config: RunConfig) -> None:

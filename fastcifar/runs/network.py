@@ -105,7 +105,7 @@ class StoredNetwork:
         return size
 
     def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
-        """The network with the weights that `choose` names, in eval mode. Raises FastcifarError where they misfit."""
+        """Loads the network with the weights that `choose` names, in eval mode. Raises FastcifarError on a misfit."""
         name, network, size = self.choose(which), self.network, self.image_size
         model = build_network(self.path, network, size) if self.model is None else copy.deepcopy(self.model)
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
@@ -176,7 +176,7 @@ def build_network(path: Path, network: Network, image_size: int) -> nn.Module:
 
 
 def joint_logits(each: Sequence[Tensor]) -> Tensor:
-    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of one as they are."""
+    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); one alone is unchanged."""
     if len(each) == 1:
         return each[0]
     shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])

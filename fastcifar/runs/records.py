@@ -48,7 +48,7 @@ class Sink(Protocol):
 
 
 def read_records(path: Path) -> list[EpochRecord]:
-    """The records in a metrics.jsonl, a half-written last line left out. Raises FastcifarError where it is damaged."""
+    """Reads a metrics.jsonl without a half-written last line. Raises FastcifarError where it is damaged."""
     if not os.path.exists(path):
         return []
     with reading(path, "delete it"):
