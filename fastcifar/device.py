@@ -128,7 +128,6 @@ def device_name(device: torch.device) -> str:
 
 
 def processor_name() -> str:
-    """Returns the CPU's model as Linux knows it, else its architecture."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -137,13 +136,11 @@ def processor_name() -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a GPU's queue is empty."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the matrices whose product is timed."""
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
@@ -202,7 +199,6 @@ class Precision:
         return self.name == "fp16"
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Returns the context in which a model computes in this precision."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
 

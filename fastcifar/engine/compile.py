@@ -45,8 +45,6 @@ WARM_UP_STEPS = 3
 
 
 class Why(Enum):
-    """The reasons for which a step is not compiled, or not captured."""
-
     ASKED = auto()
     NO_STEP_LEFT = auto()
     DOES_NOT_PAY = auto()
@@ -59,15 +57,12 @@ class Why(Enum):
 
 @dataclass(frozen=True)
 class Obstacle:
-    """The obstacle to compiling or capturing a step."""
-
     why: Why
     detail: str = ""
     """The error's reason for a failure; the optimizer's class for an overflow check."""
     training_seconds: float = 0.0
     """Time of the remaining steps, where compiling does not pay."""
     compile_seconds: float = 0.0
-    """Time that compiling would take."""
 
 
 def keep_artefacts() -> None:
@@ -128,7 +123,6 @@ def compile_function(
 
 
 def timed(call: Callable, *arguments: object) -> float:
-    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     call(*arguments)
     return time.perf_counter() - start
@@ -228,7 +222,6 @@ class CapturedSteps:
             self.filled = 0
 
     def flush(self) -> None:
-        """Runs the collected batches."""
         for slot in range(self.filled):
             if slot:
                 self.images[0].copy_(self.images[slot])

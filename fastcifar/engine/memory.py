@@ -31,7 +31,6 @@ Uncompiled on one thread it was 1.2 (`resnet20_v2` in float32, batches of 512) t
 compiled.
 """
 WEIGHT_BYTES = 4
-"""Bytes of a float32 value."""
 RESERVE = 10
 """One part in `RESERVE` stays free, for convolution workspaces and what the allocator cannot use."""
 CHUNK_VALUE_BYTES = 16
@@ -59,8 +58,6 @@ class DataSize:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a run is laid out to stay within `limit`."""
-
     limit: int
     """Bytes for all that the process takes there."""
     batch_size: int
@@ -69,7 +66,6 @@ class MemoryPlan:
     micro_batch: int
     """Images in one pass; the batch size where the batch is not split."""
     evaluation_batch: int
-    """Images evaluated at once."""
     parts: dict[str, int]
     """Bytes at the peak, by what they hold."""
 
@@ -84,7 +80,6 @@ class MemoryPlan:
 
     @property
     def manner(self) -> str:
-        """Describes how a batch goes through the network."""
         if self.passes == 1:
             return f"batches of {self.batch_size} whole"
         return (
@@ -263,5 +258,4 @@ def divisors(number: int) -> list[int]:
 
 
 def size(count: int) -> str:
-    """Formats bytes as MiB or GiB."""
     return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"

@@ -43,10 +43,9 @@ class ForwardPass:
 
 
 class Objective:
-    """The objective of a step: the `loss` of a network's logits, with `weights`, by name, in place of its own.
+    """A step's objective: the `loss` of a network's logits, with `weights`, by name, in place of its own.
 
-    Raises FastcifarError where the loss names a teacher that cannot be read, or that knows other classes than
-    `classes`.
+    Raises FastcifarError where a teacher cannot be read, or knows other classes than `classes`.
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class Objective:
         return BatchMetrics(loss, (logits.detach().argmax(dim=1) == hard).sum())
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images uint8 (B, 3, H, W) -> (B, classes)."""
         return self.forward(images, self.weights)
 
 
@@ -112,7 +110,6 @@ def asymmetric(
 
 
 def build_loss(config: LossConfig) -> Loss:
-    """Builds the loss that `config` names, without the teacher's part."""
     config = config.resolved
     smoothing = given(config.label_smoothing)
     if config.loss == "asymmetric":
@@ -129,9 +126,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images uint8 (N, 3, H, W), given to the networks in `dtype` -> logits (N, classes), those of the mean
-        probabilities where there are several networks.
-        """
+        """Images uint8 (N, 3, H, W), fed in `dtype` -> logits (N, classes), of several networks the joint ones."""
         return joint_logits([network(normalize(images, dtype)) for network, normalize in self.members])
 
 

@@ -135,7 +135,6 @@ def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path)
 
 
 def change_of_rate(stored: RunConfig, trainer: Trainer) -> str:
-    """Describes how training for more epochs than `stored` had changes the learning rate."""
     done, config = trainer.state.steps_done, trainer.config
     before = lr_table(stored.schedule, stored.optim.peak_lr(stored.batch_size), trainer.steps_per_epoch, stored.epochs)
     was = f"would have gone on at {before[done]:.4g}" if done < len(before) else f"had come to {before[-1]:.4g}"
@@ -269,7 +268,6 @@ def compile_and_capture(trainer: Trainer, console: Console) -> RunConfig:
 
 
 def draw_curves(run: Run, console: Console) -> None:
-    """Redraws curves.png, if an epoch has been recorded."""
     if os.path.exists(run.metrics) and run.metrics.stat().st_size:
         line = draw(run.path / "curves.png", plot_run, run)
         if line:
@@ -277,7 +275,6 @@ def draw_curves(run: Run, console: Console) -> None:
 
 
 def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result:
-    """Builds the result of a finished run, given the test accuracies of its weights by name."""
     config, best, seconds = trainer.config, trainer.state.best, trainer.clock.seconds
     averaged = {name: accuracy for name, accuracy in accuracies.items() if name != WEIGHTS}
     return Result(
@@ -323,7 +320,6 @@ def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that results depend on."""
     packages = ("fastcifar", "torch", "triton", "nvidia-dali-cuda130", "numpy")
     found = {"python": platform.python_version()}
     for package in packages:

@@ -49,7 +49,6 @@ class Clock:
         return self.earlier + time.perf_counter() - self.began
 
     def go_on(self, progress: Progress) -> None:
-        """Adds the times of the earlier sessions of a resumed run."""
         self.earlier = progress["elapsed"]
         for phase, seconds in progress["seconds"].items():
             self.seconds[phase] += seconds
@@ -57,8 +56,6 @@ class Clock:
 
 @dataclass(frozen=True)
 class BestWeights:
-    """The weights of the best epoch so far on the validation split."""
-
     score: Best
     flat: Flat
 
@@ -112,7 +109,6 @@ class TrainingState:
         return self.epoch * self.steps_per_epoch + self.batch
 
     def last(self) -> dict[str, Flat]:
-        """Returns the current weights and their averages, by name."""
         return {WEIGHTS: self.buckets.flat, **self.averages.flat}
 
     def chosen(self) -> dict[str, Flat]:

@@ -114,7 +114,6 @@ def arch_name(network: TrainedNetwork) -> str:
 
 
 def weights_name(name: str) -> str:
-    """Describes the weights called `name` of a run."""
     if SNAPSHOT.fullmatch(name):
         return f"weights {name}"
     return "last weights" if name == WEIGHTS else f"average {name} of the weights"
@@ -129,7 +128,6 @@ def dataset_name(config: RunConfig) -> str:
 
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:
-    """Returns the settings that tell one training from another."""
     optim, loss = config.optim.resolved, config.loss.resolved
     return {
         "data set": dataset_name(config),
@@ -198,6 +196,5 @@ def votes_of(path: Path) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Formats the known values as a Markdown table; empty where there are none."""
     filled = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
     return "\n".join(["| | |", "|-|-|", *filled]) if filled else ""

@@ -174,7 +174,6 @@ def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = 
 
 
 def together(each: Sequence[Answers]) -> Answers:
-    """Combines the answers of each member of an ensemble."""
     return Answers(joint_logits([one.logits for one in each]), each[0].labels, sum(one.seconds for one in each))
 
 
@@ -189,7 +188,6 @@ def validation_answers(
 
 
 def split_obstacle(configs: Sequence[RunConfig]) -> SplitObstacle | None:
-    """Returns why the runs share no validation images; None where they do."""
     splits = {(config.data.val_split, config.data.split_seed) for config in configs}
     if 0 in {count for count, _ in splits}:
         return "no-split"
@@ -203,7 +201,7 @@ def validation_set(config: RunConfig, train: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 def calibrate(test: Answers, validation: Answers | None) -> Calibration:
-    """The calibration on the test set, at the temperature fitted on the validation set, or else on the test set."""
+    """Measures calibration on the test set, at the temperature fitted on the validation set, if any, else there."""
     fitted = validation or test
     temperature = fit_temperature(fitted.logits, fitted.labels)
     bins = reliability(test.logits, test.labels)
@@ -218,7 +216,6 @@ def calibrate(test: Answers, validation: Answers | None) -> Calibration:
 
 
 def measure_speed(classifier: Classifier, tta: TTA = "none") -> tuple[Speed, ...]:
-    """Measures latency and throughput on random images, for each of `SPEED_SIZES`."""
     return tuple(measure_batch(classifier, size, tta) for size in SPEED_SIZES[classifier.device.type])
 
 

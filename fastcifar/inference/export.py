@@ -53,8 +53,6 @@ class Deployed(nn.Module):
 
 
 class Mean(nn.Module):
-    """Several deployed networks as one."""
-
     def __init__(self, members: Sequence[Deployed]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
@@ -130,7 +128,6 @@ def export_run(
 
 
 def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
-    """Returns the metadata of the exported networks; `config` is the first run's."""
     each = [{"arch": one.arch, "weights": one.weights, **vars(one.normalization)} for one in networks]
     classes, size = list(networks[0].classes), networks[0].image_size
     shared = {"dataset": dataset_name(config), "classes": classes, "image_size": size}

@@ -32,8 +32,6 @@ Classify = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """An export format."""
-
     suffix: str
     packages: tuple[str, ...]
     """Packages beyond fastcifar's own that writing and checking need."""
@@ -84,7 +82,6 @@ def open_safetensors(path: Path) -> Classify:
 
 
 def module_beside(path: Path) -> Path:
-    """Returns the path of the Python file that goes with a file of weights, under an importable name."""
     return path.with_name(re.sub(r"\W|^(?=\d)", "_", path.stem) + "_network.py")
 
 

@@ -69,7 +69,6 @@ class Images:
 
     @property
     def note(self) -> str | None:
-        """A sentence about the resized images; None where there were none."""
         count = self.resized.total()
         if not count:
             return None
@@ -111,7 +110,6 @@ def open_images(source: Source, image_size: int) -> Images:
 
 
 def open_path(path: Path, image_size: int) -> Images:
-    """Opens the images in a file or a folder; see `open_images`."""
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist; {FORMS}.")
     if os.path.isdir(path):
@@ -131,7 +129,7 @@ def open_path(path: Path, image_size: int) -> Images:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures anywhere below `folder`, hidden ones left out, by path. Raises DataError where there are none."""
+    """Lists the pictures below `folder`, at any depth, by path, hidden ones left out. Raises DataError without any."""
     found = [path for path in folder.rglob("*") if is_picture(path) and path.is_file()]
     paths = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:

@@ -58,7 +58,6 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_scores(confusion: Tensor, names: tuple[str, ...]) -> tuple[ClassScore, ...]:
-    """Scores each class of a confusion matrix, in the order of the labels."""
     hits, images, given = (counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
     rows = zip(names, hits, images, given, strict=True)
     return tuple(ClassScore(name, of, hit / of if of else None, hit / to if to else None) for name, hit, of, to in rows)

@@ -98,7 +98,6 @@ class Report:
 
 
 def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
-    """Yields the lines that the console shows."""
     wide = max(10, *map(len, report.weights))
     for name, score in report.weights.items():
         yield f"{name:{wide}}  test accuracy {described(score)}"

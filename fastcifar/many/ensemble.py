@@ -56,7 +56,6 @@ class MemberAnswers:
 
 
 def share(chosen: Tensor) -> float:
-    """Returns the share of a bool tensor (N,) that is true."""
     return int(chosen.sum()) / len(chosen)
 
 
@@ -152,7 +151,6 @@ def ask(members: Sequence[Classifier], images: Tensor, labels: Tensor, tta: TTA)
 def describe(
     networks: Sequence[TrainedNetwork], out: Path, test: MemberAnswers, validation: MemberAnswers | None
 ) -> tuple[Member, ...]:
-    """Describes each member by itself."""
     validated = validation.accuracies if validation else [None] * len(networks)
     rows = zip(networks, validated, test.accuracies, strict=True)
     return tuple(Member(place_of(one.path, out), one.weights, known, tested) for one, known, tested in rows)
@@ -165,7 +163,6 @@ def place_of(run: Path, out: Path) -> Path:
 
 
 def vote(members: Sequence[int], test: MemberAnswers, validation: MemberAnswers | None) -> Vote:
-    """Measures the votes of `members`."""
     voters, known = test.of(members), validation.of(members) if validation else None
     hard, tied = hard_vote(voters.probabilities)
     right = soft_vote(voters.probabilities) == voters.labels
@@ -197,7 +194,6 @@ COLUMNS: dict[str, Callable[[Vote], str]] = {
 
 
 def lines_of(report: EnsembleReport) -> Iterator[str]:
-    """Yields the lines that the console shows."""
     rows = [("member", "weights", "validation", "test", "run")]
     for number, one in enumerate(report.members):
         accuracies = percent(one.validation_accuracy), percent(one.test_accuracy)

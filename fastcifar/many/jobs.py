@@ -41,7 +41,6 @@ class Job:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """The recipe's name, the epochs and the seed."""
         return self.recipe.name, self.config.epochs, self.config.seed
 
     @property
@@ -50,7 +49,6 @@ class Job:
 
     @property
     def result(self) -> Result | None:
-        """The result of the run; None where it has not ended."""
         return Run(self.folder).result()
 
     def check_same_reading(self) -> None:

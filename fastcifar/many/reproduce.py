@@ -113,7 +113,6 @@ def row_of(job: Job, result: Result) -> Row:
 
 
 def claims_table(found: list[Summary]) -> str:
-    """Formats the claims and the measured accuracies, in percent, for the console."""
     header = ("recipe", "epochs", "claim", "n", "weights", "average", "")
     return aligned([header, *map(claim_row, found)])
 

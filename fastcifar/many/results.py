@@ -41,7 +41,6 @@ class Row:
     """The recipe's settings at the time, other than the defaults."""
     test_accuracy: float
     averaged_test_accuracies: dict[str, float]
-    """The accuracy of every average, by its name."""
     watched_test_accuracy: float | None
     """The highest of any epoch, chosen on the test set."""
     seconds: float
@@ -56,7 +55,6 @@ class Row:
 
     @property
     def average(self) -> float | None:
-        """The accuracy of the first average that the run keeps."""
         return next(iter(self.averaged_test_accuracies.values()), None)
 
 
@@ -72,7 +70,6 @@ class Summary:
 
     @property
     def compared(self) -> list[float]:
-        """The accuracies to compare with the claim."""
         entry = RECIPES.get(self.first.recipe)
         if entry is None or entry.measure != "average":
             return [row.test_accuracy for row in self.rows]
@@ -99,7 +96,6 @@ def summaries(rows: Iterable[Row]) -> list[Summary]:
 
 
 def percent_and_spread(accuracies: list[float]) -> str:
-    """Formats the mean in percent, with the standard deviation where there are several."""
     text = f"{100 * mean(accuracies):.2f}"
     return f"{text} ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else text
 
@@ -112,7 +108,6 @@ def recipe_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """Fills in all that `config` leaves out, and writes the augmentation in full."""
     parts = {field.name: getattr(config, field.name) for field in fields(config)}
     parts = {name: part.resolved for name, part in parts.items() if hasattr(part, "resolved")}
     return replace(config, **parts, data=replace(config.data, augment=str(parse(config.data.augment))))

@@ -74,7 +74,6 @@ def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> tuple[dict[
 
 
 def log_of(folder: Path) -> Path:
-    """Returns the log file of the process that trains the run in `folder`."""
     return folder.with_name(f"{folder.name}.log")
 
 
@@ -108,12 +107,10 @@ class Worker:
             self.pipe.flush()
 
     def stop(self) -> None:
-        """Tells the process to save its state and end."""
         with suppress(BrokenPipeError):
             self.pipe.close()
 
     def show(self) -> None:
-        """Shows the newest record, if there is one."""
         with suppress(FileNotFoundError):
             written = self.metrics.stat().st_mtime
             if written != self.metrics_time:

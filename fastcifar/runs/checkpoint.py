@@ -44,14 +44,11 @@ class Best(TypedDict):
 
 
 class Progress(TypedDict):
-    """A run's progress."""
-
     epoch: int
     """Epochs done."""
     batch: int
     """Batches done in the current epoch."""
     step: int
-    """Steps done in all."""
     elapsed: float
     """Seconds, without the time between an interruption and resuming."""
     seconds: dict[str, float]
@@ -96,7 +93,6 @@ class Checkpoint:
         return {name: self.best.get(name, last) for name, last in self.weights.items()}
 
     def files(self) -> dict[str, dict[str, Tensor]]:
-        """Returns the tensors by the name of their file."""
         return {**self.weights, **{f"best-{name}": tensors for name, tensors in self.best.items()}, "state": self.state}
 
 
@@ -105,7 +101,7 @@ NAME = re.compile(rf"weights|swa|ema-[0-9.e-]+|{SNAPSHOT.pattern}")
 """Allowed names of weights, and so of their files."""
 
 OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
-"""Names of the folders that `save` makes, and may remove."""
+"""Folders that `save` makes, and may remove."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -134,7 +130,6 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Creates `folder` with the files of `checkpoint`."""
     folder.mkdir(parents=True)
     metadata = {"network": json.dumps(checkpoint.network)}
     for file, tensors in checkpoint.files().items():

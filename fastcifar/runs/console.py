@@ -38,7 +38,6 @@ class Console:
         self.epoch_seconds: list[float] = []
 
     def note(self, text: str, *, prominent: bool = False) -> None:
-        """Prints a line that stays."""
         self.stop_waiting()
         lines = text.split("\n")
         if self.rich.is_terminal:
@@ -88,7 +87,6 @@ class Console:
             self.progress.update(self.task, completed=step, description=description, rate=rate, refresh=True)
 
     def write(self, record: EpochRecord) -> None:
-        """Prints the record of an epoch."""
         self.epoch_seconds.append(time.perf_counter() - self.started - sum(self.epoch_seconds))
         per_step = (time.perf_counter() - self.started) / (record.step - self.first)
         left = per_step * record.step / record.epoch * (record.epochs - record.epoch)
@@ -112,7 +110,6 @@ class Console:
             self.progress = None
 
     def summary(self, result: Result, folder: Path) -> None:
-        """Prints the result, and the command to run next."""
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_phase.items())
         rows = {
             "test accuracy": percent(result.test_accuracy),
@@ -139,8 +136,6 @@ class Console:
 
 
 class Silence(Console):
-    """A console that shows nothing."""
-
     def __init__(self) -> None:
         super().__init__(RichConsole(quiet=True))
 
@@ -157,11 +152,9 @@ def joined(first: str, fields: Mapping[str, str]) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """Formats a fraction as a percentage; empty for None."""
     return "" if fraction is None else f"{100 * fraction:.2f}%"
 
 
 def clock(seconds: float) -> str:
-    """Formats seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

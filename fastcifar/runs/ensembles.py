@@ -68,16 +68,12 @@ class EnsembleReport:
 
     dataset: str
     images: int
-    """Images of the test set."""
     tta: str
-    """Test-time augmentation of all members."""
     members: tuple[Member, ...]
     whole: Vote
-    """The vote of all members."""
     chosen: Vote | None
     """The vote of those chosen greedily on the validation split; None where they share no such split."""
     not_chosen: SplitObstacle | None
-    """Why no members were chosen."""
     sizes: tuple[Vote, ...]
     """For each number of members, the vote of those that are best on the validation split."""
 
@@ -88,7 +84,6 @@ class EnsembleReport:
 
 
 def write_report(folder: Path, report: EnsembleReport) -> None:
-    """Writes ensemble.json. Raises FastcifarError where that fails."""
     write_text(folder / FILE, json.dumps(dataclasses.asdict(report), indent=2, default=str) + "\n")
 
 

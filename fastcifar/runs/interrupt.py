@@ -1,4 +1,4 @@
-"""Turns Ctrl-C, SIGTERM and a lost terminal into a request that the training loop answers between two steps."""
+"""Turns Ctrl-C, SIGTERM and a lost terminal into a request that the training loop answers between steps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StopRequest:
 
     @contextmanager
     def answered_at_once(self) -> Iterator[None]:
-        """Within the block a signal raises KeyboardInterrupt: nothing needs saving, and no loop sees the request."""
+        """Raises KeyboardInterrupt for a signal within the block, where nothing is to be saved and no loop runs."""
         self.at_once = True
         try:
             yield

@@ -43,17 +43,13 @@ DEFAULT = LoadOptions()
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network ready to classify, and how to feed it."""
-
     path: Path
-    """The folder of its run."""
     model: nn.Module
     """In eval mode, channels_last; (N, 3, image_size, image_size), normalised -> logits (N, classes)."""
     normalization: Normalization
     classes: tuple[str, ...]
     """Names of the classes, by label."""
     image_size: int
-    """Pixels a side."""
     weights: str
     """Name of the run's weights that it holds: "weights", or an average or a snapshot."""
     arch: str
@@ -61,10 +57,7 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A network as a checkpoint holds it, on the CPU."""
-
     path: Path
-    """The folder of the run."""
     network: Network
     weights: dict[str, dict[str, Tensor]]
     """Tensors by name: "weights" first, then each average that the run keeps, and each snapshot."""

@@ -40,8 +40,6 @@ class EpochRecord:
 
 
 class Sink(Protocol):
-    """A destination for records."""
-
     def write(self, record: EpochRecord) -> None: ...
 
     def close(self) -> None: ...
@@ -99,7 +97,6 @@ TAGS = {
 
 
 def values(record: EpochRecord) -> dict[str, float]:
-    """Returns the values present in a record, by their tags in TensorBoard."""
     found = {}
     for field, tag in TAGS.items():
         value = getattr(record, field)
@@ -121,7 +118,6 @@ class TensorBoard:
         self.add(record.epoch, values(record))
 
     def final(self, epoch: int, accuracies: dict[str, float]) -> None:
-        """Writes the test accuracies at the end of the run, by name of the weights."""
         self.add(epoch, {f"accuracy/final_test/{name}": accuracy for name, accuracy in accuracies.items()})
 
     def add(self, epoch: int, values: dict[str, float]) -> None:
