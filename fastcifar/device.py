@@ -97,10 +97,7 @@ GROUPS = {
 
 
 def group_rooms(root: Path) -> Iterator[int]:
-    """Yields the bytes left under each limit on this process's control groups and their parents.
-
-    A container may not see its own group's name.
-    """
+    """Yields the bytes left in this process's control groups and their parents; a container may not see its own."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -203,10 +200,7 @@ class Precision:
 
 
 def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:
-    """Returns the precision for `requested` on `device`, and a line for the user where `auto` had to step down.
-
-    Raises ConfigError where the device does not have the precision asked for.
-    """
+    """Returns the precision, and a note where `auto` had to step down. Raises ConfigError where `device` lacks it."""
     native = native_bf16(device)
     if requested == "auto":
         if native:

@@ -23,10 +23,7 @@ from fastcifar.engine.step import Step, Workspace
 from fastcifar.errors import reason
 
 COLD_SECONDS, WARM_SECONDS = 40.0, 4.0
-"""Typical seconds to compile a network's forward and backward pass, anew and from cached artefacts.
-
-They were 38 and 2 s for resnet20_v2 on two CPU cores.
-"""
+"""Typical seconds of compiling anew and from cached artefacts (resnet20_v2 on two CPU cores: 38 and 2)."""
 OPTIONS = {"cpu": {"realize_reads_threshold": 8, "inplace_buffers": False}, "cuda": None}
 """Compiler options.
 

@@ -47,10 +47,7 @@ SMALL_STEP_FLOPS = 1e11
 
 
 class Launcher:
-    """Launches a run's steps on the batches of `loader`; the batches of `evaluator` are captured with the steps.
-
-    `training_flops` counts the FLOPs of a step for one image, which takes a while.
-    """
+    """Launches a run's steps, with `evaluator` captured alongside; `training_flops`, for one image, takes a while."""
 
     def __init__(
         self,

@@ -205,9 +205,9 @@ def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
 
 
 def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tuple[RunConfig, MemoryPlan | None]:
-    """Sets the chunk size and the micro batch in `config` to suit `limit` bytes, and returns the plan with it.
+    """Sets `config`'s chunk size and micro batch to suit `limit` bytes, or to defaults without a limit and a plan.
 
-    Without a limit there is no plan, and open choices get their defaults. Raises as `lay_out` does.
+    Raises as `lay_out` does.
     """
     from fastcifar.data.loader import CHUNK_SIZE
 
@@ -219,10 +219,7 @@ def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tup
 
 
 def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
-    """Returns the bytes that a run in this process may take: the limit given, else what is free or already its own.
-
-    None where the system does not tell.
-    """
+    """Returns the bytes that this process may take: the limit given, else those free or its own; None if not known."""
     from fastcifar.device import free_memory, own_memory
 
     if engine.memory_limit_bytes:

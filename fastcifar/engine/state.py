@@ -25,10 +25,7 @@ from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progre
 
 
 class Clock:
-    """Measures a run's seconds, in all and by phase, without the time between an interruption and resuming.
-
-    `began` is `time.perf_counter()` at the beginning of the run or of its resumption.
-    """
+    """Measures a run's seconds without interruptions; `began` is `time.perf_counter()` when this session began."""
 
     def __init__(self, began: float) -> None:
         self.began, self.earlier = began, 0.0

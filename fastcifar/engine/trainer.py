@@ -89,10 +89,7 @@ class Trainer:
         return count_network(self.config.model.arch, **self.options)
 
     def compile(self, announce: Callable[[], None] = lambda: None) -> float | Obstacle:
-        """Compiles the step where that pays; returns the seconds it took, or why it was not done.
-
-        `announce` is called before it begins.
-        """
+        """Announces and compiles the step where that pays; returns the seconds it took, or why it was not done."""
         with self.clock("compile"):
             return self.launch.compile(announce)
 

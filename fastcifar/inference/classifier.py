@@ -54,10 +54,7 @@ class Classifier:
             return logits_of_views(network.model, normalised, tta)
 
     def logits(self, images: Tensor, tta: TTA = "none") -> Tensor:
-        """Computes the same in batches, with the result on the CPU.
-
-        Raises FastcifarError where logits are infinite or NaN, as those of a run that diverged.
-        """
+        """Does the same in batches, with the result on the CPU. Raises FastcifarError on infinite or NaN logits."""
         each = []
         for network in self.networks:
             alone = Classifier((network,), self.device, self.precision)

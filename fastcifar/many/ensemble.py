@@ -126,7 +126,7 @@ def check_distinct(runs: Sequence[Path]) -> None:
 
 
 def load_members(path: Path, device: torch.device, options: LoadOptions) -> list[TrainedNetwork]:
-    """Loads the networks of the run at `path` that are members."""
+    """Loads the members that the run at `path` contributes."""
     run = read_network(path, options)
     names = [options.weights] if options.weights else run.snapshots or [None]
     return [run.load(device, name) for name in names]

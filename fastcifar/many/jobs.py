@@ -33,8 +33,6 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a recipe."""
-
     recipe: Recipe
     config: RunConfig
     folder: Path

@@ -122,13 +122,10 @@ def how_many(config: RunConfig, data: DataSize) -> int:
 
 
 def most_at_once(device: str, cpu_threads: int, threads: int | None, mps: bool) -> int:
-    """Returns the most runs that gain from running side by side, whatever the memory.
+    """Returns how many runs on a `device`, "cpu" or "cuda", gain from running side by side, whatever the memory.
 
-    Args:
-        device: "cpu" or "cuda".
-        cpu_threads: threads of this machine.
-        threads: threads of a run; by default one, which wastes nothing on waiting for others.
-        mps: whether NVIDIA's Multi-Process Service runs.
+    A run has `threads` threads of this machine's `cpu_threads`; by default one, which wastes nothing on waiting for
+    others. `mps` says whether NVIDIA's Multi-Process Service runs.
     """
     if device == "cpu":
         return cpu_threads // (threads or 1)

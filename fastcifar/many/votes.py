@@ -25,10 +25,7 @@ def soft_vote(probabilities: Tensor) -> Tensor:
 
 
 def hard_vote(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the class that most members choose, int64 (N,), and where several classes tied, bool (N,).
-
-    The greatest summed probability decides a tie.
-    """
+    """Returns the class that most members choose, int64 (N,), and where summed probability broke a tie, bool (N,)."""
     votes = F.one_hot(probabilities.argmax(dim=2), probabilities.shape[2]).sum(dim=0)
     leading = votes == votes.amax(dim=1, keepdim=True)
     winners = probabilities.sum(dim=0).masked_fill(~leading, -1.0).argmax(dim=1)

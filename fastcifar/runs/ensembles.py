@@ -97,10 +97,7 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def voters(folder: Path) -> list[tuple[Path, str]]:
-    """Returns the folder and weights of each run that votes in the ensemble at `folder`.
-
-    Raises FastcifarError as `read_report` does, or where one of the runs is gone.
-    """
+    """Returns folder and weights of each voting run. Raises FastcifarError as `read_report`, or where a run is gone."""
     report = read_report(folder)
     members = report.best.members
     if not members:

@@ -70,10 +70,10 @@ class Run:
 
     @staticmethod
     def create(path: Path | None, config: RunConfig) -> Run:
-        """Creates a run's folder, `./runs/NAME-TIME` where no path is given.
+        """Creates a run's folder, `./runs/NAME-TIME` by default.
 
-        Raises ConfigError where the folder is not empty; FastcifarError where it cannot be made or written, after which
-        nothing of it remains.
+        Raises ConfigError where the folder is not empty; FastcifarError where it cannot be written, and nothing remains
+        of it.
         """
         if path is None:
             name = config.recipe or config.model.arch

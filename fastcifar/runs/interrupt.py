@@ -28,10 +28,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, notes and announces the first signal in `signal_number`; a second one acts as if not caught.
-
-    Ignored signals, such as SIGHUP under `nohup`, stay ignored.
-    """
+    """While entered, notes the first signal and says so; a second acts as uncaught. Ignored signals stay ignored."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None

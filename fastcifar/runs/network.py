@@ -137,11 +137,7 @@ def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
 
 
 def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
-    """Reads the network in the last checkpoint of the run at `path`.
-
-    Raises FastcifarError where there is no run or checkpoint, or it is damaged, or its architecture is code that is not
-    trusted.
-    """
+    """Reads a run's last checkpoint. Raises FastcifarError if it is missing or damaged, or needs code not trusted."""
     state = checkpoints.load(Run.open(path).checkpoints)
     if state is None:
         raise FastcifarError(f"{path} has no checkpoint yet; let it train for an epoch.")
