@@ -25,11 +25,10 @@ from fastcifar.errors import reason
 COLD_SECONDS, WARM_SECONDS = 40.0, 4.0
 """Typical seconds of compiling anew and from cached artefacts (resnet20_v2 on two CPU cores: 38 and 2)."""
 OPTIONS = {"cpu": {"realize_reads_threshold": 8, "inplace_buffers": False}, "cuda": None}
-"""Compiler options.
+"""Compiler options, which on a CPU keep it from storing a batch norm's gradient behind the ReLU in float32.
 
-By default, on a CPU, the compiler stores a batch norm's gradient behind the ReLU, which reads more than four tensors,
-in float32, and overwrites it with what it computes from an activation, so that each loop iteration waits for the one
-before (16 channels: 1.6 ms in place of 0.7).
+By default it does so, as that gradient reads more than four tensors, and it overwrites an activation with what it
+computes from it, after which each loop iteration waits for the one before (16 channels: 1.6 ms in place of 0.7).
 """
 SPEEDUP = {"cpu": 1.3, "cuda": 1.05}
 """Typical speed-up of a compiled step over an eager one.
@@ -81,8 +80,7 @@ def obstacle_to_compiling(
 ) -> Obstacle | None:
     """Returns why a run with `steps` to come should not be compiled; "auto" compiles where that saves time overall.
 
-    `step_seconds` measures an eager step, as the run would launch it; `cached` says whether compiled artefacts are kept
-    from before.
+    `step_seconds` measures an eager step, as launched; `cached` says whether compiled artefacts are kept from before.
     """
     if not steps:
         return Obstacle(Why.NO_STEP_LEFT)
@@ -99,10 +97,9 @@ def obstacle_to_compiling(
 def compile_function(
     function: Callable, device: str, rehearse: Callable[[Callable], None], mark: Path
 ) -> Callable | Obstacle:
-    """Compiles `function` for a `device`, "cpu" or "cuda", and creates `mark`; returns why not where that fails.
+    """Compiles `function` for a `device`, "cpu" or "cuda", and creates `mark`; returns an obstacle where that fails.
 
-    `rehearse` runs a forward and backward pass through the function it is given. Raises torch.AcceleratorError where
-    CUDA itself failed.
+    `rehearse` runs a forward and backward pass through a function. Raises AcceleratorError where CUDA itself failed.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(function, dynamic=False, options=OPTIONS[device])
@@ -142,10 +139,7 @@ Record = Callable[[Callable[[], None]], Replay]
 
 
 class Recorder:
-    """Records CUDA graphs on one stream and from one memory pool.
-
-    Graphs that are replayed in turn, never concurrently, can share a pool, as none needs what another left there.
-    """
+    """Records CUDA graphs on one stream; they share a memory pool, since they are replayed in turn, never at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()

@@ -109,10 +109,7 @@ class Launcher:
         self.state.drop_gradients()
 
     def compile(self, announce: Callable[[], None]) -> float | Obstacle:
-        """Compiles the forward and backward pass where that pays; returns the seconds it took, or the obstacle.
-
-        Calls `announce` before it begins.
-        """
+        """Announces and compiles the forward and backward pass where that pays; returns the seconds or the obstacle."""
         state, requested = self.state, self.config.engine.compile
         device, remaining = state.device.type, state.total_steps - state.steps_done
         mark = mark_of(self.config, state.device)

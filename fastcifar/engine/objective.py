@@ -60,10 +60,7 @@ class Objective:
         self.teacher = load_teacher(loss.teacher, forward.device, classes) if loss.teacher else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> BatchMetrics:
-        """Computes the metrics of images uint8 (B, 3, H, W) with labels int64 (B,), or float32 (B, classes) if mixed.
-
-        The correct answer for a mixed image is the larger share.
-        """
+        """Images uint8 (B, 3, H, W); labels int64 (B,), or shares float32 (B, classes), the largest of them correct."""
         logits = self.logits(images)
         loss = self.criterion(logits, labels)
         if self.teacher:
@@ -84,10 +81,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Computes the mean cross-entropy, as a `Loss`.
+    """Computes the mean cross-entropy, as a `Loss`, with the share `smoothing` of each target spread over all classes.
 
-    With `smoothing`, that share of each target is spread evenly over all classes (Szegedy et al. 2016,
-    arXiv:1512.00567, section 7).
+    See Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
@@ -133,8 +129,7 @@ class Teacher:
 def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
     """Loads the network of a run's folder (see `runs.network.load_networks` for its weights), or an ensemble's voters.
 
-    Raises FastcifarError where the folder is neither, or a run has no checkpoint; ConfigError where a network knows
-    other classes than `classes`.
+    Raises FastcifarError where the folder is neither or has no checkpoint; ConfigError where its classes differ.
     """
     networks = load_networks(path, device)
     for network in networks:

@@ -47,18 +47,10 @@ def train(
     test_set: ImageSet | None = None,
     console: Console | None = None,
 ) -> Result:
-    """Trains as `config` says, in a new run folder.
+    """Trains as `config` says, in a new run folder; the other arguments are those of `fastcifar.train`.
 
-    Args:
-        out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
-        model: your own network in place of the one that `config` names: images (N, 3, H, W), normalised -> logits (N,
-            classes). It is trained itself, not a copy, and holds the last weights at the end.
-        train_set, test_set: your own images in place of those that `config` names; both or none.
-        console: where to show progress; by default only a notebook shows it.
-
-    Raises:
-        FastcifarError: something asked for is missing or cannot be done; nothing is left half-written.
-        Interrupted: a signal stopped the run, which was saved.
+    Raises FastcifarError where something asked for is missing or cannot be done, with nothing left half-written;
+    Interrupted where a signal stopped the run, which was saved.
     """
     console, began = console or notebook_console(), time.perf_counter()
     if out is not None:
@@ -121,10 +113,9 @@ def resume(
 
 
 def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path) -> RunConfig:
-    """Extends `config` to more epochs, and leaves the part already done as it was.
+    """Extends `config` to more epochs without changing what was done: shares of the run become lengths in steps.
 
-    Lengths that are shares of the run become lengths in steps; only a schedule that ends with the run still does.
-    Raises ConfigError where there are not more epochs.
+    Only a schedule that ends with the run still does. Raises ConfigError where there are not more epochs.
     """
     if epochs <= config.epochs:
         raise ConfigError(f"{path} is a run of {config.epochs} epochs; give more with --epochs, or leave it out.")

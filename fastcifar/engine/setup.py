@@ -98,8 +98,7 @@ def build_trainer(
 ) -> Trainer:
     """Builds the trainer of a resolved configuration, laid out for the available memory.
 
-    The run began at `began`, by `time.perf_counter()`, or else begins now. `images` and `model` replace those that
-    `config` names.
+    The run began at `began`, by `time.perf_counter()`, or now; `images` and `model` replace those of `config`.
     """
     prepare_machine(config.engine)
     images = images or open_images(config)

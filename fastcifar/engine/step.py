@@ -230,10 +230,7 @@ class LiveMeter:
         """Steps that the copy under way covers."""
 
     def __call__(self, batch: int, steps: int) -> tuple[Totals, int] | None:
-        """Returns newly arrived totals and the steps they cover, if any, after `batch` batches of an epoch.
-
-        `steps` of those batches have been launched.
-        """
+        """Returns totals that have arrived and the steps they cover; of `batch` batches, `steps` were launched."""
         if self.arrival is None:
             return (totals(self.sums), steps) if batch % self.every == 0 else None
         reading = None

@@ -101,9 +101,9 @@ class Trainer:
     def run_epoch(
         self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None
     ) -> bool:
-        """Trains to the end of the current epoch; returns False if `stop` ended it early.
+        """Trains to the end of the epoch, with `tick` given the batches done; False if `stop` ended it early.
 
-        After every step `tick` is given the number of batches done. Raises FastcifarError where a loss was not finite.
+        Raises FastcifarError where a loss was not finite.
         """
         state = self.state
         if state.batch == 0:
@@ -245,8 +245,7 @@ class Trainer:
     def run_steps(self, batches: Iterator[tuple[Tensor, Tensor]], count: int, observe: Observer = unobserved) -> float:
         """Trains for `count` steps without evaluation or records; returns the seconds, waiting for the device included.
 
-        Waiting for a batch runs within `observe("Batches")`; each part of a step is launched by itself, within
-        `observe` of its class's name.
+        Waiting for a batch, "Batches", and each part of a step, by its class's name, run within `observe`.
         """
         self.model.train()
         synchronize(self.device)
@@ -266,10 +265,9 @@ def averaged_accuracies(found: dict[str, Evaluation]) -> dict[str, float]:
 
 
 def build_loader(config: RunConfig, train: ImageSet) -> Loader:
-    """Builds a loader of unnormalised bytes in full batches.
+    """Builds a loader of bytes that the network itself normalises, which the compiler fuses.
 
-    The network normalises them itself, which the compiler fuses, and every step has one shape. Raises ConfigError where
-    a batch exceeds the training set.
+    Batches are full, so every step has one shape. Raises ConfigError where a batch exceeds the training set.
     """
     if config.batch_size > len(train):
         raise ConfigError(

@@ -73,10 +73,7 @@ class Classifier:
 
 
 def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOptions) -> Classifier:
-    """Opens one run or ensemble, or several together, on a GPU where there is one.
-
-    Raises FastcifarError where a folder cannot be used, or the runs differ in classes or image size.
-    """
+    """Opens runs or ensembles, on a GPU if there is one. Raises FastcifarError if one is unusable, or they differ."""
     paths = [Path(path) for path in ([runs] if isinstance(runs, str | Path) else runs)]
     if not paths:
         raise ConfigError("there is no run to predict with; name the folder of one or more.")

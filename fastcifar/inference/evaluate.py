@@ -132,10 +132,7 @@ def evaluate_run(
 
 
 def measured_networks(path: Path, device: torch.device, options: LoadOptions) -> tuple[dict[str, TrainedNetwork], str]:
-    """Loads the networks to measure, by name, and names the one to report on.
-
-    These are a run's sets of weights, of which one is chosen; or an ensemble's voting members, reported on together.
-    """
+    """Loads a run's sets of weights, or an ensemble's voters, by name, and names the one, or the whole, to report."""
     if is_ensemble(path):
         voting = load_networks(path, device, options)
         return dict(zip(names_of(path, voting), voting, strict=True)), ENSEMBLE

@@ -21,10 +21,7 @@ from fastcifar.checks import given
 from fastcifar.errors import ConfigError
 
 Metadata = dict[str, Any]
-"""A network's description as JSON: classes, image_size, dataset, arch, weights, mean, std.
-
-For an ensemble the last four are given by member.
-"""
+"""A network's classes, image_size, dataset, arch, weights, mean and std as JSON; the last four by ensemble member."""
 
 Classify = Callable[[Tensor], Tensor]
 """Images uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""

@@ -74,10 +74,7 @@ class Report:
     device: str
     precision: str
     weights: dict[str, Score]
-    """Test scores, without augmentation, of every set of weights that a run keeps.
-
-    For an ensemble: of every member that votes, by its folder and weights, and of all together as "ensemble".
-    """
+    """Test scores, without augmentation, of a run's sets of weights, or an ensemble's voters and "ensemble"."""
     chosen: str
     """The weights that all fields below are about."""
     tta: TTA

@@ -62,21 +62,15 @@ def share(chosen: Tensor) -> float:
 def evaluate_ensemble(
     runs: Sequence[Path], out: Path, options: LoadOptions, *, data_dir: Path | None = None, tta: TTA = "none"
 ) -> EnsembleReport:
-    """Lets `runs` vote on their test set, and writes ensemble.json into `out`.
+    """Lets `runs`, with at least two members, vote on their test set, and writes ensemble.json into the folder `out`.
 
-    A run that keeps snapshots has a vote for each of them, so one such run is an ensemble (Huang et al. 2017,
-    arXiv:1704.00109). Where all runs set the same images apart for validation, members are chosen on those, before the
-    test set is opened.
+    Each network preprocesses the images as it was trained to. A run that keeps snapshots has a vote for each of them,
+    so one such run is an ensemble (Huang et al. 2017, arXiv:1704.00109); `options` may name other weights. Where all
+    runs set the same images apart for validation, members are chosen on those, before the test set is opened. The data
+    set is looked for in `data_dir`, by default the first run's.
 
-    Args:
-        runs: their folders, with at least two members; each preprocesses the images as it was trained to.
-        out: folder of the ensemble, created where it does not exist.
-        options: by default the weights of a run are its snapshots, where it keeps any.
-        data_dir: where to look for the data set; the first run's own place by default.
-
-    Raises:
-        FastcifarError: a run cannot be used, the runs differ in data set, classes or image size, or the file cannot be
-            written.
+    Raises FastcifarError where a run cannot be used, the runs differ in data set, classes or image size, or the file
+    cannot be written.
     """
     check_distinct(runs)
     configs = [Run.open(path).config() for path in runs]

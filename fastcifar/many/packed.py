@@ -33,10 +33,7 @@ MOST_ON_A_GPU = 8
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parses `0..10`, both ends included, or `0,3,7`, or a mixture joined by commas, and keeps the order.
-
-    Raises ConfigError where the text is neither, or names a seed twice.
-    """
+    """Parses `0..10` (both ends included), `0,3,7` or a mixture, in order. Raises ConfigError on errors and repeats."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:\.\.(\d{1,9}))?\s*", part)
@@ -52,8 +49,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def plan_members(recipe: Recipe, seeds: Sequence[int], out: Path, overrides: Overrides) -> list[Job]:
     """Plans a run of `recipe` for each of `seeds`, in `out`/seedS; the test set is not watched.
 
-    Raises ConfigError where there is only one run, without snapshots, or a folder holds a run of another length or of
-    an earlier version of the recipe.
+    Raises ConfigError for one run without snapshots, or a folder with a run of another length or recipe version.
     """
     own = replace(recipe.config, watch_test=False)
     if len(seeds) < 2 and not own.schedule.snapshots:
@@ -66,14 +62,12 @@ def plan_members(recipe: Recipe, seeds: Sequence[int], out: Path, overrides: Ove
 
 
 def train_packed(jobs: Sequence[Job], at_once: int | None, console: Console) -> None:
-    """Carries out `jobs`, runs of one configuration except for the seed, and writes the output of each to FOLDER.log.
+    """Carries out `jobs`, which differ in the seed alone, and writes the output of each to FOLDER.log.
 
     Finished runs are kept, interrupted ones are resumed, and one that fails does not stop the others. By default
-    `how_many` decides how many run `at_once`; threads and memory are divided where they are not given.
-
-    Raises:
-        FastcifarError: a run failed, after all others were done; or the data set is missing.
-        Interrupted: a signal stopped it, and every run was saved; the same call resumes them.
+    `how_many` decides how many run `at_once`; threads and memory are divided where they are not given. Raises
+    FastcifarError where a run failed, after all others were done, or the data set is missing; Interrupted where a
+    signal stopped it, with every run saved.
     """
     check_range("at_once", at_once, 1)
     waiting = [job for job in jobs if job.result is None]

@@ -40,10 +40,8 @@ def reproduce(
     every recipe comes before the second of any. The runs go to `out`/NAME/seedS, or to `out`/NAME-Eep/seedS where the
     epochs are not the recipe's own. Returns the rows of these recipes, from this call and earlier ones.
 
-    Raises:
-        FastcifarError: a run failed, after all others were done; or the data set is missing, or `out` holds a run of an
-            earlier version of a recipe.
-        Interrupted: a signal stopped it; the same call continues.
+    Raises FastcifarError where a run failed, after all others were done, the data set is missing, or `out` holds a run
+    of an earlier version of a recipe; Interrupted where a signal stopped it.
     """
     check_range("seeds", seeds, 1)
     console = console or Silence()

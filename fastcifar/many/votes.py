@@ -102,8 +102,7 @@ def best_of_each_size(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ..
 def greedy(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ...]:
     """Takes the best member, then each time the one that helps most: a subset of each size, from 1 to M.
 
-    This is Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement. Of equal members,
-    the one of the lower number is taken.
+    Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement; lower numbers win ties.
     """
     path: list[Subset] = []
     held, summed = (), torch.zeros_like(probabilities[0])

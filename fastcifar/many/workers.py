@@ -38,8 +38,8 @@ STDIN = 0
 def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> tuple[dict[Path, str], int]:
     """Carries out `jobs`, `at_once` of them at a time, with a line for each that ends and, in a terminal, that runs.
 
-    Returns the folder and the last words of each job that failed, and the number of images that all trained on. Raises
-    FastcifarError where a log cannot be written; Interrupted after a signal, once all have saved their state.
+    Returns the last words of those that failed, by folder, and the images that all trained on. Raises FastcifarError
+    where a log cannot be written; Interrupted after a signal, once all have saved their state.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
     hidden = not console.rich.is_terminal

@@ -193,8 +193,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str
 def copy_tensors(stored: dict[str, Tensor], own: dict[str, Tensor], source: str) -> None:
     """Copies the `stored` tensors into those of the same names in `own`, which keep their device and memory format.
 
-    Raises FastcifarError, whose sentence begins with `source`, where names, shapes or types differ; nothing is copied
-    then.
+    Raises FastcifarError, which begins with `source`, where names, shapes or types differ; nothing is copied then.
     """
     remedy = "give the configuration that it was made with"
     if differing := stored.keys() ^ own.keys():

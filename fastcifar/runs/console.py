@@ -25,8 +25,7 @@ NO_BREAK = "\u00a0"
 class Console:
     """Shows a run's progress on `rich`, by default on standard output.
 
-    A terminal breaks lines between words at its width, and has a moving bar below them; a notebook with ipywidgets
-    shows the bar too. Elsewhere every line stays whole.
+    A terminal, which breaks lines between words, has a moving bar; so has a notebook with ipywidgets.
     """
 
     def __init__(self, rich: RichConsole | None = None) -> None:

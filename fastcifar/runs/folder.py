@@ -72,8 +72,7 @@ class Run:
     def create(path: Path | None, config: RunConfig) -> Run:
         """Creates a run's folder, `./runs/NAME-TIME` by default.
 
-        Raises ConfigError where the folder is not empty; FastcifarError where it cannot be written, and nothing remains
-        of it.
+        Raises ConfigError where it is not empty; FastcifarError, leaving nothing, where it cannot be written.
         """
         if path is None:
             name = config.recipe or config.model.arch

@@ -72,10 +72,9 @@ class StoredNetwork:
         return [name for name in self.weights if SNAPSHOT.fullmatch(name)]
 
     def choose(self, which: str | None) -> str:
-        """Returns the name of the weights `which`, by default the best on the validation split.
+        """Returns `which`, by default the best weights on the validation split, else an average, else "weights".
 
-        Without such a split the default is the first average, and without averages the weights themselves. Raises
-        FastcifarError where the run has none of that name.
+        Without a validation split it is the first average. Raises FastcifarError where the run has none of that name.
         """
         if which is None:
             averages_first = sorted(self.weights, key=lambda name: name == WEIGHTS)
