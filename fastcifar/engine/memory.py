@@ -205,9 +205,9 @@ def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
 
 
 def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tuple[RunConfig, MemoryPlan | None]:
-    """Sets `config`'s chunk size and micro batch to suit `limit` bytes, or to defaults without a limit and a plan.
+    """Sets the chunk size and micro batch in `config` to suit `limit` bytes, and returns it with the plan.
 
-    Raises as `lay_out` does.
+    Without a limit there is no plan, and open choices get their defaults. Raises as `lay_out` does.
     """
     from fastcifar.data.loader import CHUNK_SIZE
 
