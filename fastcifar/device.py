@@ -97,7 +97,7 @@ GROUPS = {
 
 
 def group_rooms(root: Path) -> Iterator[int]:
-    """Yields the bytes left in this process's control groups and their parents; a container may not see its own."""
+    """Yields the bytes left in this process's control groups and those above; a container may not see its own name."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -219,7 +219,7 @@ def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tup
 
 
 def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
-    """Returns the bytes that this process may take: the limit given, else those free or its own; None if not known."""
+    """Returns the bytes that this process may take: the limit given, else its own plus the free; None if unknown."""
     from fastcifar.device import free_memory, own_memory
 
     if engine.memory_limit_bytes:

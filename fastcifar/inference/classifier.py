@@ -84,7 +84,7 @@ def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOption
 
 
 def precision_of(networks: Sequence[TrainedNetwork], device: torch.device) -> Precision:
-    """Returns the precision that all runs share, "auto" where `device` is not theirs; float32 where they differ."""
+    """Returns the precision shared by all runs, where one trained on another device counts as "auto"; else float32."""
     engines = [Run.open(network.path).config().engine for network in networks]
     requested = {engine.precision if engine.device == str(device) else "auto" for engine in engines}
     return resolve_precision(requested.pop() if len(requested) == 1 else "fp32", device)[0]
