@@ -1,4 +1,4 @@
-"""The Python interface: what the commands do, for arguments in place of flags."""
+"""The Python interface: the commands, with arguments in place of flags."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAG = re.compile(r"--([a-z][a-z0-9-]*)(?:[ =](?=[0-9])([0-9.e-]*[0-9]))?")
 
 
 def speaks_of_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Has the sentences of errors name `clip_norm=1` where the command line would be told `--clip-norm 1`."""
+    """Makes error messages name `clip_norm=1` where the command line would be told `--clip-norm 1`."""
 
     def argument(match: re.Match[str]) -> str:
         return match[1].replace("-", "_") + (f"={match[2]}" if match[2] else "")
@@ -59,17 +59,17 @@ def train(
     """Trains into a new run folder, as `fastcifar train` does.
 
     Args:
-        config: the name of a recipe, or a whole configuration; the defaults where there is none.
+        config: the name of a recipe, or a whole configuration; by default the default settings.
         out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
-        model: a network of one's own in place of `arch`: images (N, 3, H, W), normalised -> logits (N, classes). It is
+        model: your own network in place of `arch`: images (N, 3, H, W), normalised -> logits (N, classes). It is
             trained itself, not a copy, and holds the last weights at the end.
-        train_set, test_set: images of one's own in place of `dataset`; both or none.
-        console: where to show progress; a notebook shows a bar by default, and nothing else shows anything.
+        train_set, test_set: your own images in place of `dataset`; both or none.
+        console: where to show progress; by default only a notebook shows a bar.
         **settings: changes to `config`, by the names of the flags, such as `epochs=2` or `augment="flip:0.5"`.
 
     Raises:
-        FastcifarError: something asked for is not known, not there, or cannot be done; nothing is left half-written.
-        Interrupted: the run was stopped by a signal, and saved.
+        FastcifarError: something asked for is unknown, missing, or cannot be done; nothing is left half-written.
+        Interrupted: a signal stopped the run, which was saved.
     """
     start = recipe(config) if isinstance(config, str) else config or RunConfig()
     start = derive(without_replaced(start, settings), **settings)

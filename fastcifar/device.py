@@ -1,4 +1,4 @@
-"""What a run takes from the machine: the device, its precision and memory, the threads, the allocator."""
+"""The machine that a run uses: its device, precision, memory, threads and allocator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastcifar.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` stands for, a GPU with its index. Raises ConfigError where it is not there."""
+    """Returns the device that `name` stands for, a GPU with its index. Raises ConfigError where it does not exist."""
     device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         return device
@@ -29,9 +29,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed, in place of handing it back to the kernel; memory then stays at its peak.
+    """Tells glibc to keep freed memory instead of returning it to the kernel; memory use then stays at its peak.
 
-    A step allocates and frees the same tens of megabytes over and over; given back, every page is faulted in and
+    A step allocates and frees the same tens of megabytes over and over; once returned, every page is faulted in and
     zeroed anew. On two CPU cores a compiled `resnet20_v2` step takes 80 ms in place of 112 ms. The names are those of
     `man 3 mallopt`; older versions of glibc take no threshold above 32 MiB.
     """
@@ -45,10 +45,9 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """The most bytes used so far: allocated by torch on a GPU, resident for the whole process on a CPU; None where
-    the system does not tell.
+    """Returns the peak of bytes allocated by torch on a GPU, or resident for the process on a CPU; None if not known.
 
-    On Linux `getrusage` is not asked, since a process inherits there the peak of the one that started it.
+    Linux's `getrusage` is not used, since a process inherits the peak of the one that started it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -62,14 +61,12 @@ def peak_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | Non
 
 
 def own_memory(root: Path = Path("/")) -> int:
-    """Bytes of main memory that this process has to itself, which it can use again; 0 where the system does not
-    tell.
-    """
+    """Returns the bytes of main memory private to this process, which it can reuse; 0 where Linux does not tell."""
     return process_status("RssAnon", root) or 0
 
 
 def process_status(name: str, root: Path) -> int | None:
-    """Bytes that Linux tells of this process under `name`, as in `man 5 proc_pid_status`; None where it does not."""
+    """Reads the bytes under `name` for this process (`man 5 proc_pid_status`); None where Linux does not tell."""
     try:
         found = re.search(rf"^{name}:\s*(\d+) kB", (root / "proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -78,10 +75,10 @@ def process_status(name: str, root: Path) -> int | None:
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Bytes on `device` that are free besides what this process has taken; None where the system does not tell.
+    """Returns the free bytes on `device`, beyond what this process has taken; None where the system does not tell.
 
-    Of main memory, what Linux calls available, for files that are kept in it give way, within what the control groups
-    allow.
+    For main memory this is what Linux calls available, as files cached in it give way, within the limits of the control
+    groups.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -96,15 +93,11 @@ GROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Where Linux tells the limit of a control group, its use, and what of that is files not lately read: versions 2 and
-1, by controller.
-"""
+"""Files that hold a control group's limit, use and inactive file cache: versions 2 and 1, by controller."""
 
 
 def group_rooms(root: Path) -> Iterator[int]:
-    """Bytes left under each limit on this process's control groups and those above them; a container may not see its
-    own name.
-    """
+    """Yields the bytes left in this process's control groups and those above; a container may not see its own name."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -124,7 +117,7 @@ def group_rooms(root: Path) -> Iterator[int]:
 
 
 def device_name(device: torch.device) -> str:
-    """The maker's name of `device`."""
+    """Returns the maker's name of `device`; for a CPU also the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -132,7 +125,6 @@ def device_name(device: torch.device) -> str:
 
 
 def processor_name() -> str:
-    """The CPU's model as Linux knows it, else its architecture."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -141,19 +133,15 @@ def processor_name() -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for a GPU's queue to run empty."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the matrices whose product is timed."""
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """The rate of a large square matrix product of random numbers, the best within a quarter of a second: what this
-    device can do.
-    """
+    """Measures the FLOP rate of a large square matrix product: the best of a quarter of a second, on random numbers."""
     size = MATRIX_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + 0.25
@@ -167,7 +155,7 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def random_state_of(device: torch.device) -> Tensor:
-    """The state of the generator that dropout draws from, uint8 (bytes,)."""
+    """Returns the state of the generator that dropout draws from, uint8 (bytes,)."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
@@ -179,11 +167,11 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
 
 
 OLDEST_BF16 = (8, 0)
-"""Compute capability from which on an NVIDIA card multiplies bfloat16."""
+"""Lowest compute capability of NVIDIA cards that multiply bfloat16."""
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware (emulation, which torch also calls support, does not count)."""
+    """Tells whether `device` multiplies bfloat16 in hardware; emulation, which torch calls support, does not count."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= OLDEST_BF16
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -194,7 +182,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Precision:
-    """The type in which convolutions and matrix products are computed; weights and statistics stay float32."""
+    """The type that convolutions and matrix products compute in; weights and statistics stay float32."""
 
     name: str
 
@@ -208,16 +196,11 @@ class Precision:
         return self.name == "fp16"
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context in which a model computes in this precision."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
 
 def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:
-    """The precision for `requested` on `device`, and one line where `auto` had to step down the ladder.
-
-    Raises:
-        ConfigError: a precision was asked for that the device does not have.
-    """
+    """Returns the precision, and a note where `auto` had to step down. Raises ConfigError where `device` lacks it."""
     native = native_bf16(device)
     if requested == "auto":
         if native:

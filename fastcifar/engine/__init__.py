@@ -1,1 +1,1 @@
-"""The step, the loop over it, and the machine it runs on."""
+"""The training step, the loop over it, and the machine it runs on."""

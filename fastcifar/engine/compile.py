@@ -1,4 +1,4 @@
-"""What makes a step fast: compiling its forward and backward pass, where that pays, and capturing it as CUDA graphs."""
+"""Speeds up a step: compiles its forward and backward pass where that pays, and captures it as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -23,55 +23,51 @@ from fastcifar.engine.step import Step, Workspace
 from fastcifar.errors import reason
 
 COLD_SECONDS, WARM_SECONDS = 40.0, 4.0
-"""Typical cost of compiling a network's forward and backward pass, anew and from cached artefacts (resnet20_v2, two CPU
-cores: 38 and 2 s)."""
+"""Typical seconds of compiling anew and from cached artefacts (resnet20_v2 on two CPU cores: 38 and 2)."""
 OPTIONS = {"cpu": {"realize_reads_threshold": 8, "inplace_buffers": False}, "cuda": None}
-"""Options of the compiler. On a CPU it would store a batch norm's gradient behind the ReLU, which reads more than four
-tensors, in float32, and write what it computes from an activation over it, after which each iteration of the loop waits
-for the one before (16 channels: 1.6 ms in place of 0.7)."""
+"""Compiler options, which on a CPU keep it from storing a batch norm's gradient behind the ReLU in float32.
+
+By default it does so, as that gradient reads more than four tensors, and it overwrites an activation with what it
+computes from it, after which each loop iteration waits for the one before (16 channels: 1.6 ms in place of 0.7).
+"""
 SPEEDUP = {"cpu": 1.3, "cuda": 1.05}
-"""Typical gain of a compiled step over an eager one. resnet20_v2 gains 1.35 on two CPU cores. On a GPU our own kernels
-leave the compiler 13 of 174 launches, and a captured step does not wait for the host; no card has shown yet what that
-comes to."""
+"""Typical speed-up of a compiled step over an eager one.
+
+resnet20_v2 gains 1.35 on two CPU cores. On a GPU our own kernels leave the compiler 13 of 174 launches, and a captured
+step does not wait for the host; the gain there has not been measured.
+"""
 WARM_UP_STEPS = 3
-"""Run before a capture, so that libraries have chosen their algorithms and made their workspaces."""
+"""Steps run before a capture, so that libraries choose their algorithms and allocate their workspaces."""
 
 
 class Why(Enum):
-    """Why a step is not compiled, or not captured."""
-
     ASKED = auto()
     NO_STEP_LEFT = auto()
     DOES_NOT_PAY = auto()
     SHORT_RUN = auto()
-    """The run is shorter than the warm-up of a capture."""
+    """The run is shorter than a capture's warm-up."""
     OVERFLOW_CHECK = auto()
-    """The optimizer waits in the middle of a step to know whether a float16 gradient overflowed."""
+    """The optimizer waits within a step to learn whether a float16 gradient overflowed."""
     FAILED = auto()
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What keeps a step from being compiled, or captured."""
-
     why: Why
     detail: str = ""
-    """Of a failure the error's reason; of an overflow check the optimizer's class."""
+    """The error's reason for a failure; the optimizer's class for an overflow check."""
     training_seconds: float = 0.0
-    """The time of the steps to come, where compiling does not pay."""
+    """Time of the remaining steps, where compiling does not pay."""
     compile_seconds: float = 0.0
-    """The time that compiling would take."""
 
 
 def keep_artefacts() -> None:
-    """Lets torch keep what it compiles in the user's cache, where it outlives a restart, unless the environment
-    names a place.
-    """
+    """Makes torch keep compiled code in the user's cache, unless the environment names a place."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
 def mark_of(config: RunConfig, device: torch.device) -> Path:
-    """A file that exists once the step of `config` has been compiled for `device`, by this torch, into the cache."""
+    """Returns the path of a marker file: this torch has compiled `config`'s step for `device` into the cache."""
     size = config.engine.micro_batch or config.batch_size
     made_of = asdict(config.model), asdict(config.loss), size, config.engine.precision
     parts = (*made_of, torch.__version__, device_name(device), OPTIONS[device.type])
@@ -82,11 +78,9 @@ def mark_of(config: RunConfig, device: torch.device) -> Path:
 def obstacle_to_compiling(
     requested: str, steps: int, step_seconds: Callable[[], float], device: str, cached: bool
 ) -> Obstacle | None:
-    """Why a run with so many `steps` to come is not to be compiled; with "auto" it is where the time saved exceeds that
-    of compiling.
+    """Returns why a run with `steps` to come should not be compiled; "auto" compiles where that saves time overall.
 
-    `step_seconds` measures an eager step, as the run would launch it; `cached` says whether the same was compiled
-    before, and its artefacts are kept.
+    `step_seconds` measures an eager step, as launched; `cached` says whether compiled artefacts are kept from before.
     """
     if not steps:
         return Obstacle(Why.NO_STEP_LEFT)
@@ -103,10 +97,9 @@ def obstacle_to_compiling(
 def compile_function(
     function: Callable, device: str, rehearse: Callable[[Callable], None], mark: Path
 ) -> Callable | Obstacle:
-    """`function` compiled for a `device`, "cpu" or "cuda", or why that failed; where it succeeds `mark` is made.
+    """Compiles `function` for a `device`, "cpu" or "cuda", and creates `mark`; returns an obstacle where that fails.
 
-    `rehearse` runs a forward and backward pass through the function it is given. Raises torch.AcceleratorError where
-    CUDA itself failed.
+    `rehearse` runs a forward and backward pass through a function. Raises AcceleratorError where CUDA itself failed.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(function, dynamic=False, options=OPTIONS[device])
@@ -124,7 +117,6 @@ def compile_function(
 
 
 def timed(call: Callable, *arguments: object) -> float:
-    """Seconds that a call takes."""
     start = time.perf_counter()
     call(*arguments)
     return time.perf_counter() - start
@@ -133,7 +125,7 @@ def timed(call: Callable, *arguments: object) -> float:
 def obstacle_to_capture(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, total_steps: int
 ) -> Obstacle | None:
-    """Why a step of a run of `total_steps` is not to be captured, as far as is known without trying."""
+    """Returns why a step in a run of `total_steps` cannot be captured, as far as is known without trying."""
     if total_steps < WARM_UP_STEPS:
         return Obstacle(Why.SHORT_RUN)
     if scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -143,24 +135,20 @@ def obstacle_to_capture(
 
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], None]], Replay]
-"""Records what a call launches, without its taking effect, and returns what launches the same again."""
+"""Records what a call launches, without running it, and returns a function that launches the same again."""
 
 
 class Recorder:
-    """Records CUDA graphs, all of them on one stream and out of one pool of memory.
-
-    Graphs that are replayed in turn, never side by side, can share a pool: none needs what another left there.
-    """
+    """Records CUDA graphs on one stream; they share a memory pool, since they are replayed in turn, never at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def warm_up(self, call: Callable[[], None]) -> None:
-        """Calls a few times, as PyTorch asks for before a capture; the caller undoes the effects. Raises RuntimeError
-        where the last waits.
+        """Calls `call` a few times, as PyTorch requires before a capture; the caller undoes the effects.
 
-        In a capture a wait would be an error of CUDA's, after which torch 2.11 leaves its allocator as if the capture
-        went on.
+        Raises RuntimeError where the last call waits for the GPU: in a capture that would be a CUDA error, after which
+        torch 2.11 leaves its allocator as if the capture went on.
         """
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
@@ -174,7 +162,7 @@ class Recorder:
             current.wait_stream(self.stream)
 
     def __call__(self, call: Callable[[], None]) -> Replay:
-        """Captures `call`, which runs nothing; a loader's own threads may use the GPU meanwhile."""
+        """Captures `call` without running it; a loader's own threads may use the GPU meanwhile."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             call()
@@ -183,7 +171,7 @@ class Recorder:
 
 @contextmanager
 def refusing_to_wait() -> Iterator[None]:
-    """Within the block whatever would make the host wait for the GPU raises RuntimeError, where torch notices."""
+    """Raises RuntimeError for whatever makes the host wait for the GPU within the block, where torch notices."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*debug mode is a prototype.*")
@@ -195,11 +183,11 @@ def refusing_to_wait() -> Iterator[None]:
 
 
 class CapturedSteps:
-    """`step`, recorded once for a single batch and once for `count` batches in a row.
+    """Records `step` once for a single batch and once for `count` batches in a row.
 
-    Batches are collected until `count` are there; `flush` runs the fewer that remain. What the step reads and writes
-    besides its batch must stay where it is in memory, and the step must count itself. Shapes and types are taken from
-    a batch: `images` (B, 3, H, W) in channels_last, and `labels`.
+    Batches are collected until there are `count`; `flush` runs fewer. What the step reads and writes besides its batch
+    must keep its place in memory, and the step must count itself. Shapes and dtypes are those of `images` (B, 3, H, W),
+    in channels_last, and `labels`.
     """
 
     def __init__(self, step: Step, images: Tensor, labels: Tensor, count: int, record: Record) -> None:
@@ -216,7 +204,7 @@ class CapturedSteps:
         self.all = record(lambda: steps(count)) if count > 1 else self.one
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Takes in a batch; runs all of them once there are `count`."""
+        """Adds a batch; runs all of them once there are `count`."""
         self.images[self.filled].copy_(images, non_blocking=True)
         self.labels[self.filled].copy_(labels, non_blocking=True)
         self.filled += 1
@@ -225,7 +213,6 @@ class CapturedSteps:
             self.filled = 0
 
     def flush(self) -> None:
-        """Runs the batches that wait."""
         for slot in range(self.filled):
             if slot:
                 self.images[0].copy_(self.images[slot])

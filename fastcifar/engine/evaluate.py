@@ -1,4 +1,4 @@
-"""How good the weights are."""
+"""Measures the loss and accuracy of a network's weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ BATCH_SIZE = {"cpu": 250, "cuda": 2000}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over a data set."""
+    """Mean loss and accuracy over a data set; the accuracy is a fraction."""
 
     loss: float
     accuracy: float
-    """As a fraction."""
 
 
 class Evaluator:
-    """Evaluates a network, whatever weights it holds, on at most `batch_size` images at once; by default as many as
-    suit the device.
-    """
+    """Evaluates a network on at most `batch_size` images at once; by default as many as suit the device."""
 
     def __init__(self, forward: ForwardPass, batch_size: int | None = None) -> None:
         self.forward = forward
@@ -36,7 +33,7 @@ class Evaluator:
         self.replay: Replay | None = None
 
     def __call__(self, dataset: ImageSet) -> Evaluation:
-        """Loss and accuracy over `dataset`; the model's mode is left as it was. Waits for the device, once."""
+        """Evaluates the model on `dataset`, and leaves its mode as it was. Waits for the device once."""
         model = self.forward.model
         training = model.training
         model.eval()
@@ -61,7 +58,7 @@ class Evaluator:
         self.sums[1] += (logits.argmax(dim=1) == labels).sum()
 
     def capture(self, image_size: tuple[int, int], record: Record) -> None:
-        """Records a full batch of images (height, width), to be launched whole from now on."""
+        """Captures a full batch of images (height, width), to be launched as a whole from now on."""
         device = self.forward.device
         self.images = torch.zeros((self.batch_size, *image_size, 3), dtype=torch.uint8, device=device)
         self.labels = torch.zeros(self.batch_size, dtype=torch.int64, device=device)

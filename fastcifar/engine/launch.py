@@ -1,4 +1,4 @@
-"""How a step is put together, and how it reaches the device: part by part, compiled where that pays, or captured."""
+"""Assembles a training step and launches it: eagerly, compiled where that pays, or captured as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -43,14 +43,11 @@ from fastcifar.errors import FastcifarError, reason
 from fastcifar.optim.sharpness import Ascend, Return
 
 SMALL_STEP_FLOPS = 1e11
-"""A large GPU takes a fraction of a millisecond for fewer, so that several steps are one launch."""
+"""Below this, a large GPU takes a fraction of a millisecond for a step, so several steps share one launch."""
 
 
 class Launcher:
-    """Launches the steps of a run on the batches of `loader`; the batches of `evaluator` are captured with the steps.
-
-    `training_flops` counts the FLOPs of a step for one image, which takes a while.
-    """
+    """Launches a run's steps, with `evaluator` captured alongside; `training_flops`, for one image, takes a while."""
 
     def __init__(
         self,
@@ -64,13 +61,11 @@ class Launcher:
         self.config, self.state, self.objective = config, state, objective
         self.evaluator, self.loader, self.training_flops = evaluator, loader, training_flops
         self.pass_size = min(config.engine.micro_batch or config.batch_size, config.batch_size)
-        """Images that go through the network at once."""
         self.compiled = False
         self.captured: CapturedSteps | None = None
         self.step = self.build_step(objective)
 
     def build_step(self, objective: Callable[[Tensor, Tensor], BatchMetrics]) -> Step:
-        """The parts of a step, in order."""
         state, optim = self.state, self.config.optim.resolved
         gradient: list[Part] = [Forward(objective, state.shadow), Backward(state.scaler, state.shadow)]
         if self.pass_size < self.config.batch_size:
@@ -85,7 +80,7 @@ class Launcher:
         return Step((*parts, state.book or state.meter))
 
     def __call__(self, images: Tensor, labels: Tensor, observe: Observer = unobserved) -> None:
-        """Launches a step, at once or with those after it; where its parts are observed, one by one."""
+        """Launches a step, at once or together with later ones; with `observe`, part by part."""
         if self.captured and observe is unobserved:
             self.captured(images, labels)
         else:
@@ -93,16 +88,14 @@ class Launcher:
 
     @property
     def waiting(self) -> int:
-        """Steps that wait to be launched with those after them."""
         return self.captured.filled if self.captured else 0
 
     def finish(self) -> None:
-        """Launches the steps that wait."""
         if self.captured:
             self.captured.flush()
 
     def blank_batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """So many black images and their labels, of the shapes and types of every batch."""
+        """Returns `count` black images and their labels, with the shapes and dtypes of the run's batches."""
         dataset, device = self.loader.dataset, self.state.device
         size, classes = dataset.images.shape[1:3], len(dataset.classes)
         images = torch.zeros(count, *size, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
@@ -110,15 +103,13 @@ class Launcher:
         return images, F.one_hot(labels, classes).float() if self.loader.policy.mix else labels
 
     def rehearse(self, objective: Callable[[Tensor, Tensor], BatchMetrics]) -> None:
-        """Runs a forward and backward pass, and waits for it; the running statistics move."""
+        """Runs a forward and backward pass and waits for it; the running statistics change."""
         objective(*self.blank_batch(self.pass_size)).loss.backward()
         synchronize(self.state.device)
         self.state.drop_gradients()
 
     def compile(self, announce: Callable[[], None]) -> float | Obstacle:
-        """Compiles the forward and backward pass where that pays, after announcing it; returns the seconds that it
-        took, or why it was not done.
-        """
+        """Announces and compiles the forward and backward pass where that pays; returns the seconds or the obstacle."""
         state, requested = self.state, self.config.engine.compile
         device, remaining = state.device.type, state.total_steps - state.steps_done
         mark = mark_of(self.config, state.device)
@@ -134,9 +125,7 @@ class Launcher:
         return time.perf_counter() - start
 
     def eager_step_seconds(self) -> float:
-        """Seconds that a step takes which is not compiled, but captured where it can be, since launching would count
-        the host's time.
-        """
+        """Measures the seconds of an uncompiled step, captured where possible, since launching adds the host's time."""
         self.capture()
         with self.state.unchanged():
             if self.captured is None:
@@ -148,10 +137,10 @@ class Launcher:
         synchronize(self.state.device)
 
     def capture(self) -> int | Obstacle:
-        """Records steps and evaluations as CUDA graphs where that is possible; returns how many steps are one launch,
-        or why it was not done. Weights and state come out as they went in.
+        """Captures steps and evaluations as CUDA graphs; returns the steps in a launch, or why it was not done.
 
-        Raises FastcifarError where CUDA itself reports an error, after which nothing on the device is to be trusted.
+        Weights and state are left unchanged. Raises FastcifarError where CUDA itself reports an error, after which
+        nothing on the device can be trusted.
         """
         state = self.state
         if self.captured:
@@ -170,7 +159,7 @@ class Launcher:
             ) from error
 
     def record(self) -> int | Obstacle:
-        """As `capture`, but takes a few steps for it, and raises CUDA's own errors."""
+        """Does the work of `capture`; it changes the state by a few steps, and raises CUDA's own errors."""
         images, labels = self.blank_batch(self.config.batch_size)
         count = 8 if self.config.batch_size * self.training_flops() < SMALL_STEP_FLOPS else 1
         try:

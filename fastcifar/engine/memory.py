@@ -1,6 +1,4 @@
-"""What a run holds in memory, and how it is laid out to stay within what there is; torch is imported once something
-is counted.
-"""
+"""Estimates a run's memory and lays the run out to fit; torch is imported only when something is counted."""
 
 from __future__ import annotations
 
@@ -17,37 +15,35 @@ if TYPE_CHECKING:
     from fastcifar.models.count import NetworkCount
 
 CONTEXT_BYTES = 600 * 2**20
-"""Taken for what CUDA, cuBLAS and cuDNN keep on a card besides tensors; it differs by some hundred MiB between cards
-and versions.
-"""
+"""Assumed for CUDA, cuBLAS and cuDNN on a card, besides tensors; cards and versions differ by some hundred MiB."""
 PROCESS_BYTES, COMPILER_BYTES = 850 * 2**20, 200 * 2**20
-"""Taken for Python and its libraries in main memory, and for the compiler in that process. On Linux with torch 2.15
-built for CUDA 13, 686 MiB were resident after the imports and 794 MiB at the peak of a run of a network of 470
-parameters; 45 MiB came with the compiler's imports and another 77 MiB with a small graph. A torch without CUDA takes
-less."""
+"""Assumed for Python and its libraries in main memory, and for the compiler in that process.
+
+On Linux with torch 2.15 built for CUDA 13, 686 MiB were resident after the imports and 794 MiB at the peak of a run of
+a network of 470 parameters; 45 MiB came with the compiler's imports and another 77 MiB with a small graph. A torch
+without CUDA takes less.
+"""
 HEAP = 1.5
-"""Resident memory of a step over what its tensors hold, since the C library keeps what is freed, in pieces. Uncompiled
-on one thread it was 1.2 (`resnet20_v2` in float32, batches of 512) to 1.5 (`resnet` in float32, batches of 128). The
-whole plan was 1.03 (`resnet`, batches of 8) to 1.33 times the measured peak of eight runs, two of them compiled."""
+"""Ratio of a step's resident memory to its tensors, since the C library keeps what is freed, in pieces.
+
+Uncompiled on one thread it was 1.2 (`resnet20_v2` in float32, batches of 512) to 1.5 (`resnet` in float32, batches of
+128). The whole plan was 1.03 (`resnet`, batches of 8) to 1.33 times the measured peak of eight runs, two of them
+compiled.
+"""
 WEIGHT_BYTES = 4
-"""float32"""
 RESERVE = 10
-"""One part in so many stays free, for workspaces of convolutions and what the allocator cannot use."""
+"""One part in `RESERVE` stays free, for convolution workspaces and what the allocator cannot use."""
 CHUNK_VALUE_BYTES = 16
-"""Bytes that a value of a chunk under augmentation takes: those of this chunk and the next, and float32 copies and
-indices in between.
-"""
+"""Bytes that a value takes while its chunk is augmented: two chunks, and float32 copies and indices."""
 CHUNK_SHARE, EVALUATION_SHARE = 16, 8
-"""A chunk, and a slice of an evaluation where memory is short, each take at most one part in so many."""
+"""A chunk, and a slice of an evaluation where memory is short, each take at most one part in this many."""
 MAPS_IN_FLIGHT = 4
-"""Largest maps that exist at once besides what is kept for the backward pass: inputs, outputs, and the gradients of
-both.
-"""
+"""Largest maps alive at once besides those kept for the backward pass: inputs, outputs and their gradients."""
 
 
 @dataclass(frozen=True)
 class DataSize:
-    """The size of a data set; the training images include those for validation."""
+    """The size of a data set; `train` includes the validation images."""
 
     train: int
     test: int
@@ -56,39 +52,34 @@ class DataSize:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all images, uint8 RGB, and their labels, int64."""
+        """Bytes of all images (uint8 RGB) and labels (int64)."""
         return (self.train + self.test) * (3 * self.image_size**2 + 8)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a run is laid out to stay within `limit`."""
-
     limit: int
-    """Bytes, with all that a process takes there."""
+    """Bytes for all that the process takes there."""
     batch_size: int
     chunk_size: int
     """Images augmented at once."""
     micro_batch: int
-    """Images a pass; where that is the whole batch, it is not split."""
+    """Images in one pass; the batch size where the batch is not split."""
     evaluation_batch: int
-    """Images evaluated at once."""
     parts: dict[str, int]
     """Bytes at the peak, by what they hold."""
 
     @property
     def needed(self) -> int:
-        """Bytes at the peak, on a CPU of the whole process; with the reserve they are at most `limit`."""
+        """Bytes at the peak, of the whole process on a CPU; together with the reserve at most `limit`."""
         return sum(self.parts.values())
 
     @property
     def passes(self) -> int:
-        """Passes a batch."""
         return math.ceil(self.batch_size / self.micro_batch)
 
     @property
     def manner(self) -> str:
-        """How a batch goes through the network."""
         if self.passes == 1:
             return f"batches of {self.batch_size} whole"
         return (
@@ -97,7 +88,6 @@ class MemoryPlan:
         )
 
     def __str__(self) -> str:
-        """One line on the choices."""
         return (
             f"Within {size(self.limit)}: {self.manner}; {self.chunk_size:,} images augmented and "
             f"{self.evaluation_batch:,} evaluated at once; an estimated {size(self.needed)} in use."
@@ -106,30 +96,28 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The bytes that a network's training takes, whatever the memory and the size of a batch."""
+    """Bytes that training a network takes, whatever the memory and the batch size."""
 
     device: str
     """cpu or cuda."""
     held: dict[str, int]
-    """From the first step to the last, by what they hold."""
+    """Bytes held from the first step to the last, by what they hold."""
     augmented: int
-    """By an image under augmentation."""
+    """Bytes for an image under augmentation."""
     evaluated: int
-    """By an image in an evaluation, and by what comes and goes for it in a step."""
+    """Bytes for an image in an evaluation, and for the temporary values of an image in a step."""
     trained: int
-    """By an image in a step."""
+    """Bytes for an image in a step."""
 
 
 def footprint(
     config: RunConfig, data: DataSize, device: torch.device, value_bytes: int = 2, count: NetworkCount | None = None
 ) -> Footprint:
-    """Counts what `config` takes on `device`; nothing is allocated but for networks from elsewhere.
+    """Counts the memory that `config` takes on `device`; nothing is allocated except for third-party networks.
 
     An activation has `value_bytes` bytes: 2 in bfloat16 and float16, 4 in float32. What a network keeps is PyTorch's
-    own `count` without a compiler (`models.count`), which compiling should not raise.
-
-    Raises:
-        ConfigError: as `build_model`; or the run would keep no snapshots, or too many.
+    own `count` without a compiler (`models.count`), which compiling should not raise. Raises ConfigError as
+    `build_model` does, or where the run would keep no snapshots, or too many.
     """
     from fastcifar.models.count import count_network
     from fastcifar.optim.schedules import cycle_ends
@@ -157,7 +145,7 @@ def footprint(
 
 
 def held_bytes(config: RunConfig, data: DataSize, count: NetworkCount) -> dict[str, int]:
-    """Bytes that a run holds from its first step to its last on any device, by what they hold."""
+    """Returns the bytes that a run holds from its first step to its last on any device, by what they hold."""
     parameters = WEIGHT_BYTES * count.parameters
     weights = parameters + count.buffer_bytes
     averages = len(config.average.decays) + (config.average.swa_start is not None)
@@ -173,7 +161,7 @@ def held_bytes(config: RunConfig, data: DataSize, count: NetworkCount) -> dict[s
 
 
 def values_per_weight(optim: OptimConfig) -> int:
-    """How many values an optimizer keeps for each weight, seen from one that moves a small matrix."""
+    """Counts the values that an optimizer keeps for each weight, measured on a small matrix."""
     import torch
 
     from fastcifar.optim.optimizers import build_optimizer
@@ -186,10 +174,8 @@ def values_per_weight(optim: OptimConfig) -> int:
 def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
     """Lays out a run within `limit` bytes; a chunk size and a micro batch that `config` names are kept.
 
-    A batch is split into equal parts only, so that a step has one shape.
-
-    Raises:
-        ConfigError: it does not fit with one image a pass, or with the micro batch asked for.
+    A batch is split into equal parts only, so that a step has one shape. Raises ConfigError where the run does not fit
+    with one image in a pass, or with the micro batch asked for.
     """
     from fastcifar.data.loader import CHUNK_SIZE
     from fastcifar.engine.evaluate import BATCH_SIZE
@@ -219,8 +205,9 @@ def lay_out(config: RunConfig, taken: Footprint, limit: int) -> MemoryPlan:
 
 
 def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tuple[RunConfig, MemoryPlan | None]:
-    """`config` with the chunk size and the micro batch that suit `limit` bytes, and the plan; without a limit there is
-    no plan, and what is left open is what suits any. Raises as `lay_out`.
+    """Sets the chunk size and micro batch in `config` to suit `limit` bytes, and returns it with the plan.
+
+    Without a limit there is no plan, and open choices get their defaults. Raises as `lay_out` does.
     """
     from fastcifar.data.loader import CHUNK_SIZE
 
@@ -232,9 +219,7 @@ def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tup
 
 
 def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
-    """Bytes that a run in this process may take in all: what it is given, else what is free and what the process has
-    taken already; None where the system does not tell.
-    """
+    """Returns the bytes that this process may take: the limit given, else its own plus the free; None if unknown."""
     from fastcifar.device import free_memory, own_memory
 
     if engine.memory_limit_bytes:
@@ -244,9 +229,7 @@ def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
 
 
 def limit_memory(limit: int, device: torch.device) -> None:
-    """Has tensors on a GPU fail beyond what a card of `limit` bytes would hold. Raises ConfigError where it has
-    less.
-    """
+    """Makes tensors on a GPU fail beyond what a card of `limit` bytes holds. Raises ConfigError where it has less."""
     import torch
 
     total = torch.cuda.get_device_properties(device).total_memory
@@ -259,18 +242,17 @@ def limit_memory(limit: int, device: torch.device) -> None:
 
 
 def halved(first: int, most: int) -> int:
-    """`first`, halved until it is at most `most`; at least 1."""
+    """Halves `first` until it is at most `most`; returns at least 1."""
     while first > max(most, 1):
         first //= 2
     return first
 
 
 def divisors(number: int) -> list[int]:
-    """From the number itself down to 1."""
+    """Lists the divisors, from the number itself down to 1."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     return sorted({*small, *(number // divisor for divisor in small)}, reverse=True)
 
 
 def size(count: int) -> str:
-    """Bytes in MiB or GiB."""
     return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"

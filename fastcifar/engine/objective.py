@@ -1,4 +1,4 @@
-"""The forward pass of training, from bytes to the loss, a teacher's included; compiled as a whole."""
+"""The forward pass of training, from bytes to the loss, including a teacher's part; compiled as a whole."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fastcifar.runs.network import joint_logits, load_networks
 
 
 class BatchMetrics(NamedTuple):
-    """Mean loss of a batch, float32 (), and the number of its right answers, int64 ()."""
+    """Mean loss of a batch, float32 (), and the number of its correct answers, int64 ()."""
 
     loss: Tensor
     correct: Tensor
 
 
 class ForwardPass:
-    """A network from bytes to logits: its input is normalised, and its layers compute in `precision` on `device`."""
+    """Normalises images and runs a network on them in `precision` on `device`."""
 
     def __init__(
         self, model: nn.Module, normalization: Normalization, precision: Precision, device: torch.device
@@ -37,16 +37,15 @@ class ForwardPass:
         self.normalize = Normalizer(normalization, device)
 
     def __call__(self, images: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """Images uint8 (B, 3, H, W) -> logits (B, classes); `weights`, by name, are used in place of the model's."""
+        """Images uint8 (B, 3, H, W) -> logits (B, classes); `weights`, by name, replace the model's own."""
         with self.precision.autocast(self.device):
             return functional_call(self.model, weights or {}, self.normalize(images, self.precision.dtype))
 
 
 class Objective:
-    """What a step minimises: the `loss` of a network's logits, computed with `weights`, by name, in place of its own.
+    """A step's objective: the `loss` of a network's logits, with `weights`, by name, in place of its own.
 
-    Raises:
-        FastcifarError: the loss names a teacher that cannot be read, or knows other classes than `classes`.
+    Raises FastcifarError where a teacher cannot be read, or knows other classes than `classes`.
     """
 
     def __init__(
@@ -61,9 +60,7 @@ class Objective:
         self.teacher = load_teacher(loss.teacher, forward.device, classes) if loss.teacher else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> BatchMetrics:
-        """Images uint8 (B, 3, H, W); labels int64 (B,), or float32 (B, classes) of mixed images, whose answer is the
-        larger share.
-        """
+        """Images uint8 (B, 3, H, W); labels int64 (B,), or shares float32 (B, classes), the largest of them correct."""
         logits = self.logits(images)
         loss = self.criterion(logits, labels)
         if self.teacher:
@@ -76,7 +73,6 @@ class Objective:
         return BatchMetrics(loss, (logits.detach().argmax(dim=1) == hard).sum())
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images uint8 (B, 3, H, W) -> (B, classes)."""
         return self.forward(images, self.weights)
 
 
@@ -85,10 +81,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy, as a `Loss`.
+    """Computes the mean cross-entropy, as a `Loss`, with the share `smoothing` of each target spread over all classes.
 
-    With `smoothing`, that share of each target is spread evenly over all classes (Szegedy et al. 2016,
-    arXiv:1512.00567, section 7).
+    See Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
@@ -96,12 +91,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 def asymmetric(
     logits: Tensor, labels: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, smoothing: float = 0.1
 ) -> Tensor:
-    """The single-label asymmetric loss, as a `Loss`.
+    """Computes the single-label asymmetric loss, as a `Loss`.
 
-    A cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and p^gamma_neg
-    for the others, so that wrong classes count only where they are likely (Ben-Baruch et al. 2021, arXiv:2009.14119, as
-    their code applies it to one label; gradients flow through the focusing). Shares, as of mixed images, take both
-    focusings in proportion.
+    It is a cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and
+    p^gamma_neg for the others, so that wrong classes count only where they are likely (Ben-Baruch et al. 2021,
+    arXiv:2009.14119, as their code applies it to one label; gradients flow through the focusing). The shares of mixed
+    images take both focusings in proportion.
     """
     log_p = F.log_softmax(logits.float(), dim=1)
     classes = log_p.shape[1]
@@ -111,7 +106,6 @@ def asymmetric(
 
 
 def build_loss(config: LossConfig) -> Loss:
-    """The loss that `config` names, without the teacher's part of it."""
     config = config.resolved
     smoothing = given(config.label_smoothing)
     if config.loss == "asymmetric":
@@ -122,25 +116,20 @@ def build_loss(config: LossConfig) -> Loss:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network, or several, in eval mode, each with its own preprocessing."""
+    """One or more trained networks in eval mode, each with its own preprocessing."""
 
     members: tuple[tuple[nn.Module, Normalizer], ...]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images uint8 (N, 3, H, W), given to the networks in `dtype` -> logits (N, classes), those of the mean
-        probabilities where there are several networks.
-        """
+        """Images uint8 (N, 3, H, W), fed in `dtype` -> logits (N, classes), of several networks the joint ones."""
         return joint_logits([network(normalize(images, dtype)) for network, normalize in self.members])
 
 
 def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
-    """The network of a run's folder (`runs.network.load_networks` says with which weights), or the members of an
-    ensemble's that vote.
+    """Loads the network of a run's folder (see `runs.network.load_networks` for its weights), or an ensemble's voters.
 
-    Raises:
-        FastcifarError: the folder is neither, or a run has no checkpoint; ConfigError: one knows other classes than
-        `classes`.
+    Raises FastcifarError where the folder is neither or has no checkpoint; ConfigError where its classes differ.
     """
     networks = load_networks(path, device)
     for network in networks:
@@ -153,10 +142,10 @@ def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> 
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean divergence of the softened outputs, in float32, as a loss of the student's logits: (N, classes) twice -> ().
+    """Computes the distillation loss of student and teacher logits, (N, classes) each -> the mean, float32 ().
 
-    KL(teacher || student) of logits over `temperature`, times its square, which keeps the gradient's size whatever the
-    temperature (Hinton et al. 2015, arXiv:1503.02531, section 2).
+    It is KL(teacher || student) of logits over `temperature`, times its square, which keeps the gradient's size
+    whatever the temperature (Hinton et al. 2015, arXiv:1503.02531, section 2).
     """
     log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2

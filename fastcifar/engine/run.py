@@ -1,4 +1,4 @@
-"""From a configuration to a finished run folder."""
+"""Trains from a configuration to a finished run folder, and resumes runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import EpochRecord, JsonLines, Sink, TensorBoard, read_records
 
 CHECKPOINT_SHARE = 0.02
-"""Most of the time that may go into checkpoints; large networks write hundreds of megabytes, and skip epochs for it."""
+"""Largest share of the time that may go into checkpoints; large networks skip epochs to stay below it."""
 
 
 def train(
@@ -47,19 +47,10 @@ def train(
     test_set: ImageSet | None = None,
     console: Console | None = None,
 ) -> Result:
-    """Trains as `config` says, in a new run folder.
+    """Trains as `config` says, in a new run folder; the other arguments are those of `fastcifar.train`.
 
-    Args:
-        config: the whole configuration.
-        out: folder of the run, new or empty; `./runs/NAME-TIME` by default.
-        model: a network of one's own in place of the one that `config` names: images (N, 3, H, W), normalised ->
-            logits (N, classes). It is trained itself, not a copy, and holds the last weights at the end.
-        train_set, test_set: images of one's own in place of those that `config` names; both or none.
-        console: where to show progress; a notebook shows it by default, and nothing else does.
-
-    Raises:
-        FastcifarError: something asked for is not there or cannot be done; nothing is left half-written.
-        Interrupted: the run was stopped by a signal, and saved.
+    Raises FastcifarError where something asked for is missing or cannot be done, with nothing left half-written;
+    Interrupted where a signal stopped the run, which was saved.
     """
     console, began = console or notebook_console(), time.perf_counter()
     if out is not None:
@@ -90,17 +81,16 @@ def resume(
     test_set: ImageSet | None = None,
     console: Console | None = None,
 ) -> Result:
-    """Goes on with the run in the folder `path` from its last checkpoint, with the choices stored there.
+    """Resumes the run in the folder `path` from its last checkpoint, with the choices stored there.
 
     Args:
-        path: the run's folder.
-        epochs: train for so many in all, more than the run was made for; it may have ended already.
+        epochs: the number of epochs in all, more than the run was made for; the run may have ended already.
         model, train_set, test_set: what was given to `train`, given again.
-        console: where to show progress; a notebook shows it by default, and nothing else does.
+        console: where to show progress; by default only a notebook shows it.
 
     Raises:
-        FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` are not more than the run's.
-        Interrupted: the run was stopped by a signal, and saved.
+        FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` does not exceed the run's.
+        Interrupted: a signal stopped the run, which was saved.
     """
     console, began = console or notebook_console(), time.perf_counter()
     run = Run.open(Path(path))
@@ -123,8 +113,7 @@ def resume(
 
 
 def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path) -> RunConfig:
-    """`config` for more epochs, such that what was done stays as it was: lengths that are shares of the run become
-    those in steps.
+    """Extends `config` to more epochs without changing what was done: shares of the run become lengths in steps.
 
     Only a schedule that ends with the run still does. Raises ConfigError where there are not more epochs.
     """
@@ -137,7 +126,6 @@ def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path)
 
 
 def change_of_rate(stored: RunConfig, trainer: Trainer) -> str:
-    """What more epochs than `stored` had do to the learning rate."""
     done, config = trainer.state.steps_done, trainer.config
     before = lr_table(stored.schedule, stored.optim.peak_lr(stored.batch_size), trainer.steps_per_epoch, stored.epochs)
     was = f"would have gone on at {before[done]:.4g}" if done < len(before) else f"had come to {before[-1]:.4g}"
@@ -148,7 +136,7 @@ def change_of_rate(stored: RunConfig, trainer: Trainer) -> str:
 
 
 def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> Result:
-    """Trains to the end, keeping the folder in step, and writes the result."""
+    """Trains to the end, keeps the folder up to date, and writes the result."""
     config, state = trainer.config, trainer.state
     console.note(
         f"{config.model.arch}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters, on "
@@ -178,7 +166,7 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
 
 
 def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: Console, request: StopRequest) -> None:
-    """Trains for the epochs that remain. Raises Interrupted, with the state saved, where `request` was made."""
+    """Trains for the remaining epochs. Raises Interrupted, with the state saved, where `request` was made."""
     state, total = trainer.state, trainer.config.epochs
     saved, cost = trainer.clock.elapsed, 0.0
 
@@ -204,9 +192,7 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
 
 @contextmanager
 def naming_failures(run: Path | None = None) -> Iterator[None]:
-    """Has a GPU that runs out of memory, or fails, end in a sentence that says how to go on with `run`, if there is
-    one yet.
-    """
+    """Turns a GPU's failure or lack of memory into a FastcifarError that says how to continue `run`, if it exists."""
     command = f"fastcifar train --resume {shlex.quote(str(run))}" if run else "the same command"
     try:
         yield
@@ -225,7 +211,7 @@ def naming_failures(run: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def stopped_at_once(request: StopRequest, run: Run, console: Console) -> Iterator[None]:
-    """Within the block, which has nothing to save, a `request` raises Interrupted as soon as it is made."""
+    """Raises Interrupted as soon as `request` is made within the block, which has nothing to save."""
     try:
         with request.answered_at_once():
             yield
@@ -250,7 +236,7 @@ NOT_CAPTURED = {
 
 
 def compile_and_capture(trainer: Trainer, console: Console) -> RunConfig:
-    """Readies the step, and says what came of it; returns the configuration with these choices made."""
+    """Compiles and captures the step, and reports the outcome; returns the configuration with these choices made."""
     config, asked = trainer.config, trainer.config.engine
     outcome = trainer.compile(lambda: console.wait("Compiling, which takes a minute or two the first time."))
     if isinstance(outcome, Obstacle):
@@ -273,7 +259,6 @@ def compile_and_capture(trainer: Trainer, console: Console) -> RunConfig:
 
 
 def draw_curves(run: Run, console: Console) -> None:
-    """Draws curves.png anew, once there is an epoch."""
     if os.path.exists(run.metrics) and run.metrics.stat().st_size:
         line = draw(run.path / "curves.png", plot_run, run)
         if line:
@@ -281,7 +266,6 @@ def draw_curves(run: Run, console: Console) -> None:
 
 
 def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result:
-    """The result of a run that has ended, given the test accuracies of its weights by name."""
     config, best, seconds = trainer.config, trainer.state.best, trainer.clock.seconds
     averaged = {name: accuracy for name, accuracy in accuracies.items() if name != WEIGHTS}
     return Result(
@@ -308,9 +292,7 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
 
 
 def flop_utilization(trainer: Trainer) -> float | None:
-    """The rate of training over that of a large matrix product; None where no memory is left for the matrices, which
-    costs no result.
-    """
+    """Returns the FLOP rate of training over that of a large matrix product; None where memory is short for it."""
     try:
         possible = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
     except torch.OutOfMemoryError:
@@ -319,7 +301,7 @@ def flop_utilization(trainer: Trainer) -> float | None:
 
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
-    """The highest of any epoch and weights, where the test set was watched."""
+    """Returns the highest test accuracy of any epoch and weights; None where the test set was not watched."""
     highest = [
         max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0)
         for record in records
@@ -329,7 +311,6 @@ def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the figures depend on."""
     packages = ("fastcifar", "torch", "triton", "nvidia-dali-cuda130", "numpy")
     found = {"python": platform.python_version()}
     for package in packages:
@@ -341,7 +322,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit that the package's own checkout stands at, marked -dirty where its files differ."""
+    """Returns the git commit of the package's own checkout, marked -dirty where its files differ."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""From a configuration to a trainer on the machine at hand."""
+"""Builds a trainer for this machine from a configuration."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ from fastcifar.models.plug_ins import checked, refused
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """`config` with every `auto` decided but for compiling, capturing and what depends on memory, and a line for each
-    choice that the user should know of.
+    """Resolves every `auto` in `config` except for compiling, capturing and what depends on memory.
 
-    Raises:
-        ConfigError: something was asked for that this machine does not have.
-        DataError: `data_dir` is no folder, or the data set `auto` names cannot be reached.
+    Returns the configuration, and a line for each choice that the user should know of. Raises ConfigError where this
+    machine lacks what was asked for; DataError where `data_dir` is no folder, or the data set that `auto` names cannot
+    be reached.
     """
     notes = []
     engine, data, loss = config.engine, config.data, config.loss.resolved
@@ -72,7 +71,7 @@ def absolute(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Images:
-    """The data set of a run, whole: those for validation are among `train`."""
+    """The whole data set of a run; `train` includes the validation images."""
 
     train: ImageSet
     test: ImageSet
@@ -82,7 +81,7 @@ class Images:
 
 
 def open_images(config: RunConfig, train_set: ImageSet | None = None, test_set: ImageSet | None = None) -> Images:
-    """What was given, or else the data set that `config` names. Raises FastcifarError where that is not to be had."""
+    """Returns the sets given, or loads those that `config` names. Raises FastcifarError where they cannot be had."""
     if train_set is None and test_set is None:
         return Images(*(load_dataset(config.data.dataset, split, config.data.data_dir) for split in ("train", "test")))
     if train_set is None or test_set is None:
@@ -97,10 +96,9 @@ def open_images(config: RunConfig, train_set: ImageSet | None = None, test_set: 
 def build_trainer(
     config: RunConfig, began: float | None = None, images: Images | None = None, model: nn.Module | None = None
 ) -> Trainer:
-    """The trainer of a resolved configuration, laid out for the memory there is.
+    """Builds the trainer of a resolved configuration, laid out for the available memory.
 
-    The run began at `began`, by `time.perf_counter()`, or else begins now; `images` and `model` are used in place of
-    those that `config` names.
+    The run began at `began`, by `time.perf_counter()`, or now; `images` and `model` replace those of `config`.
     """
     prepare_machine(config.engine)
     images = images or open_images(config)
@@ -129,7 +127,7 @@ def build_trainer(
 
 
 def prepare_machine(engine: EngineConfig) -> None:
-    """Settings of the whole process that a run relies on."""
+    """Applies the process-wide settings that a run relies on."""
     if engine.threads:
         torch.set_num_threads(engine.threads)
     keep_artefacts()

@@ -1,9 +1,8 @@
-"""Weights of convolutions and dense layers in the precision they are used in, beside the float32 ones that the
-optimizer moves.
+"""Keeps low-precision copies of convolution and dense weights beside the float32 ones that the optimizer updates.
 
 Autocast casts each weight at every forward pass, and each gradient back: two small kernels a layer on a GPU, where they
 cost as much as its smaller convolutions. Here one kernel casts all weights, and one or two take all gradients back;
-from the second part of a batch on, one or two more add them up. The values are the same to the bit.
+from the second part of a batch on, one or two more add them up. The values are bitwise the same.
 """
 
 from __future__ import annotations
@@ -18,12 +17,9 @@ from fastcifar.models.layers import SqueezeExcite
 
 
 class Shadow:
-    """The weights that autocast would cast, cast.
+    """The weights that autocast would cast, as copies in `dtype`; with float32 there are none, and nothing is done.
 
-    Args:
-        model: the network, with its parameters in `flat`.
-        flat: float32 (P,), as `averaging.Buckets` lays it out.
-        dtype: of the copies; with float32 there are none, and nothing is done.
+    The parameters of `model` lie in `flat`, float32 (P,), as `averaging.Buckets` lays them out.
     """
 
     def __init__(self, model: nn.Module, flat: Tensor, dtype: torch.dtype) -> None:
@@ -32,7 +28,7 @@ class Shadow:
         self.originals = list(cast.values())
         self.copies = flat.new_empty(len(flat) if cast else 0, dtype=dtype)
         self.weights: dict[str, Tensor] = {}
-        """By the names of the parameters: leaves of autograd, for `torch.func.functional_call`."""
+        """The copies by parameter name: autograd leaves, for `torch.func.functional_call`."""
         for name, parameter in cast.items():
             part = self.copies.as_strided(parameter.size(), parameter.stride(), parameter.storage_offset())
             self.weights[name] = part.detach().requires_grad_(parameter.requires_grad)
@@ -40,13 +36,13 @@ class Shadow:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Casts the weights as they are now; due before a forward pass."""
+        """Casts the current weights; call it before a forward pass."""
         if self.originals:
             self.copies.copy_(self.flat)
 
     @torch.no_grad()
     def deposit(self) -> None:
-        """Adds the gradients to those of the parameters, and drops them; due after a backward pass."""
+        """Adds the copies' gradients to those of the parameters, and drops them; call it after a backward pass."""
         copies = zip(self.originals, self.weights.values(), strict=True)
         pairs = [(original, copy.grad) for original, copy in copies if copy.grad is not None]
         if not pairs:
@@ -62,25 +58,24 @@ class Shadow:
         self.drop()
 
     def drop(self) -> None:
-        """Forgets the gradients."""
         for copy in self.weights.values():
             copy.grad = None
 
 
 def shadow_dtype(arch: str, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """`dtype` where a shadow pays and is safe, else float32.
+    """Returns `dtype` where a shadow pays and is safe, else float32.
 
-    A CPU casts within its loops, and two threads lose 2% of `resnet20_v2`'s speed by a shadow. Code from elsewhere may
-    read a weight outside of the layer that owns it.
+    A CPU casts within its loops: with two threads a shadow costs 2% of `resnet20_v2`'s speed. Third-party code may read
+    a weight outside the layer that owns it.
     """
     return dtype if device.type == "cuda" and ":" not in arch else torch.float32
 
 
 def cast_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name and parameter of what autocast casts: those of plain convolutions and dense layers.
+    """Yields the name and parameter of each plain convolution and dense layer, which autocast casts.
 
-    Not of their subclasses, which may compute with a weight before they use it, nor within squeeze-and-excitation,
-    whose kernel takes float32. A parameter that other modules share stays as it is, for these may use it otherwise.
+    Subclasses are left out, as they may compute with a weight before they use it; so is squeeze-and-excitation, whose
+    kernel takes float32, and any parameter that several modules share, as others may use it differently.
     """
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
     gates = {id(part) for module in model.modules() if isinstance(module, SqueezeExcite) for part in module.modules()}

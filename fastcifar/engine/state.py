@@ -1,4 +1,4 @@
-"""What training changes: weights, momenta, averages, rates and times, which a checkpoint holds."""
+"""The state that training changes and a checkpoint holds: weights, momenta, averages, rates and times."""
 
 from __future__ import annotations
 
@@ -25,21 +25,16 @@ from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progre
 
 
 class Clock:
-    """Seconds of a run, in all and by phase, without the time between an end and a resumption.
-
-    Args:
-        began: `time.perf_counter()` when the run, or its resumption, began.
-    """
+    """Measures a run's seconds without interruptions; `began` is `time.perf_counter()` when this session began."""
 
     def __init__(self, began: float) -> None:
         self.began, self.earlier = began, 0.0
         read = time.perf_counter() - began
         self.seconds = defaultdict(float, read=read, load=0.0, compile=0.0, train=0.0, evaluate=0.0)
-        """By phase; `read` is of the whole data set, `load` the waiting for batches."""
+        """Seconds by phase; `read` loads the whole data set, `load` is waiting for batches."""
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Adds the time of the block to `seconds[phase]`."""
         start = time.perf_counter()
         try:
             yield
@@ -51,7 +46,6 @@ class Clock:
         return self.earlier + time.perf_counter() - self.began
 
     def go_on(self, progress: Progress) -> None:
-        """Adds the times of a run that was resumed to those of this process."""
         self.earlier = progress["elapsed"]
         for phase, seconds in progress["seconds"].items():
             self.seconds[phase] += seconds
@@ -59,14 +53,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class BestWeights:
-    """The weights of the best epoch so far on the validation split."""
-
     score: Best
     flat: Flat
 
 
 class TrainingState:
-    """The state of a run; `network` says how its `model`, which is on `device`, is built and fed."""
+    """The state of a run; `network` describes how its `model`, which is on `device`, is built and fed."""
 
     def __init__(
         self,
@@ -84,7 +76,7 @@ class TrainingState:
             config.epochs * steps_per_epoch,
         )
         self.epoch, self.batch = 0, 0
-        """Epochs done, and batches done of the one after them."""
+        """Epochs done, and batches done in the current one."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved
         self.buckets = Buckets(model)
         self.optimizer = build_optimizer(model, config.optim)
@@ -93,9 +85,8 @@ class TrainingState:
         self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         peak_lr = config.optim.peak_lr(config.batch_size)
         self.lr = lr_table(config.schedule, peak_lr, steps_per_epoch, config.epochs)
-        """Of every step."""
         self.scheduled_lr = tuple(self.lr)
-        """The same without what a plateau has changed."""
+        """Learning rate of every step, without the changes that a plateau made."""
         self.plateau = None
         if schedule.schedule == "plateau":
             self.plateau = Plateau(given(schedule.gamma), given(schedule.patience), given(schedule.final_lr))
@@ -103,29 +94,26 @@ class TrainingState:
         on_gpu = device.type == "cuda"
         self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays) if on_gpu else None
         self.best: dict[str, BestWeights] = {}
-        """By name of the weights; empty without a validation split."""
+        """Best weights so far, by name; empty without a validation split."""
         ends = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if schedule.snapshots else ()
         self.cycle_ends = {end: f"snapshot-{number}" for number, end in enumerate(ends, start=1)}
-        """Names of the snapshots, by the steps that are done then."""
+        """Names of the snapshots, by the number of steps done at the end of their cycle."""
         self.snapshots: dict[str, dict[str, Tensor]] = {}
-        """The weights at the ends of the cycles so far, on the CPU: Huang et al. 2017, arXiv:1704.00109."""
+        """Weights at the ends of the cycles so far, on the CPU (Huang et al. 2017, arXiv:1704.00109)."""
 
     @property
     def steps_done(self) -> int:
         return self.epoch * self.steps_per_epoch + self.batch
 
     def last(self) -> dict[str, Flat]:
-        """The weights as they are, and their averages, by name."""
         return {WEIGHTS: self.buckets.flat, **self.averages.flat}
 
     def chosen(self) -> dict[str, Flat]:
-        """What the run comes to: of each name the best weights on the validation split, else the last."""
+        """Returns, by name, the weights that were best on the validation split, or else the last."""
         return {name: self.best[name].flat if name in self.best else flat for name, flat in self.last().items()}
 
     def keep_if_best(self, name: str, flat: Flat, found: Evaluation) -> None:
-        """Keeps a copy of `flat` where it is more accurate on the validation split, or as accurate with less loss,
-        than any before.
-        """
+        """Keeps a copy of `flat` if it has the best validation accuracy so far; lower loss decides between equals."""
         best = self.best.get(name)
         if best and (found.accuracy, -found.loss) <= (best.score["accuracy"], -best.score["loss"]):
             return
@@ -133,18 +121,17 @@ class TrainingState:
         self.best[name] = BestWeights(score, tuple(part.clone() for part in flat))
 
     def keep_snapshot(self) -> None:
-        """Keeps the weights at the end of a cycle, with the batch norm statistics that they have."""
+        """Keeps the weights at the end of a cycle, with their batch norm statistics."""
         kept = self.named(self.buckets.flat)
         self.snapshots[self.cycle_ends[self.steps_done]] = {name: tensor.cpu() for name, tensor in kept.items()}
 
     def scale_lr(self, factor: float) -> None:
-        """Sets the rate of all steps to come to `factor` times the schedule's."""
+        """Sets the rates of all steps to come to `factor` times the schedule's."""
         self.lr[self.steps_done :] = [lr * factor for lr in self.scheduled_lr[self.steps_done :]]
         if self.book:
             self.book.change_rates(self.lr, self.steps_done)
 
     def turn_to(self, epoch: int, batch: int) -> None:
-        """Goes on with the step after so many epochs and batches."""
         self.epoch, self.batch = epoch, batch
         if self.book:
             self.book.turn_to(self.steps_done)
@@ -154,12 +141,12 @@ class TrainingState:
         self.shadow.drop()
 
     def named(self, flat: Flat) -> dict[str, Tensor]:
-        """A copy of the weights `flat` under the model's names."""
+        """Returns a copy of the weights `flat` under the model's names."""
         with self.buckets.holding(flat):
             return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors of optimizer and meter, and a copy of the random state."""
+        """Returns the tensors of the optimizer and the meter, and a copy of the random state."""
         tensors = {"meter": self.meter.sums, "random": random_state_of(self.device)}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -169,7 +156,7 @@ class TrainingState:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """After the block, in which steps may have run, everything is what it was before, unless CUDA has failed."""
+        """Restores everything after the block, which may run steps, unless CUDA has failed."""
         averages = [part for flat in self.averages.flat.values() for part in flat]
         changing = [*self.model.state_dict().values(), *averages, *self.tensors().values()]
         kept, random_state = [tensor.clone() for tensor in changing], random_state_of(self.device)
@@ -191,7 +178,7 @@ class TrainingState:
                     self.scaler.load_state_dict(scaler)
 
     def checkpoint(self) -> Checkpoint:
-        """All that is needed to go on to the same bits."""
+        """Returns all that is needed to continue with bitwise identical results."""
         progress: Progress = {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -209,7 +196,7 @@ class TrainingState:
         return Checkpoint(last | self.snapshots, best, self.tensors(), progress, self.network)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on from `checkpoint`. Raises FastcifarError where it does not fit."""
+        """Restores the state from `checkpoint`. Raises FastcifarError where it does not fit."""
         progress, own = checkpoint.progress, self.tensors()
         snapshots = self.check_fit(checkpoint)
         for name, tensors in checkpoint.best.items():
@@ -235,7 +222,7 @@ class TrainingState:
         self.clock.go_on(progress)
 
     def check_fit(self, checkpoint: Checkpoint) -> list[str]:
-        """The names of the snapshots that are due. Raises FastcifarError where the progress is not one of this run."""
+        """Returns the names of the snapshots due. Raises FastcifarError where the checkpoint is not one of this run."""
         progress, kept = checkpoint.progress, self.last().keys()
         epoch, batch, step = progress["epoch"], progress["batch"], progress["step"]
         due = [name for end, name in self.cycle_ends.items() if end <= step]

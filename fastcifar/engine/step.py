@@ -1,4 +1,4 @@
-"""One step of training, as a tuple of parts that each do one thing to a shared workspace."""
+"""One training step: a tuple of parts that each do one thing to a shared workspace."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ from fastcifar.optim.averaging import Averages
 
 @dataclass
 class Workspace:
-    """What the parts of a step hand on to each other."""
+    """The values that the parts of a step pass to one another."""
 
     step: int | None
-    """Counted from 0 over the whole run; None on a GPU, which counts by itself."""
+    """Number of the step, from 0 over the whole run; None on a GPU, which keeps the count itself."""
     images: Tensor
     labels: Tensor
     loss: Tensor | None = None
-    """To take the gradient of."""
     metrics: BatchMetrics | None = None
-    """To record."""
 
 
 Part = Callable[[Workspace], None]
 Observer = Callable[[str], AbstractContextManager[object]]
-"""Makes the context that a part of a step runs within, given the name of the part's class."""
+"""Returns the context manager for a part of a step, given the name of the part's class."""
 
 
 def unobserved(name: str) -> AbstractContextManager[None]:
@@ -42,8 +40,6 @@ def unobserved(name: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Step:
-    """Runs its parts in order."""
-
     parts: tuple[Part, ...]
 
     def __call__(self, work: Workspace, observe: Observer = unobserved) -> None:
@@ -78,11 +74,11 @@ class Backward:
 
 @dataclass(frozen=True)
 class SlicedPass:
-    """`Forward` and `Backward` in one, over `micro_batch` images at a time; the last slice has the fewer that remain.
+    """`Forward` and `Backward` over slices of `micro_batch` images; the last slice holds what remains.
 
-    Gradients add up to those of the mean loss over the whole batch, so the update is the same but for the order of
-    summation. Batch norm normalises each slice by its own statistics and moves its running statistics once a slice, as
-    if so many GPUs had shared the batch. Nothing waits for the device.
+    The gradients add up to those of the mean loss over the batch, so the update differs by the order of summation only.
+    Batch norm normalises each slice by its own statistics and updates its running statistics once a slice, as if
+    several GPUs shared the batch. Nothing waits for the device.
     """
 
     objective: Callable[[Tensor, Tensor], BatchMetrics]
@@ -91,7 +87,7 @@ class SlicedPass:
     micro_batch: int
 
     def __call__(self, work: Workspace) -> None:
-        """Leaves the gradients, the metrics as `Forward` does, and the batch's mean loss, detached."""
+        """Accumulates the gradients; stores the metrics as `Forward` does, and the batch's mean loss, detached."""
         self.shadow.refresh()
         slices = zip(work.images.split(self.micro_batch), work.labels.split(self.micro_batch), strict=True)
         passes = [self.pass_over(images, labels, len(work.labels)) for images, labels in slices]
@@ -100,7 +96,7 @@ class SlicedPass:
         work.metrics = work.metrics or metrics
 
     def pass_over(self, images: Tensor, labels: Tensor, batch_size: int) -> BatchMetrics:
-        """Adds the gradient of a slice; returns its share of the batch's mean loss, detached, and its right answers."""
+        """Adds a slice's gradient; returns its share of the batch's mean loss, detached, and its correct answers."""
         metrics = self.objective(images, labels)
         loss = metrics.loss * (len(labels) / batch_size)
         self.scaler.scale(loss).backward()
@@ -110,7 +106,7 @@ class SlicedPass:
 
 @dataclass(frozen=True)
 class Clip:
-    """Scales the whole gradient down to `norm`, in place, without a host sync."""
+    """Scales the whole gradient down to the norm `norm`, in place, without waiting for the device."""
 
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -124,10 +120,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Update:
-    """Moves the weights by the learning rate of the step; on a GPU `DeviceBook` has set that.
-
-    A group of parameters may have a rate in a fixed ratio to it (`lr_ratio`).
-    """
+    """Updates the weights at the step's learning rate times each group's `lr_ratio`; on a GPU `DeviceBook` sets it."""
 
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -146,7 +139,7 @@ class Update:
 class Average:
     averages: Averages
     decays: Tensor | None
-    """Those of the step, float32 (K,), where `DeviceBook` sets them."""
+    """The step's decays, float32 (K,), where `DeviceBook` sets them."""
 
     def __call__(self, work: Workspace) -> None:
         self.averages.update(self.averages.decays[work.step] if self.decays is None else self.decays)
@@ -154,13 +147,11 @@ class Average:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the steps of an epoch."""
-
     loss: float
-    """The sum of the loss times the images of a step."""
+    """Loss times the number of images, summed over the steps."""
     correct: float
     first_bad_step: int | None
-    """Whose loss was not finite."""
+    """The first step with a loss that is not finite."""
 
 
 class Meter:
@@ -181,12 +172,12 @@ class Meter:
         self.sums[2].clamp_(max=torch.where(loss.isfinite(), NEVER, float(given(work.step))))
 
     def read(self) -> Totals:
-        """Waits for the device."""
+        """Reads the totals; waits for the device."""
         return totals(self.sums)
 
 
 def totals(sums: Tensor) -> Totals:
-    """The sums of a `Meter`, float64 (3,), as numbers."""
+    """Converts the sums of a `Meter`, float64 (3,)."""
     loss, correct, bad = sums.tolist()
     return Totals(loss, correct, None if bad == NEVER else int(bad))
 
@@ -194,9 +185,9 @@ def totals(sums: Tensor) -> Totals:
 class DeviceBook:
     """Keeps a step's number, learning rates and decays on a GPU, so that a captured step needs nothing from the host.
 
-    Called at the end of a step, it adds the step to the meter and goes on to the next, all in one launch. The groups of
-    the optimizer are given their rates here, as views of one tensor. `lr` is of each step, as are the decays of the
-    averages, float32 (S, K), on the device.
+    Called at the end of a step, it adds the step to the meter and advances to the next, in one launch. The optimizer's
+    groups get their rates as views of one tensor. `lr` holds one rate for each step; `decays`, float32 (S, K) on the
+    device, the decays of the averages for each step.
     """
 
     def __init__(self, meter: Meter, optimizer: torch.optim.Optimizer, lr: list[float], decays: Tensor) -> None:
@@ -204,19 +195,16 @@ class DeviceBook:
         self.lr_table = torch.tensor(lr, device=device)
         self.ratios = torch.tensor([group["lr_ratio"] for group in optimizer.param_groups], device=device)
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
-        """The number of the next step."""
         self.rates, self.decays = torch.zeros_like(self.ratios), torch.zeros_like(decays[0])
         for group, rate in zip(optimizer.param_groups, self.rates.unbind(), strict=True):
             group["lr"] = rate
         self.turn_to(0)
 
     def turn_to(self, step: int) -> None:
-        """Goes on with `step`."""
         self.number.fill_(step)
         set_rates_and_decays(self.number, self.rates, self.decays, self.lr_table, self.ratios, self.decay_table)
 
     def change_rates(self, lr: list[float], step: int) -> None:
-        """Replaces the rates of all steps, the next of which is `step`."""
         self.lr_table.copy_(torch.tensor(lr))
         self.turn_to(step)
 
@@ -227,11 +215,10 @@ class DeviceBook:
 
 
 class LiveMeter:
-    """Reads a meter while steps are still under way, without waiting for the device.
+    """Reads a meter every `every` batches while steps are still running, without waiting for the device.
 
-    On a GPU a copy to pinned memory is queued behind the steps that were launched, and read by a later call, once it
-    has arrived; so a reading is some steps old. A CPU has nothing to wait for. From one copy to the next are `every`
-    batches.
+    On a GPU, a copy to pinned memory is queued behind the launched steps and read by a later call, once it has arrived,
+    so a reading is some steps old. On a CPU there is nothing to wait for.
     """
 
     def __init__(self, meter: Meter, every: int = 16) -> None:
@@ -240,12 +227,10 @@ class LiveMeter:
         self.host = torch.empty(3, dtype=torch.float64, pin_memory=True) if on_gpu else self.sums
         self.arrival = torch.cuda.Event() if on_gpu else None
         self.awaited: int | None = None
-        """Steps that the copy under way is over."""
+        """Steps that the copy under way covers."""
 
     def __call__(self, batch: int, steps: int) -> tuple[Totals, int] | None:
-        """The newest totals that have arrived and the steps that they are over, if there are any after `batch` batches
-        of an epoch, `steps` of which have been launched.
-        """
+        """Returns totals that have arrived and the steps they cover; of `batch` batches, `steps` were launched."""
         if self.arrival is None:
             return (totals(self.sums), steps) if batch % self.every == 0 else None
         reading = None
@@ -258,5 +243,5 @@ class LiveMeter:
         return reading
 
     def forget(self) -> None:
-        """Lets a copy of an epoch that has ended go unread."""
+        """Discards a copy from an epoch that has ended."""
         self.awaited = None

@@ -31,16 +31,14 @@ from fastcifar.runs.records import EpochRecord
 
 
 class Trainer:
-    """Model, optimizer and data of a run, and the loop over its epochs.
+    """The model, optimizer and data of a run, and the loop over its epochs.
 
     Args:
         config: as `engine.setup.resolve` returns it.
-        train: the training images.
-        validation: images set apart, or None.
-        watched: the test images, where they are to be evaluated every epoch, or None.
+        watched: the test images, where they are to be evaluated after every epoch.
         began: `time.perf_counter()` when the run, or its resumption, began; now by default.
-        memory: how the run is laid out for the memory there is, where that is known.
-        model: the network, in place of one built by the name in `config`; it is trained itself, not a copy.
+        memory: how the run is laid out in memory, where that is known.
+        model: a network to use in place of the one that `config` names; it is trained itself, not a copy.
     """
 
     def __init__(
@@ -82,33 +80,30 @@ class Trainer:
         )
         self.live_meter = LiveMeter(self.state.meter)
         self.running: tuple[float, float] | None = None
-        """Loss and accuracy of this epoch, as of some steps ago."""
+        """Loss and accuracy of the current epoch, some steps old."""
 
     @cached_property
     def count(self) -> NetworkCount:
-        """Parameters and FLOPs of the network."""
         if self.config.model.arch == GIVEN:
             return count_model(copy.deepcopy(self.model).cpu(), self.options["image_size"])
         return count_network(self.config.model.arch, **self.options)
 
     def compile(self, announce: Callable[[], None] = lambda: None) -> float | Obstacle:
-        """Compiles the step where that pays, after announcing it; returns the seconds that it took, or why it was not
-        done.
-        """
+        """Announces and compiles the step where that pays; returns the seconds it took, or why it was not done."""
         with self.clock("compile"):
             return self.launch.compile(announce)
 
     def capture(self) -> int | Obstacle:
-        """Captures the step where that is possible; returns how many steps are one launch, or why it was not done."""
+        """Captures the step where possible; returns the number of steps in a launch, or why it was not done."""
         with self.clock("compile"):
             return self.launch.capture()
 
     def run_epoch(
         self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None
     ) -> bool:
-        """Trains to the end of the epoch, from where it stands; False where `stop` said so before.
+        """Trains to the end of the epoch, with `tick` given the batches done; False if `stop` ended it early.
 
-        After every step `tick` is given the number of batches done. Raises FastcifarError where a loss was not finite.
+        Raises FastcifarError where a loss was not finite.
         """
         state = self.state
         if state.batch == 0:
@@ -142,13 +137,13 @@ class Trainer:
         torch.manual_seed(epoch_seed(Key(self.config.seed, self.state.epoch), Stream.DROPOUT))
 
     def keep_snapshot(self) -> None:
-        """Keeps the weights of this step, for which it waits."""
+        """Keeps the weights of this step; waits for it."""
         with self.clock("train"):
             self.launch.finish()
             self.state.keep_snapshot()
 
     def read_live(self) -> None:
-        """Takes in how the epoch goes, where that is known without waiting."""
+        """Updates `running` as far as possible without waiting. Raises FastcifarError where a loss was not finite."""
         reading = self.live_meter(self.state.batch, self.state.batch - self.launch.waiting)
         if reading is not None:
             totals, steps = reading
@@ -157,7 +152,7 @@ class Trainer:
             self.running = totals.loss / images, totals.correct / images
 
     def read_totals(self) -> Totals:
-        """Those of the epoch so far; waits for the device. Raises FastcifarError where a loss was not finite."""
+        """Reads the epoch's totals; waits for the device. Raises FastcifarError where a loss was not finite."""
         totals = self.state.meter.read()
         self.check_finite(totals)
         return totals
@@ -173,9 +168,7 @@ class Trainer:
             )
 
     def end_epoch(self, totals: Totals) -> EpochRecord:
-        """Averages, evaluates and records the epoch that has just ended, keeps its weights if they are the best, and
-        adapts the rate.
-        """
+        """Averages, evaluates and records the epoch just ended, keeps the best weights, and adapts the rate."""
         state = self.state
         state.averages.end_epoch(state.epoch)
         weights = state.last()
@@ -195,7 +188,7 @@ class Trainer:
         return record
 
     def estimate_statistics(self) -> None:
-        """Measures SWA's batch norm statistics over the training set, augmented as in the epoch after the last."""
+        """Measures SWA's batch norm statistics on the training set, augmented as in the epoch after the last."""
 
         def forward(images: Tensor) -> None:
             self.state.shadow.refresh()
@@ -207,7 +200,7 @@ class Trainer:
         self.state.averages.estimate_statistics(self.model, forward, images)
 
     def evaluate(self, dataset: ImageSet | None, weights: dict[str, Flat]) -> dict[str, Evaluation]:
-        """How good each of `weights` is; nothing without a data set."""
+        """Evaluates each of `weights`; returns an empty dict without a data set."""
         if dataset is None:
             return {}
         found = {}
@@ -219,7 +212,6 @@ class Trainer:
         return found
 
     def record(self, totals: Totals, validation: dict[str, Evaluation], test: dict[str, Evaluation]) -> EpochRecord:
-        """What the epoch that has just ended came to."""
         state, images = self.state, self.steps_per_epoch * self.config.batch_size
         return EpochRecord(
             epoch=state.epoch,
@@ -239,23 +231,21 @@ class Trainer:
 
     @property
     def images_per_second(self) -> float:
-        """Training images over the time of training and loading, so far."""
+        """Training images per second of training and loading, so far."""
         seconds = self.clock.seconds
         return self.state.steps_done * self.config.batch_size / max(seconds["train"] + seconds["load"], 1e-9)
 
     def endless_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch after another, for `run_steps`; the last epoch is followed by the first."""
+        """Yields the batches of one epoch after another, for `run_steps`; after the last epoch it starts over."""
         while True:
             yield from self.loader.batches(self.state.epoch)
             self.launch.finish()
             self.state.turn_to((self.state.epoch + 1) % self.config.epochs, 0)
 
     def run_steps(self, batches: Iterator[tuple[Tensor, Tensor]], count: int, observe: Observer = unobserved) -> float:
-        """Trains for `count` steps on `batches`, neither evaluated nor recorded; returns the seconds, with those of
-        waiting for the device.
+        """Trains for `count` steps without evaluation or records; returns the seconds, waiting for the device included.
 
-        Each wait for a batch runs within `observe("Batches")`, and each part of a step, launched by itself, within
-        `observe` of its class's name.
+        Waiting for a batch, "Batches", and each part of a step, by its class's name, run within `observe`.
         """
         self.model.train()
         synchronize(self.device)
@@ -271,13 +261,13 @@ class Trainer:
 
 
 def averaged_accuracies(found: dict[str, Evaluation]) -> dict[str, float]:
-    """The accuracies of all but the weights themselves."""
     return {name: evaluation.accuracy for name, evaluation in found.items() if name != WEIGHTS}
 
 
 def build_loader(config: RunConfig, train: ImageSet) -> Loader:
-    """Unnormalised bytes, in full batches: the network normalises them itself, which the compiler fuses, and every
-    step has one shape.
+    """Builds a loader of bytes that the network itself normalises, which the compiler fuses.
+
+    Batches are full, so every step has one shape. Raises ConfigError where a batch exceeds the training set.
     """
     if config.batch_size > len(train):
         raise ConfigError(

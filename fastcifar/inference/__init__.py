@@ -1,4 +1,4 @@
-"""From trained runs to answers; the names below are free of torch."""
+"""Answers from trained runs; the names below are free of torch."""
 
 from typing import Literal
 

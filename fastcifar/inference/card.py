@@ -1,4 +1,4 @@
-"""The model card: what a stranger must know of an exported network, in Markdown."""
+"""The model card: what a stranger must know about an exported network, in Markdown."""
 
 from __future__ import annotations
 
@@ -70,8 +70,10 @@ def card(
     checked: str,
     difference: float,
 ) -> str:
-    """The card of the `file` that holds `networks` of the run or the ensemble at `path`; `configs` are those of their
-    runs. On the images `checked` names, the largest difference of any probability was `difference`.
+    """Writes the card of the `file` that holds `networks` of the run or the ensemble at `path`.
+
+    `configs` are those of the networks' runs, `checked` describes the images of the check, and `difference` is the
+    largest difference of a probability on them.
     """
     first, several = networks[0], len(networks) > 1
     dataset, archs = dataset_name(configs[0]), ", ".join(dict.fromkeys(map(arch_name, networks)))
@@ -112,14 +114,13 @@ def arch_name(network: TrainedNetwork) -> str:
 
 
 def weights_name(name: str) -> str:
-    """What the weights of a run that are called `name` are."""
     if SNAPSHOT.fullmatch(name):
         return f"weights {name}"
     return "last weights" if name == WEIGHTS else f"average {name} of the weights"
 
 
 def dataset_name(config: RunConfig) -> str:
-    """The name of the data set; of a path, its last part."""
+    """Returns the name of the data set, or the last part of its path."""
     name = config.data.dataset
     if name == GIVEN:
         return "images given in Python"
@@ -127,7 +128,6 @@ def dataset_name(config: RunConfig) -> str:
 
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:
-    """What tells one training from another."""
     optim, loss = config.optim.resolved, config.loss.resolved
     return {
         "data set": dataset_name(config),
@@ -150,13 +150,13 @@ def recipe_of(config: RunConfig) -> dict[str, Any]:
 
 
 def together(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The recipes of several runs in one; where they differ in a value, all that there are."""
+    """Merges the recipes of several runs; where they differ in a value, all of its values are listed."""
     values = {name: list(dict.fromkeys(recipe[name] for recipe in recipes)) for name in recipes[0]}
     return {name: found[0] if len(found) == 1 else ", ".join(map(str, found)) for name, found in values.items()}
 
 
 def numbers_of(path: Path, networks: Sequence[TrainedNetwork]) -> dict[str, Any]:
-    """What was measured of the exported weights by their run or vote, and by `fastcifar eval`."""
+    """Collects what the run or vote, and `fastcifar eval`, measured of the exported weights."""
     ensemble = is_ensemble(path)
     numbers = votes_of(path) if ensemble else result_of(path, networks[0].weights)
     name = ENSEMBLE if ensemble else networks[0].weights
@@ -173,7 +173,7 @@ def numbers_of(path: Path, networks: Sequence[TrainedNetwork]) -> dict[str, Any]
 
 
 def result_of(path: Path, weights: str) -> dict[str, Any]:
-    """What the run at `path` ended with; nothing where it has not."""
+    """Returns the numbers of the run at `path`; none where it has not ended."""
     result = Run.open(path).result()
     if result is None:
         return {}
@@ -183,7 +183,7 @@ def result_of(path: Path, weights: str) -> dict[str, Any]:
 
 
 def votes_of(path: Path) -> dict[str, Any]:
-    """What the ensemble at `path` came to; nothing where it was augmented, as the export is not."""
+    """Returns the numbers of the ensemble at `path`; none where it was augmented, as the export is not."""
     report = read_report(path)
     if report.tta != "none":
         return {}
@@ -196,6 +196,5 @@ def votes_of(path: Path) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """A Markdown table of what is known; nothing for no rows."""
     filled = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
     return "\n".join(["| | |", "|-|-|", *filled]) if filled else ""

@@ -1,4 +1,4 @@
-"""Trained networks with all they need to classify: their preprocessing, a device, a precision and views to average."""
+"""Trained networks with all they need to classify: preprocessing, a device, a precision and views to average."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastcifar.runs.network import LoadOptions, TrainedNetwork, check_agreement,
 
 @dataclass(frozen=True)
 class Classifier:
-    """From bytes to logits, by one network or by the mean probabilities of several, each of which counts the same."""
+    """Maps bytes to logits by one network, or by the mean probabilities of several, each of which counts the same."""
 
     networks: tuple[TrainedNetwork, ...]
     """Networks of the same classes and image size."""
@@ -30,7 +30,6 @@ class Classifier:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names, by label."""
         return self.networks[0].classes
 
     @property
@@ -40,7 +39,7 @@ class Classifier:
 
     @property
     def batch_size(self) -> int:
-        """Images at once, so that memory stays bounded."""
+        """Images classified at once, so that memory stays bounded."""
         return max(1, BATCH_SIZE[self.device.type] * 32**2 // self.image_size**2)
 
     @torch.inference_mode()
@@ -49,17 +48,13 @@ class Classifier:
         return joint_logits([self.ask(network, images.to(self.device), tta) for network in self.networks])
 
     def ask(self, network: TrainedNetwork, images: Tensor, tta: TTA) -> Tensor:
-        """Images uint8 (N, H, W, 3), on the device -> the logits of one of the networks, float32 (N, classes)."""
+        """Images uint8 (N, H, W, 3), on the device -> the logits of one network, float32 (N, classes)."""
         normalised = Normalizer(network.normalization, self.device)(images.permute(0, 3, 1, 2), self.precision.dtype)
         with self.precision.autocast(self.device):
             return logits_of_views(network.model, normalised, tta)
 
     def logits(self, images: Tensor, tta: TTA = "none") -> Tensor:
-        """The same in batches, with the result on the CPU.
-
-        Raises:
-            FastcifarError: infinite or NaN logits, as of a run that diverged.
-        """
+        """Does the same in batches, with the result on the CPU. Raises FastcifarError on infinite or NaN logits."""
         each = []
         for network in self.networks:
             alone = Classifier((network,), self.device, self.precision)
@@ -78,11 +73,7 @@ class Classifier:
 
 
 def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOptions) -> Classifier:
-    """The classifier of one run or ensemble, or of several together, on a GPU where there is one.
-
-    Raises:
-        FastcifarError: a folder cannot be used, or the runs differ in classes or image size.
-    """
+    """Opens runs or ensembles, on a GPU if there is one. Raises FastcifarError if one is unusable, or they differ."""
     paths = [Path(path) for path in ([runs] if isinstance(runs, str | Path) else runs)]
     if not paths:
         raise ConfigError("there is no run to predict with; name the folder of one or more.")
@@ -93,19 +84,18 @@ def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOption
 
 
 def precision_of(networks: Sequence[TrainedNetwork], device: torch.device) -> Precision:
-    """The precision that all runs were trained in, or on another device the best that `device` has; else float32."""
+    """Returns the precision shared by all runs, where one trained on another device counts as "auto"; else float32."""
     engines = [Run.open(network.path).config().engine for network in networks]
     requested = {engine.precision if engine.device == str(device) else "auto" for engine in engines}
     return resolve_precision(requested.pop() if len(requested) == 1 else "fp32", device)[0]
 
 
 def logits_of_views(model: nn.Module, images: Tensor, tta: TTA) -> Tensor:
-    """The mean of the logits of several views of images (N, 3, H, W), normalised -> float32 (N, classes).
+    """Averages the logits of several views of normalised images (N, 3, H, W) -> float32 (N, classes).
 
-    "mirror" is the mean over an image and its mirror image: two passes. "mirror-shift" gives half the weight to that,
-    and half to the same of the image moved by a pixel, down and right, and up and left, over a border of reflected
-    pixels: six passes; as airbench's `infer_mirror_translate` has it (Jordan 2024, arXiv:2404.00498, multi-crop
-    evaluation).
+    "mirror" averages an image and its mirror image: two passes. "mirror-shift" gives half the weight to that, and half
+    to the same of the image moved by a pixel, down and right, and up and left, over a border of reflected pixels: six
+    passes, as airbench's `infer_mirror_translate` does (Jordan 2024, arXiv:2404.00498, multi-crop evaluation).
     """
     if tta == "none":
         return model(images).float()

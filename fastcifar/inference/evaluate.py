@@ -1,4 +1,4 @@
-"""`fastcifar eval`: how good a finished or interrupted run is, or an ensemble, from its folder alone."""
+"""`fastcifar eval`: evaluates a finished or interrupted run, or an ensemble, from its folder alone."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from fastcifar.runs.network import LoadOptions, TrainedNetwork, joint_logits, lo
 
 FOLDER = "evaluation"
 ENSEMBLE = "ensemble"
-"""What the members of an ensemble are called together, among their scores."""
+"""Name for all members of an ensemble together, among their scores."""
 SPEED_SIZES = {"cpu": (1, 8, 32, 128), "cuda": (1, 8, 32, 128, 512, 2048)}
-"""Batch sizes of which the speed is measured."""
+"""Batch sizes for which the speed is measured."""
 SPEED_SECONDS = 0.5
-"""Measured for each batch size, after the warm-up."""
+"""Seconds of measurement for each batch size, after the warm-up."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a classifier made of a labelled set."""
+    """A classifier's logits for a labelled set."""
 
     logits: Tensor
-    """float32 (N, classes), on the CPU, as the labels."""
+    """float32 (N, classes), on the CPU like the labels."""
     labels: Tensor
     """int64 (N,)."""
     seconds: float
@@ -76,15 +76,14 @@ def evaluate_run(
 ) -> Report:
     """Measures a run or an ensemble on its test set, and writes evaluation.json and the pictures.
 
-    Networks and preprocessing are those stored with the weights. Of an ensemble, every member that votes is measured,
-    and what they come to together by the mean of their probabilities; that is what the pictures, classes and
-    calibration are about.
+    Networks and preprocessing are those stored with the weights. Of an ensemble, each voting member is measured, and
+    then all of them by the mean of their probabilities, which the pictures, classes and calibration are about.
 
     Args:
         path: folder of the run or the ensemble.
         data_dir: where to look for the data set; the run's own place by default.
-        which: the weights of a run that the pictures, classes and calibration are about; this, `trust` and `model` as
-            `runs.network.LoadOptions` has them.
+        which: the weights of a run that the pictures, classes and calibration are about; like `trust` and `model`, as
+            in `runs.network.LoadOptions`.
         tta: test-time augmentation of those weights, measured beside none.
         pairs: further test sets; see `inference.images.read_pair`.
         speed: whether to measure latency and throughput.
@@ -93,7 +92,7 @@ def evaluate_run(
 
     Raises:
         FastcifarError: the folder is neither, or has no checkpoint yet, or the report cannot be written.
-        DataError: the data set is not to be had.
+        DataError: the data set cannot be had.
     """
     path, device = Path(path), resolve_device("auto")
     parts, chosen = measured_networks(path, device, LoadOptions(which, trust, model))
@@ -133,11 +132,7 @@ def evaluate_run(
 
 
 def measured_networks(path: Path, device: torch.device, options: LoadOptions) -> tuple[dict[str, TrainedNetwork], str]:
-    """What is measured by itself, by name, and the name of what the whole comes to.
-
-    That is every set of weights of a run, of which one is chosen; or every member of an ensemble that votes, and then
-    all of them.
-    """
+    """Loads a run's sets of weights, or an ensemble's voters, by name, and names the one, or the whole, to report."""
     if is_ensemble(path):
         voting = load_networks(path, device, options)
         return dict(zip(names_of(path, voting), voting, strict=True)), ENSEMBLE
@@ -147,14 +142,14 @@ def measured_networks(path: Path, device: torch.device, options: LoadOptions) ->
 
 
 def names_of(path: Path, members: Sequence[TrainedNetwork]) -> list[str]:
-    """What the ensemble's members are called: their folders, from its own where they lie within that, and weights."""
+    """Names an ensemble's members by their folders, relative to its own where they lie within it, and weights."""
     return [
         f"{one.path.relative_to(path) if one.path.is_relative_to(path) else one.path} {one.weights}" for one in members
     ]
 
 
 def check_dataset(network: TrainedNetwork, test: ImageSet, name: str) -> None:
-    """Raises FastcifarError where `test` has other classes than the run was trained on, or images of another size."""
+    """Raises FastcifarError where `test` differs from the run's data set in its classes or the size of its images."""
     if network.classes != test.classes:
         raise FastcifarError(
             f"{network.path} was trained on other classes than {name} has; restore the data set it was trained on."
@@ -168,7 +163,7 @@ def check_dataset(network: TrainedNetwork, test: ImageSet, name: str) -> None:
 
 
 def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = "none") -> Answers:
-    """Images uint8 (N, H, W, 3) and labels int64 (N,), timed after a batch that is not."""
+    """Classifies images uint8 (N, H, W, 3) with labels int64 (N,); the time leaves out a warm-up batch."""
     classifier.logits(images[: classifier.batch_size], tta)
     start = time.perf_counter()
     logits = classifier.logits(images, tta)
@@ -176,14 +171,13 @@ def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = 
 
 
 def together(each: Sequence[Answers]) -> Answers:
-    """What an ensemble makes of a labelled set, given what each of its members made of it."""
     return Answers(joint_logits([one.logits for one in each]), each[0].labels, sum(one.seconds for one in each))
 
 
 def validation_answers(
     classifier: Classifier, configs: Sequence[RunConfig], data_dir: Path | None, tta: TTA
 ) -> Answers | None:
-    """What the classifier makes of the images that all of its runs set apart; None where there are none at hand."""
+    """Classifies the images that all runs set apart for validation; None where there are none at hand."""
     data = configs[0].data
     if split_obstacle(configs) or data.dataset == GIVEN:
         return None
@@ -191,7 +185,6 @@ def validation_answers(
 
 
 def split_obstacle(configs: Sequence[RunConfig]) -> SplitObstacle | None:
-    """Why nothing can be decided on images that all of the runs set apart; None where it can."""
     splits = {(config.data.val_split, config.data.split_seed) for config in configs}
     if 0 in {count for count, _ in splits}:
         return "no-split"
@@ -199,13 +192,13 @@ def split_obstacle(configs: Sequence[RunConfig]) -> SplitObstacle | None:
 
 
 def validation_set(config: RunConfig, train: ImageSet) -> tuple[Tensor, Tensor]:
-    """Those of the training images that the run set apart, uint8 (N, H, W, 3), and their labels, int64 (N,)."""
+    """Returns the images that the run set apart, uint8 (N, H, W, 3), and their labels, int64 (N,)."""
     _, apart = validation_split(train.labels, config.data.val_split, config.data.split_seed, len(train.classes))
     return train.images[apart], train.labels[apart]
 
 
 def calibrate(test: Answers, validation: Answers | None) -> Calibration:
-    """The calibration on the test set, at the temperature fitted on the validation set, or else on the test set."""
+    """Measures calibration on the test set, at the temperature fitted on the validation set, if any, else there."""
     fitted = validation or test
     temperature = fit_temperature(fitted.logits, fitted.labels)
     bins = reliability(test.logits, test.labels)
@@ -220,7 +213,6 @@ def calibrate(test: Answers, validation: Answers | None) -> Calibration:
 
 
 def measure_speed(classifier: Classifier, tta: TTA = "none") -> tuple[Speed, ...]:
-    """Latency and throughput of random images, for each of `SPEED_SIZES`."""
     return tuple(measure_batch(classifier, size, tta) for size in SPEED_SIZES[classifier.device.type])
 
 

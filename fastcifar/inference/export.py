@@ -1,4 +1,4 @@
-"""`fastcifar export`: a trained network as a file that needs no fastcifar."""
+"""`fastcifar export`: writes a trained network as a file that does not need fastcifar."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from fastcifar.runs.folder import Run
 from fastcifar.runs.network import LoadOptions, TrainedNetwork, load_networks
 
 TOLERANCE = 1e-5
-"""The tolerance of a probability, in float32."""
+"""Largest allowed difference of a probability, in float32."""
 CHECKED = 64
-"""Images that an export is compared on."""
+"""Number of images that an export is checked on."""
 BATCHES = (1, 7, CHECKED)
-"""The batch sizes that an export must take."""
+"""Batch sizes that an export must accept."""
 
 
 class Deployed(nn.Module):
-    """A network with its preprocessing before it and the softmax behind it."""
+    """A network with its preprocessing before it and a softmax after it."""
 
     scale: Tensor
     offset: Tensor
@@ -47,34 +47,32 @@ class Deployed(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""
+        """Images uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""
         normalised = images.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.offset
         return self.network(normalised).softmax(dim=1)
 
 
 class Mean(nn.Module):
-    """Several deployed networks as one."""
-
     def __init__(self, members: Sequence[Deployed]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> the mean of the members' probabilities, float32 (N, classes)."""
+        """Images uint8 (N, H, W, 3) -> the mean of the members' probabilities, float32 (N, classes)."""
         return torch.stack([member(images) for member in self.members]).mean(dim=0)
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and how it was checked."""
+    """The files written, and how they were checked."""
 
     files: tuple[Path, ...]
     weights: str
-    """Which of a run's; or how many networks of an ensemble."""
+    """Name of a run's weights, or the number of an ensemble's networks."""
     checked: str
-    """On what images."""
+    """The images used for the check."""
     difference: float
-    """The largest of any probability to the trained network's, or the mean of the networks'."""
+    """Largest difference of a probability from the trained network's, or from the mean of several networks."""
 
 
 def export_run(
@@ -88,17 +86,17 @@ def export_run(
     model: nn.Module | None = None,
     test_set: ImageSet | None = None,
 ) -> Export:
-    """Writes the network of a run, with a model card beside it, once the written file gives the same probabilities.
+    """Writes a run's network and a model card, once the written file is known to give the same probabilities.
 
     An ensemble becomes one file that gives the mean probabilities of its members that vote.
 
     Args:
         path: folder of the run or the ensemble.
         name: of a format; see `inference.formats`.
-        out: the file; `model` with the format's suffix in that folder by default.
-        which: the weights of a run; this, `trust` and `model` as `runs.network.LoadOptions` has them.
-        data_dir: where to look for the run's data set, whose test images the file is checked on; random ones where it
-            is not at hand.
+        out: the file; by default `model` with the format's suffix in the folder `path`.
+        which: the weights of a run; like `trust` and `model`, as in `runs.network.LoadOptions`.
+        data_dir: where to look for the run's data set; the file is checked on its test images, or on random ones where
+            it is not at hand.
         test_set: the images to check the file on, in place of those of the run's data set.
 
     Raises:
@@ -130,7 +128,6 @@ def export_run(
 
 
 def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
-    """What goes with the exported networks of runs of which `config` is the first's."""
     each = [{"arch": one.arch, "weights": one.weights, **vars(one.normalization)} for one in networks]
     classes, size = list(networks[0].classes), networks[0].image_size
     shared = {"dataset": dataset_name(config), "classes": classes, "image_size": size}
@@ -138,7 +135,7 @@ def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
 
 
 def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
-    """The deployed networks as a graph for any batch size. Raises FastcifarError where torch cannot export them."""
+    """Traces the networks as a graph for any batch size. Raises FastcifarError where torch cannot export them."""
     size, members = networks[0].image_size, [Deployed(network) for network in networks]
     module = members[0] if len(members) == 1 else Mean(members)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
@@ -165,7 +162,7 @@ def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
 
 
 def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> tuple[Tensor, str]:
-    """uint8 (CHECKED, size, size, 3), and what they are: test images of the run's data set, or random ones."""
+    """Returns images uint8 (CHECKED, size, size, 3), of the test set if at hand, else random, and their description."""
     source = dataset_name(config) if test_set is None else "the set given"
     with suppress(DataError):
         if test_set is None:
@@ -179,7 +176,7 @@ def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set:
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:
-    """Between probabilities of `images` in batches of several sizes. Raises FastcifarError above the tolerance."""
+    """Compares probabilities in batches of several sizes. Raises FastcifarError above the tolerance."""
     with torch.inference_mode():
         gaps = [(classify(images[:count]) - expected[:count]).abs().max().item() for count in BATCHES]
     difference = max(gaps)

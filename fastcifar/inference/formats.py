@@ -1,6 +1,4 @@
-"""The files that a network is exported to: how each is written, run again, and loaded by those who have no
-fastcifar.
-"""
+"""The export formats: how each file is written, run again, and loaded without fastcifar."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ from fastcifar.checks import given
 from fastcifar.errors import ConfigError
 
 Metadata = dict[str, Any]
-"""What goes with a network, as JSON: classes, image_size, dataset, arch, weights, mean, std; the last four by member
-of an ensemble.
-"""
+"""A network's classes, image_size, dataset, arch, weights, mean and std as JSON; the last four by ensemble member."""
 
 Classify = Callable[[Tensor], Tensor]
 """Images uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""
@@ -33,19 +29,17 @@ Classify = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file."""
-
     suffix: str
     packages: tuple[str, ...]
-    """That writing and checking it needs, besides fastcifar's own."""
+    """Packages beyond fastcifar's own that writing and checking need."""
     write: Callable[[ExportedProgram, Metadata, Path], None]
     open: Callable[[Path], Classify]
     usage: str
-    """Python code that loads {file}, where it needs it by way of {module}, and classifies `images`."""
+    """Python code that loads {file}, through {module} where needed, and classifies `images`."""
 
 
 def write_torch(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
-    """The program as `torch.export` keeps it, with the metadata as an extra file."""
+    """Saves the program with `torch.export`, with the metadata as an extra file."""
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
 
 
@@ -54,7 +48,7 @@ def open_torch(path: Path) -> Classify:
 
 
 def write_onnx(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
-    """An ONNX graph from "images" to "probabilities", with its weights inside."""
+    """Writes an ONNX graph from "images" to "probabilities", with its weights inside."""
     made = given(
         torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=["probabilities"])
     )
@@ -70,7 +64,7 @@ def open_onnx(path: Path) -> Classify:
 
 
 def write_safetensors(program: ExportedProgram, metadata: Metadata, path: Path) -> None:
-    """The weights, and beside them the network as a file of Python, which needs torch and safetensors alone."""
+    """Writes the weights, and beside them the network as a Python file that needs torch and safetensors alone."""
     stored = {**program.constants, **program.state_dict}
     specs = program.graph_signature.input_specs
     names = [given(spec.target) for spec in specs if spec.kind is not InputKind.USER_INPUT]
@@ -85,12 +79,11 @@ def open_safetensors(path: Path) -> Classify:
 
 
 def module_beside(path: Path) -> Path:
-    """The Python file that goes with a file of weights, under a name that can be imported."""
     return path.with_name(re.sub(r"\W|^(?=\d)", "_", path.stem) + "_network.py")
 
 
 def as_text(metadata: Metadata) -> dict[str, str]:
-    """The metadata for a file whose values are strings, as JSON where they are none."""
+    """Turns the metadata into strings, as JSON where they are not strings already."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
 
 
@@ -120,7 +113,7 @@ IMPORTS = {
 
 
 def source_of(program: ExportedProgram, metadata: Metadata, path: Path) -> str:
-    """The program as Python: its graph of ATen operations. What the run says is in it as literals alone."""
+    """Writes the program as Python: its graph of ATen operations. Text from the run occurs only as literals."""
     specs = program.graph_signature.input_specs
     stored = [spec for spec in specs if spec.kind is not InputKind.USER_INPUT]
     taken = [f"    {spec.arg.name} = weights[{spec.target!r}]" for spec in stored]
@@ -163,6 +156,6 @@ FORMATS: dict[str, Format] = {
 
 
 def check_packages(name: str) -> None:
-    """Raises ConfigError, with how to install them, where the packages of the format `name` are not all there."""
+    """Raises ConfigError, which says how to install them, where packages of the format `name` are missing."""
     if missing := [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]:
         raise ConfigError(f"exporting to {name} needs {', '.join(missing)}; pip install 'fastcifar[export]'.")

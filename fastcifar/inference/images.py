@@ -1,6 +1,4 @@
-"""Images that people want classified: arrays, pictures or a CIFAR batch, read a stretch at a time where the form
-allows it.
-"""
+"""Images to classify: arrays, pictures or a CIFAR batch, read in pieces where the form allows it."""
 
 from __future__ import annotations
 
@@ -24,32 +22,32 @@ from fastcifar.errors import DataError, reason
 
 FORMS = "give a picture, a folder of pictures, a .npy or .npz file, or a pickled CIFAR batch"
 PAIRS = "give a .npz file with images and labels, or IMAGES.npy,LABELS.npy"
-"""What may be given, for the end of an error's sentence."""
+"""The accepted forms, for the end of an error's sentence."""
 
 Source = str | Path | np.ndarray | Tensor | Image.Image | Sequence["Source"]
-"""What `open_images` takes."""
+"""The types that `open_images` accepts."""
 
 Items = np.ndarray | Sequence[np.ndarray | Path | Image.Image]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in their order; those of another size are cut to their largest centred square and resized when read."""
+    """Images in order; those of another size are cut to their largest centred square and resized when read."""
 
     items: Items
-    """Arrays are uint8 (H, W, 3), RGB, or one of all of them is (N, H, W, 3)."""
+    """Arrays are uint8 (H, W, 3), RGB; or one array of all images, (N, H, W, 3)."""
     size: int
     """Pixels a side, once read."""
     names: Sequence[str] | None = None
-    """The names of the files, where each image has one of its own."""
+    """Names of the files, where each image has its own."""
     resized: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """How many of those read so far had another size, by width and height."""
+    """Number of images read so far that had another size, by width and height."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def batches(self, count: int) -> Iterator[Tensor]:
-        """uint8 (n, size, size, 3), n at most `count`. Raises DataError where a picture cannot be decoded."""
+        """Yields uint8 (n, size, size, 3), n at most `count`. Raises DataError where a picture cannot be decoded."""
         for start in range(0, len(self), count):
             yield torch.from_numpy(self.read(self.items[start : start + count]))
 
@@ -63,7 +61,7 @@ class Images:
         return np.stack(arrays)
 
     def read_one(self, item: np.ndarray | Path | Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
-        """uint8 (size, size, 3), and what width and height were before."""
+        """Returns uint8 (size, size, 3), and the original width and height."""
         if isinstance(item, Path):
             item = read_picture(item)
         picture = Image.fromarray(item) if isinstance(item, np.ndarray) else item
@@ -71,7 +69,6 @@ class Images:
 
     @property
     def note(self) -> str | None:
-        """A sentence about those that were resized; None where there were none."""
         count = self.resized.total()
         if not count:
             return None
@@ -81,17 +78,15 @@ class Images:
 
 
 def open_images(source: Source, image_size: int) -> Images:
-    """The images that `source` stands for, for a network that takes `image_size` pixels a side.
-
-    Images of another size get that size when they are read.
+    """Opens `source` for a network that takes `image_size` pixels a side; other sizes are resized when read.
 
     Args:
         source: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; the path of a .npy file, of a .npz
-            file with `images` or with one array alone, of a picture, of a folder of pictures, flat or with folders in
-            it, in the order of their paths, or of a pickled CIFAR batch, labelled or not; or a list of these.
+            file with `images` or with a single array, of a picture, of a folder of pictures, flat or nested, in the
+            order of their paths, or of a pickled CIFAR batch, labelled or not; or a list of these.
 
     Raises:
-        DataError: nothing there, damaged, empty, or of another type or shape; the sentence names it.
+        DataError: the source is missing, damaged, empty, or of another type or shape; the sentence names it.
     """
     if isinstance(source, list | tuple):
         items = [item for part in source for item in open_images(part, image_size).items]
@@ -115,7 +110,6 @@ def open_images(source: Source, image_size: int) -> Images:
 
 
 def open_path(path: Path, image_size: int) -> Images:
-    """The images in a file or a folder; see `open_images`."""
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist; {FORMS}.")
     if os.path.isdir(path):
@@ -135,7 +129,7 @@ def open_path(path: Path, image_size: int) -> Images:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures anywhere below `folder`, hidden ones left out, by path. Raises DataError where there are none."""
+    """Lists the pictures below `folder`, at any depth, by path, hidden ones left out. Raises DataError without any."""
     found = [path for path in folder.rglob("*") if is_picture(path) and path.is_file()]
     paths = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
@@ -144,7 +138,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def check_images(array: np.ndarray | Tensor, name: str, size: int | None = None) -> None:
-    """Raises DataError where `array`, called `name`, is not uint8 (N, H, W, 3) with pixels, or not of `size`."""
+    """Raises DataError where `array`, called `name`, is not uint8 (N, H, W, 3), is empty, or is not of `size`."""
     dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
     found = f"{name}: images are {dtype} {shape}"
     expected = f"uint8 (N, {'H, W' if size is None else f'{size}, {size}'}, 3), RGB"
@@ -160,7 +154,7 @@ def check_images(array: np.ndarray | Tensor, name: str, size: int | None = None)
 
 
 def map_array(path: Path) -> np.ndarray:
-    """The array in a .npy file, left on disk until it is read. Raises DataError where it is damaged or pickled."""
+    """Maps the array of a .npy file, left on disk until read. Raises DataError where it is damaged or pickled."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # on hostile bytes, numpy raises nearly anything
@@ -170,9 +164,7 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def images_key(path: Path) -> str:
-    """The name of the images in a .npz file: "images", or that of its only array. Raises DataError where there is
-    neither.
-    """
+    """Returns "images", or the name of the only array in a .npz file. Raises DataError where it has neither."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = list(arrays)
@@ -186,7 +178,7 @@ def images_key(path: Path) -> str:
 
 
 def read_batch(path: Path) -> np.ndarray:
-    """The images of a pickled CIFAR batch, uint8 (N, 32, 32, 3), which is never executed. Raises DataError."""
+    """Reads a pickled CIFAR batch without executing it, uint8 (N, 32, 32, 3). Raises DataError where it is none."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -199,13 +191,11 @@ def read_batch(path: Path) -> np.ndarray:
 
 
 def read_pair(text: str, image_size: int, classes: int) -> tuple[Tensor, Tensor]:
-    """A labelled set: images uint8 (N, image_size, image_size, 3) and labels int64 (N,), each below `classes`.
+    """Reads a labelled set: images uint8 (N, image_size, image_size, 3) and labels int64 (N,), below `classes`.
 
     It is a .npz file with `images` and `labels`, a folder with images.npy and labels.npy, or the two files as
-    IMAGES.npy,LABELS.npy.
-
-    Raises:
-        DataError: an array is missing, damaged, or has another type, shape or range; the sentence names it.
+    IMAGES.npy,LABELS.npy. Raises DataError, which names the array, where one is missing or damaged, or has another
+    type, shape or range.
     """
     paths = [Path(part).expanduser() for part in (text.split(",") if text.endswith(".npy") else [text])]
     for path in paths:

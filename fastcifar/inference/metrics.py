@@ -1,6 +1,4 @@
-"""What logits come to beside their labels: accuracy with its interval, classes, calibration. All in float64, on the
-CPU.
-"""
+"""Metrics of logits and labels: accuracy with its interval, classes, calibration. All in float64, on the CPU."""
 
 from __future__ import annotations
 
@@ -14,23 +12,23 @@ from torch.nn import functional as F
 from fastcifar.checks import given
 
 BINS = 15
-"""The bins of the calibration error, as Guo et al. 2017 count them."""
+"""Number of bins of the calibration error, as in Guo et al. 2017."""
 NORMAL_95 = 1.959963984540054
 """The normal distribution's 97.5% quantile."""
 TEMPERATURES = (0.01, 100.0)
-"""Between which the temperature is sought."""
+"""Bounds of the search for the temperature."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares; fractions, None where nothing was counted."""
+    """Recall and precision of one class, as fractions; None where nothing was counted."""
 
     name: str
     images: int
     recall: float | None
-    """The share of the class's images that were given to it."""
+    """Share of the class's images that were predicted as it."""
     precision: float | None
-    """The share of the images given to the class that are of it."""
+    """Share of the images predicted as the class that belong to it."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ class Bin:
     high: float
     images: int
     confidence: float | None
-    """Mean over them; None where there are none, as the accuracy."""
+    """Mean confidence; None, like the accuracy, where the bin is empty."""
     accuracy: float | None
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95% interval of a share, `correct` of `total` (Wilson 1927, as Brown, Cai and DasGupta 2001 recommend it)."""
+    """Returns the 95% interval of `correct` of `total` (Wilson 1927; recommended by Brown, Cai and DasGupta 2001)."""
     share, z2 = correct / total, NORMAL_95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = NORMAL_95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
@@ -60,14 +58,13 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_scores(confusion: Tensor, names: tuple[str, ...]) -> tuple[ClassScore, ...]:
-    """One for each class of a confusion matrix, in the order of the labels."""
     hits, images, given = (counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
     rows = zip(names, hits, images, given, strict=True)
     return tuple(ClassScore(name, of, hit / of if of else None, hit / to if to else None) for name, hit, of, to in rows)
 
 
 def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Bin, ...]:
-    """Bins of equal width over the confidence, the largest probability: logits (N, classes), labels int64 (N,)."""
+    """Bins images evenly by confidence, the largest probability: logits (N, classes), labels int64 (N,)."""
     confidence, predicted = (logits.double() / temperature).softmax(dim=1).max(dim=1)
     place = (torch.ceil(confidence * BINS).long() - 1).clamp(0, BINS - 1)
     counts = torch.bincount(place, minlength=BINS).tolist()
@@ -80,22 +77,21 @@ def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tup
 
 
 def calibration_error(bins: tuple[Bin, ...]) -> float:
-    """The mean gap of accuracy and confidence, bins weighted by their images (Guo et al. 2017, arXiv:1706.04599)."""
+    """Returns the mean gap of accuracy and confidence, bins weighted by images (Guo et al. 2017, arXiv:1706.04599)."""
     total = sum(one.images for one in bins)
     return sum(one.images * abs(given(one.accuracy) - given(one.confidence)) for one in bins if one.images) / total
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
-    """Mean over logits (N, classes) divided by `temperature`, with labels int64 (N,)."""
+    """Returns the mean for logits (N, classes), divided by `temperature`, and labels int64 (N,)."""
     return F.cross_entropy(logits.double() / temperature, labels).item()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature within `TEMPERATURES` at which logits (N, classes) give labels int64 (N,) the greatest
-    likelihood.
+    """Finds the likeliest temperature within `TEMPERATURES` for logits (N, classes) and labels int64 (N,).
 
     The negative log-likelihood is convex in b = 1 / temperature; its slope, the mean of `E_p[z] - z_label` with p =
-    softmax(b z), is bisected to the last bit but few.
+    softmax(b z), is bisected almost to the last bit.
     """
     z = logits.double()
     z = z - z.gather(1, labels[:, None])

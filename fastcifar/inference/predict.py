@@ -1,4 +1,4 @@
-"""Prediction: the classes of unlabelled images, in memory or as a table in a file."""
+"""Predicts the classes of unlabelled images, in memory or as a table in a file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ from fastcifar.runs.network import LoadOptions
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What runs make of N images, on the CPU."""
+    """Predictions for N images, on the CPU."""
 
     labels: Tensor
-    """int64 (N,): the likeliest class; of equal ones, that of the lowest label."""
+    """int64 (N,): the likeliest class; of equal ones, the lowest label."""
     probabilities: Tensor
     """float64 (N, classes), each row of which sums to 1."""
     classes: tuple[str, ...]
-    """Names, by label."""
+    """Names of the classes, by label."""
 
     @property
     def names(self) -> list[str]:
-        """The name of each image's class."""
         return [self.classes[label] for label in self.labels.tolist()]
 
 
@@ -45,16 +44,16 @@ def predict(
     trust: bool = False,
     model: nn.Module | None = None,
 ) -> Predictions:
-    """The classes of `images`; several runs decide by the mean of their probabilities.
+    """Predicts the classes of `images`; several runs decide by the mean of their probabilities.
 
     Args:
         runs: a run's folder or an ensemble's, which stands for its members that vote; or several. Each network counts
             the same, and preprocesses the images as it was trained to.
         images: uint8 (N, H, W, 3), RGB, as an array or a tensor; a Pillow image; a path, as
-            `inference.images.open_images` has it; or a list of these. Those of another size than the runs' are cut to
-            their largest centred square and resized.
-        which: weights of each run, such as "weights" or "ema-0.999"; the best on the validation split, or else an
-            average, by default.
+            `inference.images.open_images` takes it; or a list of these. Images of another size than the runs' are cut
+            to their largest centred square and resized.
+        which: weights of each run, such as "weights" or "ema-0.999"; by default the best on the validation split, or
+            else an average.
         tta: test-time augmentation: "none", "mirror" or "mirror-shift".
         trust: whether code that comes with a run may be executed.
         model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
@@ -77,15 +76,11 @@ def write_predictions(
     tta: TTA = "none",
     probabilities: bool = False,
 ) -> Images:
-    """Writes a header, then a row for every image, in order, however many there are; returns the images, all of them
-    read.
+    """Writes a table of any number of images, a header and then a row for each, in order; returns the images.
 
-    A row is `file,prediction` for pictures, by their paths below the folder that was given, else `index,prediction`,
-    counted from 0; a column for each class follows where `probabilities` are asked for. The file `out` appears whole,
-    or what was there before stays.
-
-    Raises:
-        FastcifarError: as `predict`; or `out` cannot be written.
+    A row is `file,prediction` for pictures, by their paths below the folder given, else `index,prediction`, counted
+    from 0; with `probabilities` a column for each class follows. The file `out` appears whole, or an earlier one stays.
+    Raises FastcifarError as `predict` does, or where `out` cannot be written.
     """
     if os.path.isdir(out):
         raise ConfigError(f"--out {out} is a folder; give a file, such as predictions.csv.")

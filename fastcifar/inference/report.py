@@ -1,4 +1,4 @@
-"""What an evaluation found: as values, as lines, and as files."""
+"""The results of an evaluation: as values, as lines, and as files."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ from fastcifar.runs.console import percent
 from fastcifar.runs.files import write_text, writing
 
 MISTAKES = 24
-"""Mistakes shown in the picture."""
+"""Number of mistakes in the picture."""
 CAPTION = 12
-"""Letters of a class's name in a caption there."""
+"""Letters of a class's name in a caption of that picture."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How some weights do on a labelled set."""
+    """How a set of weights performs on a labelled set."""
 
     images: int
     accuracy: float
-    """As a fraction."""
     interval: tuple[float, float]
-    """95%, by Wilson."""
+    """The 95% Wilson interval."""
     loss: float
     """Mean cross-entropy."""
     seconds: float
-    """For all images, from the host's memory to logits there, once warmed up."""
+    """Seconds for all images, from the host's memory to logits there, once warmed up."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far the confidence can be believed, before and after all logits are divided by one temperature."""
+    """How reliable the confidence is, before and after all logits are divided by one temperature."""
 
     error: float
     """Expected calibration error, as a fraction."""
     temperature: float
-    """The likeliest, below 1 for a network that is too modest, above it for one too sure of itself."""
+    """The likeliest temperature: below 1 for an underconfident network, above 1 for an overconfident one."""
     fitted_on: Literal["validation", "test"]
-    """Where the run has no validation split, the test set itself, which flatters what follows."""
+    """Without a validation split it is the test set itself, which flatters what follows."""
     scaled_error: float
     scaled_loss: float
     bins: tuple[Bin, ...]
@@ -58,46 +57,44 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Speed:
-    """The time from bytes on the device to logits on the device, as plain calls that are waited for one by one."""
+    """Time from bytes to logits, both on the device, in plain calls that are waited for one by one."""
 
     batch_size: int
     latency_seconds: float
-    """Median of a call."""
+    """Median time of a call."""
     images_per_second: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """evaluation.json."""
+    """The content of evaluation.json."""
 
     arch: str
     dataset: str
     device: str
     precision: str
     weights: dict[str, Score]
-    """Test scores, without augmentation, of every set of weights that the run keeps; or of every member of the ensemble
-    that votes, by its folder and weights, and of all of them as "ensemble"."""
+    """Test scores, without augmentation, of a run's sets of weights, or an ensemble's voters and "ensemble"."""
     chosen: str
-    """Which of these all below is about."""
+    """The weights that all fields below are about."""
     tta: TTA
     augmented: Score | None
-    """With test-time augmentation, where it was asked for; then so is all below."""
+    """Score with test-time augmentation, where asked for; the fields below are then augmented too."""
     classes: tuple[ClassScore, ...]
     confusion: list[list[int]]
     """A row for each label, a column for each prediction."""
     calibration: Calibration
     sets: dict[str, Score]
-    """Further test sets, by their paths."""
+    """Scores on further test sets, by path."""
     speed: tuple[Speed, ...]
 
     @property
     def score(self) -> Score:
-        """What the run comes to."""
+        """The score of the chosen weights, augmented where asked for."""
         return self.augmented or self.weights[self.chosen]
 
 
 def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
-    """What the person at the keyboard reads."""
     wide = max(10, *map(len, report.weights))
     for name, score in report.weights.items():
         yield f"{name:{wide}}  test accuracy {described(score)}"
@@ -130,15 +127,10 @@ def described(score: Score) -> str:
 
 
 def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -> None:
-    """Writes evaluation.json, confusion.png, reliability.png and, where there are any mistakes, mistakes.png.
+    """Writes evaluation.json, confusion.png, reliability.png and, where there are mistakes, mistakes.png.
 
-    A picture that cannot be drawn is missing, which stderr is told.
-
-    Args:
-        folder: made where it is not there.
-        report: what the JSON holds.
-        logits: float32 (N, classes) of the images of `test`.
-        test: the labelled set.
+    `folder` is created where it does not exist; `logits` are float32 (N, classes) for the images of the labelled set
+    `test`. A picture that cannot be drawn is missing, which stderr reports.
     """
     calibration = report.calibration
     scaled = reliability(logits, test.labels, calibration.temperature)
@@ -162,13 +154,13 @@ def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -
 
 
 def points(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
-    """Confidence, accuracy and share of the images, of every bin that has any."""
+    """Returns confidence, accuracy and share of the images for every bin that is not empty."""
     total = sum(one.images for one in bins)
     return [(given(one.confidence), given(one.accuracy), one.images / total) for one in bins if one.images]
 
 
 def worst_mistakes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
-    """The wrong images that give their label the least probability, the worst first: int64 (n,), and captions."""
+    """Returns the wrong images that give their label the least probability, worst first: int64 (n,), and captions."""
     shares = logits.double().log_softmax(dim=1)
     predicted = logits.argmax(dim=1)
     wrong = (predicted != labels).nonzero().flatten()

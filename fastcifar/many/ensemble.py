@@ -1,4 +1,4 @@
-"""`fastcifar ensemble`: what runs come to together, from their folders alone."""
+"""`fastcifar ensemble`: lets runs vote together, given their folders alone."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SPLIT_OBSTACLES: dict[SplitObstacle, str] = {
     "no-split": "not all runs set images apart for validation",
     "different-splits": "the runs set different images apart for validation",
 }
-"""Why no members were chosen, as the console says it."""
+"""Reasons why no members were chosen, as the console words them."""
 
 
 @dataclass(frozen=True, eq=False)
 class MemberAnswers:
-    """What members made of a labelled set, on the CPU."""
+    """The members' probabilities for a labelled set, on the CPU."""
 
     probabilities: Tensor
     """float64 (M, N, C)."""
@@ -49,7 +49,6 @@ class MemberAnswers:
 
     @property
     def accuracies(self) -> list[float]:
-        """The accuracy of each member."""
         return [share(predicted == self.labels) for predicted in self.predictions]
 
     def of(self, members: Sequence[int]) -> MemberAnswers:
@@ -57,29 +56,21 @@ class MemberAnswers:
 
 
 def share(chosen: Tensor) -> float:
-    """The share of a bool (N,) that is true."""
     return int(chosen.sum()) / len(chosen)
 
 
 def evaluate_ensemble(
     runs: Sequence[Path], out: Path, options: LoadOptions, *, data_dir: Path | None = None, tta: TTA = "none"
 ) -> EnsembleReport:
-    """Lets `runs` vote on their test set, and writes ensemble.json into `out`.
+    """Lets `runs`, with at least two members, vote on their test set, and writes ensemble.json into the folder `out`.
 
-    A run that keeps snapshots has a vote for each of them, which makes one such run an ensemble (Huang et al. 2017,
-    arXiv:1704.00109). Where all of them set the same images apart for validation, members are chosen on those, before
-    the test set is opened.
+    Each network preprocesses the images as it was trained to. A run that keeps snapshots has a vote for each of them,
+    so one such run is an ensemble (Huang et al. 2017, arXiv:1704.00109); `options` may name other weights. Where all
+    runs set the same images apart for validation, members are chosen on those, before the test set is opened. The data
+    set is looked for in `data_dir`, by default the first run's.
 
-    Args:
-        runs: their folders, with two members or more; each preprocesses the images as it was trained to.
-        out: folder of the ensemble, made where it is not there.
-        options: by default the weights of a run are its snapshots, where it keeps any.
-        data_dir: where to look for the data set; the first run's own place by default.
-        tta: test-time augmentation.
-
-    Raises:
-        FastcifarError: a run cannot be used, the runs differ in data set, classes or image size, or the file cannot be
-            written.
+    Raises FastcifarError where a run cannot be used, the runs differ in data set, classes or image size, or the file
+    cannot be written.
     """
     check_distinct(runs)
     configs = [Run.open(path).config() for path in runs]
@@ -121,7 +112,7 @@ def evaluate_ensemble(
 
 
 def check_distinct(runs: Sequence[Path]) -> None:
-    """Raises ConfigError where one stands there twice."""
+    """Raises ConfigError where a run is named twice."""
     places = [os.path.realpath(path) for path in runs]
     for number, path in enumerate(runs):
         if places[number] in places[:number]:
@@ -129,14 +120,14 @@ def check_distinct(runs: Sequence[Path]) -> None:
 
 
 def load_members(path: Path, device: torch.device, options: LoadOptions) -> list[TrainedNetwork]:
-    """The networks of the run at `path` that are members."""
+    """Loads the members that the run at `path` contributes."""
     run = read_network(path, options)
     names = [options.weights] if options.weights else run.snapshots or [None]
     return [run.load(device, name) for name in names]
 
 
 def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
-    """The data set of all runs. Raises ConfigError where they differ in it."""
+    """Returns the data set of all runs. Raises ConfigError where they differ in it."""
     first = configs[0].data.dataset
     for path, config in zip(runs, configs, strict=True):
         if config.data.dataset != first:
@@ -147,27 +138,25 @@ def common_dataset(runs: Sequence[Path], configs: Sequence[RunConfig]) -> str:
 
 
 def ask(members: Sequence[Classifier], images: Tensor, labels: Tensor, tta: TTA) -> MemberAnswers:
-    """Images uint8 (N, H, W, 3) and labels int64 (N,)."""
+    """Asks every member about images uint8 (N, H, W, 3) with labels int64 (N,)."""
     return MemberAnswers(torch.stack([member.probabilities(images, tta) for member in members]), labels)
 
 
 def describe(
     networks: Sequence[TrainedNetwork], out: Path, test: MemberAnswers, validation: MemberAnswers | None
 ) -> tuple[Member, ...]:
-    """Each member by itself."""
     validated = validation.accuracies if validation else [None] * len(networks)
     rows = zip(networks, validated, test.accuracies, strict=True)
     return tuple(Member(place_of(one.path, out), one.weights, known, tested) for one, known, tested in rows)
 
 
 def place_of(run: Path, out: Path) -> Path:
-    """`run` from the folder `out` where it lies within, so that both can move together; else from the root."""
+    """Makes `run` relative to `out` where it lies within, so that both can move together; else absolute."""
     run, out = run.resolve(), out.resolve()
     return run.relative_to(out) if run.is_relative_to(out) else run
 
 
 def vote(members: Sequence[int], test: MemberAnswers, validation: MemberAnswers | None) -> Vote:
-    """What `members` come to together."""
     voters, known = test.of(members), validation.of(members) if validation else None
     hard, tied = hard_vote(voters.probabilities)
     right = soft_vote(voters.probabilities) == voters.labels
@@ -199,7 +188,6 @@ COLUMNS: dict[str, Callable[[Vote], str]] = {
 
 
 def lines_of(report: EnsembleReport) -> Iterator[str]:
-    """What the person at the keyboard reads."""
     rows = [("member", "weights", "validation", "test", "run")]
     for number, one in enumerate(report.members):
         accuracies = percent(one.validation_accuracy), percent(one.test_accuracy)

@@ -1,4 +1,4 @@
-"""Runs of recipes that are to be done: what each is, and whether its folder holds that run already."""
+"""Planned runs of recipes, and checks of whether a folder already holds such a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcifar.runs.folder import Result, Run
 
 @dataclass(frozen=True)
 class Overrides:
-    """What replaces a recipe's own settings; None leaves them as they are."""
+    """Values that replace a recipe's own settings; None leaves them as they are."""
 
     epochs: int | None = None
     val_split: int | None = None
@@ -25,7 +25,7 @@ class Overrides:
     engine: EngineConfig | None = None
 
     def apply(self, config: RunConfig, seed: int) -> RunConfig:
-        """`config` with `seed` and all that is given here."""
+        """Returns `config` with `seed` and the values given here."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         config = replace(config, engine=given.pop("engine", config.engine))
         return derive(config, seed=seed, **given)
@@ -33,15 +33,12 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a recipe."""
-
     recipe: Recipe
     config: RunConfig
     folder: Path
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """Recipe, epochs and seed."""
         return self.recipe.name, self.config.epochs, self.config.seed
 
     @property
@@ -50,16 +47,15 @@ class Job:
 
     @property
     def result(self) -> Result | None:
-        """What the run came to; None where it has not ended."""
         return Run(self.folder).result()
 
     def check_same_reading(self) -> None:
-        """Raises ConfigError where the folder holds a run of what the recipe used to be."""
+        """Raises ConfigError where the folder holds a run of an earlier version of the recipe."""
         if self.started:
             check_settings(self, recipe_settings(Run(self.folder).config()), str(self.folder))
 
     def check_same_length(self) -> None:
-        """Raises ConfigError where the folder holds a run of other epochs."""
+        """Raises ConfigError where the folder holds a run of a different number of epochs."""
         if self.started and (found := Run(self.folder).config().epochs) != self.config.epochs:
             wanted = self.config.epochs
             raise ConfigError(
@@ -68,14 +64,14 @@ class Job:
 
 
 def carry_out(config: RunConfig, folder: Path, console: Console) -> Result:
-    """Trains the run of `config`, or goes on with it where it was started."""
+    """Trains the run of `config`, or resumes it where it was started."""
     if (folder / "config.json").exists():
         return resume(folder, console=console)
     return train(config, folder, console=console)
 
 
 def check_settings(job: Job, kept: dict[str, object], place: str) -> None:
-    """Raises ConfigError where the settings `kept` at `place` are not those of the job's recipe."""
+    """Raises ConfigError where the settings `kept` at `place` differ from those of the job's recipe."""
     wanted = recipe_settings(job.config)
     if kept != wanted:
         names = sorted(name for name in kept.keys() | wanted.keys() if kept.get(name) != wanted.get(name))

@@ -1,9 +1,9 @@
-"""Several runs of a recipe at a time on one device: which, how many, and with how many threads each.
+"""Runs of a recipe side by side on one device: which, how many, and with how many threads each.
 
 Each is a process (`many.workers`), since random state, threads, memory limits and compiled code belong to a process, so
-that each is the run that it would have been alone. On a CPU that was measured to pay (`benchmarks/README.md`). On a
-GPU, where nothing of this is measured yet, the kernels of several processes take turns unless NVIDIA's Multi-Process
-Service runs them side by side; without it a run has the GPU to itself.
+each run is what it would have been alone. Measurements show that it pays on a CPU (`benchmarks/README.md`). A GPU is
+not measured yet: there the kernels of several processes take turns unless NVIDIA's Multi-Process Service runs them side
+by side; without it a run has the GPU to itself.
 """
 
 from __future__ import annotations
@@ -29,15 +29,11 @@ from fastcifar.recipes import Recipe
 from fastcifar.runs.console import Console, clock
 
 MOST_ON_A_GPU = 8
-"""Runs on one GPU under NVIDIA's Multi-Process Service, whatever its memory."""
+"""Runs at a time on one GPU under NVIDIA's Multi-Process Service, whatever its memory."""
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0..10`, both ends included, or `0,3,7`, or both kinds joined by commas -> the seeds in that order.
-
-    Raises:
-        ConfigError: it is neither, or names a seed twice.
-    """
+    """Parses `0..10` (both ends included), `0,3,7` or a mixture, in order. Raises ConfigError on errors and repeats."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:\.\.(\d{1,9}))?\s*", part)
@@ -51,11 +47,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def plan_members(recipe: Recipe, seeds: Sequence[int], out: Path, overrides: Overrides) -> list[Job]:
-    """A run of `recipe` for each of `seeds`, in `out`/seedS; the test set is not watched.
+    """Plans a run of `recipe` for each of `seeds`, in `out`/seedS; the test set is not watched.
 
-    Raises:
-        ConfigError: it is one run, without snapshots; or a folder holds one of another length, or of what the recipe
-            used to be.
+    Raises ConfigError for one run without snapshots, or a folder with a run of another length or recipe version.
     """
     own = replace(recipe.config, watch_test=False)
     if len(seeds) < 2 and not own.schedule.snapshots:
@@ -68,20 +62,12 @@ def plan_members(recipe: Recipe, seeds: Sequence[int], out: Path, overrides: Ove
 
 
 def train_packed(jobs: Sequence[Job], at_once: int | None, console: Console) -> None:
-    """Carries out `jobs`, `at_once` of them at a time, with what each of them says beside it in FOLDER.log.
+    """Carries out `jobs`, which differ in the seed alone, and writes the output of each to FOLDER.log.
 
-    Runs that have ended are kept, those that were interrupted go on, and one that fails does not keep the others from
-    running.
-
-    Args:
-        jobs: runs of one configuration but for the seed.
-        at_once: how many at a time; by default as `how_many` has it. Threads and memory are divided where they are not
-            given.
-        console: where to show progress.
-
-    Raises:
-        FastcifarError: a run failed, after all others were done; or the data set is missing.
-        Interrupted: it was stopped by a signal, and every run was saved; the same call goes on.
+    Finished runs are kept, interrupted ones are resumed, and one that fails does not stop the others. By default
+    `how_many` decides how many run `at_once`; threads and memory are divided where they are not given. Raises
+    FastcifarError where a run failed, after all others were done, or the data set is missing; Interrupted where a
+    signal stopped it, with every run saved.
     """
     check_range("at_once", at_once, 1)
     waiting = [job for job in jobs if job.result is None]
@@ -110,7 +96,7 @@ def train_packed(jobs: Sequence[Job], at_once: int | None, console: Console) -> 
 
 
 def fetch(config: RunConfig) -> DataSize:
-    """Has the data set on disk before several processes look for it. Raises DataError where it cannot be had."""
+    """Loads the data set before several processes look for it. Raises DataError where it cannot be had."""
     data = config.data
     name = resolve_auto(data.data_dir)[0] if data.dataset == "auto" else data.dataset
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
@@ -118,7 +104,7 @@ def fetch(config: RunConfig) -> DataSize:
 
 
 def how_many(config: RunConfig, data: DataSize) -> int:
-    """Runs at a time: as many as gain from it (`most_at_once`), fewer where their batches would have to be split."""
+    """Returns how many runs to train at a time: `most_at_once`, or fewer where their batches would have to be split."""
     device = resolve_device(config.engine.device)
     most = most_at_once(device.type, torch.get_num_threads(), config.engine.threads, shares_the_gpu())
     free = free_memory(device)
@@ -130,13 +116,10 @@ def how_many(config: RunConfig, data: DataSize) -> int:
 
 
 def most_at_once(device: str, cpu_threads: int, threads: int | None, mps: bool) -> int:
-    """Runs that gain from running side by side, whatever memory there is.
+    """Returns how many runs on a `device`, "cpu" or "cuda", gain from running side by side, whatever the memory.
 
-    Args:
-        device: "cpu" or "cuda".
-        cpu_threads: of this machine.
-        threads: of a run; one where that is not given, which wastes nothing on waiting for others.
-        mps: whether NVIDIA's Multi-Process Service runs.
+    A run has `threads` threads of this machine's `cpu_threads`; by default one, which wastes nothing on waiting for
+    others. `mps` says whether NVIDIA's Multi-Process Service runs.
     """
     if device == "cpu":
         return cpu_threads // (threads or 1)
@@ -144,12 +127,12 @@ def most_at_once(device: str, cpu_threads: int, threads: int | None, mps: bool) 
 
 
 def shares_the_gpu() -> bool:
-    """Whether NVIDIA's Multi-Process Service runs: its daemon has a pipe in a folder that the environment may name."""
+    """Tells whether NVIDIA's Multi-Process Service runs: its daemon has a pipe in a folder the environment may name."""
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 def fits(config: RunConfig, taken: Footprint, limit: int) -> bool:
-    """Whether a run needs at most `limit` bytes with its batches whole, or in the parts that it asks for."""
+    """Tells whether a run fits into `limit` bytes with its batches whole, or in the parts that it asks for."""
     try:
         plan = lay_out(config, taken, limit)
     except ConfigError:
@@ -158,7 +141,7 @@ def fits(config: RunConfig, taken: Footprint, limit: int) -> bool:
 
 
 def divide(engine: EngineConfig, at_once: int) -> EngineConfig:
-    """`engine` with a share of the CPU's threads, and of the memory that is free, where none is given."""
+    """Gives `engine` a share of the CPU's threads and of the free memory, where it sets none."""
     limit, free = engine.memory_limit, free_memory(resolve_device(engine.device))
     if limit is None and free is not None and at_once > 1:
         limit = f"{max(free // at_once // 2**20, 1)}MB"

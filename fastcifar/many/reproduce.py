@@ -1,4 +1,4 @@
-"""`fastcifar reproduce`: runs recipes by seed, and sets what comes out beside what was claimed."""
+"""`fastcifar reproduce`: trains recipes with several seeds, and compares the results with the claims."""
 
 from __future__ import annotations
 
@@ -36,17 +36,12 @@ def reproduce(
 ) -> list[Row]:
     """Trains each of `recipes` with the seeds 0 to `seeds` - 1, and writes `out`/results.json after every run.
 
-    A run that has ended is kept, one that was interrupted goes on, and one that fails does not keep the others from
-    running. The first seed of every recipe comes before the second of any. The runs go to `out`/NAME/seedS; where the
-    epochs are not the recipe's own, to `out`/NAME-Eep/seedS.
+    Finished runs are kept, interrupted ones are resumed, and one that fails does not stop the others. The first seed of
+    every recipe comes before the second of any. The runs go to `out`/NAME/seedS, or to `out`/NAME-Eep/seedS where the
+    epochs are not the recipe's own. Returns the rows of these recipes, from this call and earlier ones.
 
-    Returns:
-        The rows of these recipes, of this call and earlier ones.
-
-    Raises:
-        FastcifarError: a run failed, after all others were done; or the data set is missing, or `out` holds a run of
-            what a recipe used to be.
-        Interrupted: it was stopped by a signal; the same call goes on.
+    Raises FastcifarError where a run failed, after all others were done, the data set is missing, or `out` holds a run
+    of an earlier version of a recipe; Interrupted where a signal stopped it.
     """
     check_range("seeds", seeds, 1)
     console = console or Silence()
@@ -89,7 +84,7 @@ def job_of(recipe: Recipe, seed: int, out: Path, overrides: Overrides) -> Job:
 
 
 def free_memory() -> None:
-    """Lets go what earlier runs compiled and allocated; torch refuses to compile the same code too often."""
+    """Frees what earlier runs compiled and allocated; torch refuses to compile the same code too often."""
     gc.collect()
     torch.compiler.reset()
     if torch.cuda.is_available():
@@ -116,7 +111,6 @@ def row_of(job: Job, result: Result) -> Row:
 
 
 def claims_table(found: list[Summary]) -> str:
-    """Claims and what was measured, in percent, for the console."""
     header = ("recipe", "epochs", "claim", "n", "weights", "average", "")
     return aligned([header, *map(claim_row, found)])
 

@@ -18,32 +18,31 @@ from fastcifar.runs.files import reading, write_text
 from fastcifar.serialization import build
 
 SCHEMA = "fastcifar.results/1"
-"""Tells these files from others beside them."""
+"""Marks these files among others beside them."""
 
 ONE_RUN_SPREAD = 0.002
-"""Standard deviation of a CIFAR-10 run's test accuracy by its seed; taken where fewer than three runs are measured."""
+"""Standard deviation of a CIFAR-10 run's test accuracy by its seed, assumed where fewer than three runs exist."""
 
 OF_THE_MACHINE = {field.name for field in fields(EngineConfig)}
 OF_THE_MACHINE |= {"dataset", "data_dir", "loader", "chunk_size", "seed", "epochs"}
-"""Settings that are decided when a run starts, or stand in a row of their own."""
+"""Settings that are decided when a run starts, or have a field of their own in a row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One finished run; accuracies are fractions, times seconds; what does not apply is None."""
+    """A finished run; accuracies are fractions, times seconds; None where a value does not apply."""
 
     recipe: str
     epochs: int
     full_length: bool
-    """Whether these are the recipe's own epochs."""
+    """Whether `epochs` is the recipe's own number."""
     seed: int
     settings: dict[str, Any]
-    """What the recipe sets other than by default, as it stood then."""
+    """The recipe's settings at the time, other than the defaults."""
     test_accuracy: float
     averaged_test_accuracies: dict[str, float]
-    """The accuracy of every average, by its name."""
     watched_test_accuracy: float | None
-    """The highest of any epoch, chosen by the test set."""
+    """The highest of any epoch, chosen on the test set."""
     seconds: float
     images_per_second: float
     device: str
@@ -56,13 +55,12 @@ class Row:
 
     @property
     def average(self) -> float | None:
-        """The accuracy of the first average that the run keeps."""
         return next(iter(self.averaged_test_accuracies.values()), None)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the runs of one recipe, length and device come to."""
+    """The runs of one recipe, length and device, and how they compare with the claim."""
 
     rows: tuple[Row, ...]
 
@@ -72,7 +70,6 @@ class Summary:
 
     @property
     def compared(self) -> list[float]:
-        """The accuracies that the claim is to be compared with."""
         entry = RECIPES.get(self.first.recipe)
         if entry is None or entry.measure != "average":
             return [row.test_accuracy for row in self.rows]
@@ -80,7 +77,7 @@ class Summary:
 
     @property
     def met(self) -> bool | None:
-        """Whether the mean is at least the claim less the spread; None where there is no claim of such runs."""
+        """Whether the mean is at least the claim less the spread; None where no claim covers such runs."""
         entry = RECIPES.get(self.first.recipe)
         if entry is None or entry.claim is None or entry.measure == "ensemble" or not self.first.full_length:
             return None
@@ -89,7 +86,7 @@ class Summary:
 
 
 def summaries(rows: Iterable[Row]) -> list[Summary]:
-    """`rows` by recipe, length and device, in the recipes' order."""
+    """Groups `rows` by recipe, length and device, in the recipes' order."""
     groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.recipe, row.epochs, row.device), []).append(row)
@@ -99,27 +96,25 @@ def summaries(rows: Iterable[Row]) -> list[Summary]:
 
 
 def percent_and_spread(accuracies: list[float]) -> str:
-    """The mean in percent, with the standard deviation where there are several."""
     text = f"{100 * mean(accuracies):.2f}"
     return f"{text} ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else text
 
 
 def recipe_settings(config: RunConfig) -> dict[str, Any]:
-    """What a recipe's `config` comes to other than by default, the machine's part left out, as JSON has it."""
+    """Returns the settings of `config` that differ from the defaults, without the machine's, as JSON values."""
     changed = difference(resolved(config), resolved(RunConfig()))
     kept = {name: value for name, value in changed.items() if name not in OF_THE_MACHINE}
     return json.loads(json.dumps(kept, default=str))
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """With all that was left out filled in, and the augmentation in full."""
     parts = {field.name: getattr(config, field.name) for field in fields(config)}
     parts = {name: part.resolved for name, part in parts.items() if hasattr(part, "resolved")}
     return replace(config, **parts, data=replace(config.data, augment=str(parse(config.data.augment))))
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in a file; none where it is absent or another kind. Raises FastcifarError where it is damaged."""
+    """Reads the rows of a file; none where it is absent or another kind. Raises FastcifarError where it is damaged."""
     if not path.exists():
         return []
     with reading(path, "delete it, or mend it"):
@@ -130,6 +125,6 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Replaces the file as a whole, in an order that does not depend on that of the runs. Raises FastcifarError."""
+    """Replaces the file, with rows sorted by `key`. Raises FastcifarError where it cannot be written."""
     ordered = [dataclasses.asdict(row) for row in sorted(rows, key=lambda row: row.key)]
     write_text(path, json.dumps({"schema": SCHEMA, "rows": ordered}, indent=1) + "\n")

@@ -1,6 +1,6 @@
-"""Several networks as one: how they vote, which of them to keep, and how much they differ.
+"""How several networks vote, which of them to keep, and how much they differ.
 
-Probabilities are float64 (M, N, C) on the CPU, of M members, N images and C classes; labels are int64 (N,).
+Probabilities are float64 (M, N, C) on the CPU, for M members, N images and C classes; labels are int64 (N,).
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST_EXHAUSTIVE = 12
-"""Members of which all subsets are tried; there are 4,095."""
+"""Largest number of members of which all subsets (4,095) are tried."""
 LEAST_PROBABILITY = 1e-300
-"""What a probability of 0 counts as in the loss."""
+"""Stands for a probability of 0 in the loss."""
 
 
 def soft_vote(probabilities: Tensor) -> Tensor:
-    """int64 (N,), the class of the greatest mean probability; of equal ones, the lowest label."""
+    """Returns the class of the greatest mean probability, int64 (N,); of equal ones, the lowest label."""
     return probabilities.sum(dim=0).argmax(dim=1)
 
 
 def hard_vote(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 (N,), the class that most members choose, and bool (N,), where several classes had as many votes.
-
-    Among those the greatest summed probability decides.
-    """
+    """Returns the class that most members choose, int64 (N,), and where summed probability broke a tie, bool (N,)."""
     votes = F.one_hot(probabilities.argmax(dim=2), probabilities.shape[2]).sum(dim=0)
     leading = votes == votes.amax(dim=1, keepdim=True)
     winners = probabilities.sum(dim=0).masked_fill(~leading, -1.0).argmax(dim=1)
@@ -38,17 +35,17 @@ def hard_vote(probabilities: Tensor) -> tuple[Tensor, Tensor]:
 def disagreement(predictions: Tensor) -> float | None:
     """Predictions int64 (M, N) -> the share of images to which two members give different classes, mean over all pairs.
 
-    None where there is no pair. Fort et al. 2019, arXiv:1912.02757, section 5, before they divide it by the error.
+    None where there is no pair (Fort et al. 2019, arXiv:1912.02757, section 5, before they divide it by the error).
     """
     return mean_over_pairs((predictions[:, None] != predictions).double().mean(dim=2))
 
 
 def q_statistic(right: Tensor) -> float | None:
-    """Right answers bool (M, N) -> Yule's Q of two members' right answers, mean over all pairs for which it is defined.
+    """Correct answers bool (M, N) -> Yule's Q of two members, mean over all pairs for which it is defined.
 
     It is 0 for members that err independently, 1 for those that err on the same images, and below 0 where they err on
     different ones (Kuncheva and Whitaker 2003, Machine Learning 51, equation 7). It is undefined where, say, a member
-    never errs; None where it always is.
+    never errs; None where that holds for all pairs.
     """
     hits, errors = right.double(), (~right).double()
     alike, unlike = (hits @ hits.T) * (errors @ errors.T), (hits @ errors.T) * (errors @ hits.T)
@@ -56,7 +53,7 @@ def q_statistic(right: Tensor) -> float | None:
 
 
 def mean_over_pairs(table: Tensor) -> float | None:
-    """The mean of what stands above the diagonal of float64 (M, M), NaN left out; None where nothing is left."""
+    """Returns the mean above the diagonal of float64 (M, M), without NaN; None where nothing is left."""
     first, second = torch.triu_indices(*table.shape, offset=1)
     mean = table[first, second].nanmean().item()
     return None if mean != mean else mean
@@ -64,31 +61,30 @@ def mean_over_pairs(table: Tensor) -> float | None:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some members, and what their soft vote came to where they were chosen."""
+    """Some members, with the accuracy (a fraction) and loss of their soft vote on the images they were chosen by."""
 
     members: tuple[int, ...]
     accuracy: float
-    """As a fraction."""
     loss: float
     """Mean negative log-likelihood of their mean probabilities."""
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Greater is better. The loss decides between equal accuracies, which few images make likely."""
+        """The sort key, greater for better; the loss decides between equal accuracies, which few images make likely."""
         return self.accuracy, -self.loss
 
 
 def judge(members: tuple[int, ...], summed: Tensor, labels: Tensor) -> Subset:
-    """The soft vote of `members`, given the sum of their probabilities (N, C)."""
+    """Judges the soft vote of `members`, given the sum of their probabilities (N, C)."""
     correct = int((summed.argmax(dim=1) == labels).sum())
     likelihood = summed.gather(1, labels[:, None]) / len(members)
     return Subset(members, correct / len(labels), -likelihood.clamp_min(LEAST_PROBABILITY).log().mean().item())
 
 
 def best_of_each_size(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ...]:
-    """The best subset of each size, from 1 to M: of all up to `MOST_EXHAUSTIVE` members, beyond them by `greedy`.
+    """Finds the best subset of each size, 1 to M: of all for up to `MOST_EXHAUSTIVE` members, else by `greedy`.
 
-    Of equal subsets, it is the one of the lower numbers.
+    Of equal subsets, the one of the lower numbers is taken.
     """
     count = len(probabilities)
     if count > MOST_EXHAUSTIVE:
@@ -104,10 +100,9 @@ def best_of_each_size(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ..
 
 
 def greedy(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ...]:
-    """The best member, then each time the one that helps most, until all are in: a subset of each size, from 1 to M.
+    """Takes the best member, then each time the one that helps most: a subset of each size, from 1 to M.
 
-    Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement. Of equal members, it is the
-    one of the lower number.
+    Caruana et al. 2004, "Ensemble selection from libraries of models", without replacement; lower numbers win ties.
     """
     path: list[Subset] = []
     held, summed = (), torch.zeros_like(probabilities[0])
@@ -121,5 +116,5 @@ def greedy(probabilities: Tensor, labels: Tensor) -> tuple[Subset, ...]:
 
 
 def select(probabilities: Tensor, labels: Tensor) -> Subset:
-    """The best subset on the way of `greedy`; of equal ones, that of fewer members."""
+    """Returns the best of the `greedy` subsets; of equal ones, the smallest."""
     return max(greedy(probabilities, labels), key=lambda subset: subset.rank)

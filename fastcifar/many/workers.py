@@ -1,8 +1,8 @@
-"""Jobs carried out several at a time, each by a process of its own, so that its run equals one that is trained alone.
+"""Carries out several jobs at a time, each in a process of its own, so that a run equals one trained alone.
 
-The pool of processes in `concurrent.futures` would not do: it gives up all jobs where one of its processes is killed,
-and it cannot ask a process to save its state and stop. Here the parent tells each process its job over a pipe, which it
-holds open. A process that reads the end of the pipe, because the parent lets it go or was killed, saves and stops.
+The process pool of `concurrent.futures` would not do: it gives up all jobs when one of its processes is killed, and
+cannot ask a process to save its state and stop. Here the parent sends each process its job over a pipe, which it holds
+open. A process that reads the end of the pipe, because the parent closed it or was killed, saves and stops.
 """
 
 from __future__ import annotations
@@ -36,15 +36,10 @@ STDIN = 0
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> tuple[dict[Path, str], int]:
-    """Carries out `jobs`, `at_once` of them at a time: in a terminal with a line for each that runs, and everywhere
-    with one for each that ends.
+    """Carries out `jobs`, `at_once` of them at a time, with a line for each that ends and, in a terminal, that runs.
 
-    Returns:
-        The folder and the last words of each that failed, and the number of images that all trained on.
-
-    Raises:
-        FastcifarError: a log cannot be written.
-        Interrupted: there was a signal, and all have saved their state.
+    Returns the last words of those that failed, by folder, and the images that all trained on. Raises FastcifarError
+    where a log cannot be written; Interrupted after a signal, once all have saved their state.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
     hidden = not console.rich.is_terminal
@@ -79,12 +74,11 @@ def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> tuple[dict[
 
 
 def log_of(folder: Path) -> Path:
-    """Where the process that trains the run in `folder` writes what it says."""
     return folder.with_name(f"{folder.name}.log")
 
 
 class Worker:
-    """A process that carries out `job`, and its line of `progress`. Raises FastcifarError without a writable log."""
+    """A process that carries out `job`, with its line of `progress`. Raises FastcifarError without a writable log."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
@@ -113,12 +107,10 @@ class Worker:
             self.pipe.flush()
 
     def stop(self) -> None:
-        """Lets the process save its state and end."""
         with suppress(BrokenPipeError):
             self.pipe.close()
 
     def show(self) -> None:
-        """Shows the last record, where there is a newer one."""
         with suppress(FileNotFoundError):
             written = self.metrics.stat().st_mtime
             if written != self.metrics_time:
@@ -133,7 +125,7 @@ class Worker:
         self.progress.refresh()
 
     def ending(self, stopped: bool) -> str:
-        """Takes the line of the process, which has ended, away; returns what came of it."""
+        """Removes the line of the process, which has ended; returns its outcome."""
         self.progress.remove_task(self.line)
         if result := self.job.result:
             return f"test {percent(result.test_accuracy)}, {result.images_per_second:,.0f} img/s"
@@ -141,12 +133,11 @@ class Worker:
 
     @property
     def images(self) -> int:
-        """Images trained on so far."""
         return (self.record.step - self.first_step) * self.job.config.batch_size if self.record else 0
 
     @property
     def last_words(self) -> str:
-        """The last line that the process, which failed, wrote; or the signal that killed it."""
+        """The last line that the failed process wrote, or the signal that killed it."""
         if self.process.returncode < 0:
             return f"it was killed by signal {-self.process.returncode}"
         lines = log_of(self.job.folder).read_text("utf-8", errors="replace").split("\n")
@@ -155,7 +146,7 @@ class Worker:
 
 
 def work() -> int:
-    """What the process does; returns its exit status, as `fastcifar train`."""
+    """Runs the job read from stdin; returns the exit status of `fastcifar train`."""
     order = b""
     while not order.endswith(b"\n"):
         if not (part := os.read(STDIN, 1 << 16)):

@@ -1,1 +1,1 @@
-"""The run folder: what a run was told, what it recorded, and the state it can go on from."""
+"""The run folder: its configuration, records, and the state to resume from."""

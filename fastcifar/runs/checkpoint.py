@@ -1,12 +1,11 @@
-"""The state of a run on disk: folders of safetensors and JSON, published by renaming one pointer; nothing in them can
-execute.
+"""Stores a run's state in folders of safetensors and JSON, published by renaming one pointer; none of it can execute.
 
 checkpoints/latest                       the name of the current folder
 checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata describes the network
 checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
 checkpoints/STEP/snapshot-N.safetensors  the same of the weights at the end of the cycle N of warm restarts
 checkpoints/STEP/best-NAME.safetensors   the same of the weights or the average NAME, best on the validation split
-checkpoints/STEP/state.safetensors       what else training goes on from: momenta, meters, random state
+checkpoints/STEP/state.safetensors       the rest of the training state: momenta, meters, random state
 checkpoints/STEP/progress.json           epoch, batch, times, the names of averages and snapshots, the best epochs
 """
 
@@ -33,11 +32,11 @@ from fastcifar.serialization import build
 RESTART = "start the run again"
 
 WEIGHTS = "weights"
-"""The name of the weights themselves, among their averages."""
+"""Name of the weights themselves, among their averages."""
 
 
 class Best(TypedDict):
-    """How good the weights of the best epoch were on the validation split."""
+    """Scores of the best epoch's weights on the validation split."""
 
     epoch: int
     accuracy: float
@@ -45,26 +44,21 @@ class Best(TypedDict):
 
 
 class Progress(TypedDict):
-    """How far a run has come."""
-
     epoch: int
     """Epochs done."""
     batch: int
-    """Batches done of the epoch after them."""
+    """Batches done in the current epoch."""
     step: int
-    """Steps done in all."""
     elapsed: float
-    """Seconds, those between an end and a resumption left out."""
+    """Seconds, without the time between an interruption and resuming."""
     seconds: dict[str, float]
     """By phase."""
     scaler: dict[str, Any]
     """State of the gradient scaler; empty where the precision needs none."""
     plateau: dict[str, float]
-    """State of a schedule that waits for plateaus; empty for the others."""
+    """State of a plateau schedule; empty for the others."""
     averages: list[str]
-    """Names of the averages that are kept."""
     snapshots: list[str]
-    """Names of the weights that were kept at the ends of cycles."""
     best: dict[str, Best]
     """By name of the weights; empty without a validation split."""
 
@@ -76,49 +70,45 @@ class Network(TypedDict):
     options: dict[str, Any]
     """Options of `build_model`, with `classes` and `image_size`."""
     classes: list[str]
-    """Their names."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    """The deviation of the normalisation, like its mean as fractions of 255."""
+    """Standard deviation of the normalisation; like `mean`, in fractions of 255."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by file name and key, and numbers."""
+    """A run's state: tensors by file name and key, and numbers."""
 
     weights: dict[str, dict[str, Tensor]]
-    """The last ones, by name: `weights`, and the averages; and the snapshots."""
+    """The last weights, the averages and the snapshots, by name."""
     best: dict[str, dict[str, Tensor]]
-    """The same of the best epochs on the validation split; empty without one."""
+    """The best epochs' weights on the validation split, by name; empty without one."""
     state: dict[str, Tensor]
     progress: Progress
     network: Network
 
     @property
     def chosen(self) -> dict[str, dict[str, Tensor]]:
-        """What the run came to: the best weights of each name, else the last."""
+        """The best weights of each name, else the last."""
         return {name: self.best.get(name, last) for name, last in self.weights.items()}
 
     def files(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by the name of their file."""
         return {**self.weights, **{f"best-{name}": tensors for name, tensors in self.best.items()}, "state": self.state}
 
 
 SNAPSHOT = re.compile(r"snapshot-[1-9][0-9]*")
 NAME = re.compile(rf"weights|swa|ema-[0-9.e-]+|{SNAPSHOT.pattern}")
-"""What weights may be called, and so their files."""
+"""Allowed names of weights, and so of their files."""
 
 OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
-"""Names of the folders that `save` makes, and may remove."""
+"""Folders that `save` makes, and may remove."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Publishes `checkpoint` in `folder`, then removes the one before it; killed at any moment, it leaves a whole one.
+    """Publishes `checkpoint` in `folder`, then removes the one before it; if killed at any moment, a whole one remains.
 
-    A step has one state only, so one that is published already is left alone.
-
-    Raises:
-        FastcifarError: `folder` cannot be written, or its pointer is damaged; the checkpoint before stays.
+    A step has one state only, so one that is already published is left alone. Raises FastcifarError where `folder`
+    cannot be written, or its pointer is damaged; the earlier checkpoint stays.
     """
     name = f"{checkpoint.progress['step']:08d}"
     partial, target = folder / f".{name}.partial", folder / name
@@ -140,7 +130,6 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Makes `folder`, with the files of `checkpoint`."""
     folder.mkdir(parents=True)
     metadata = {"network": json.dumps(checkpoint.network)}
     for file, tensors in checkpoint.files().items():
@@ -150,7 +139,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The current checkpoint's folder, or None before the first. Raises FastcifarError where the pointer is damaged."""
+    """Returns the current checkpoint's folder; None before the first. Raises FastcifarError on a damaged pointer."""
     pointer = folder / "latest"
     if not os.path.isfile(pointer):
         return None
@@ -162,7 +151,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The current checkpoint, on the CPU; None before the first. Raises FastcifarError where a file is damaged."""
+    """Loads the current checkpoint to the CPU; None before the first. Raises FastcifarError where a file is damaged."""
     current = latest(folder)
     if current is None:
         return None
@@ -180,13 +169,13 @@ def load(folder: Path) -> Checkpoint | None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file. Raises FastcifarError where it is missing or damaged."""
+    """Reads the tensors of a file. Raises FastcifarError where it is missing or damaged."""
     with reading(path, RESTART), safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def read_network(path: Path) -> Network:
-    """How to build and feed the network of the weights in a file. Raises FastcifarError where that is not said."""
+    """Reads how to build and feed the network of a file of weights. Raises FastcifarError where it does not say."""
     with reading(path, RESTART), safe_open(path, framework="pt") as file:
         network = build(Network, json.loads((file.metadata() or {}).get("network", "{}")), "network", complete=True)
         for mean, std in zip(network["mean"], network["std"], strict=True):
@@ -202,10 +191,9 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str
 
 @torch.no_grad()
 def copy_tensors(stored: dict[str, Tensor], own: dict[str, Tensor], source: str) -> None:
-    """Copies what was `stored` into the tensors of the same names in `own`, which keep their device and memory format.
+    """Copies the `stored` tensors into those of the same names in `own`, which keep their device and memory format.
 
-    Raises:
-        FastcifarError: names, shapes or types differ; nothing was copied, and the sentence begins with `source`.
+    Raises FastcifarError, which begins with `source`, where names, shapes or types differ; nothing is copied then.
     """
     remedy = "give the configuration that it was made with"
     if differing := stored.keys() ^ own.keys():

@@ -1,4 +1,4 @@
-"""What the person at the keyboard sees: a live line in a terminal or a notebook, plain lines in a pipe."""
+"""Shows progress: a live line in a terminal or a notebook, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from fastcifar.runs.records import EpochRecord
 
 REFRESH_SECONDS = 0.25
 NO_BREAK = "\u00a0"
-"""Stands for a space at which a line may not be broken."""
+"""Replaces a space at which a line must not be broken."""
 
 
 class Console:
-    """Shows a run as it goes, on `rich`, by default the standard output.
+    """Shows a run's progress on `rich`, by default on standard output.
 
-    In a terminal lines are broken between words at its width, and a bar moves below them; a notebook that has
-    ipywidgets shows the bar too. Elsewhere every line stays whole.
+    A terminal, which breaks lines between words, has a moving bar; so has a notebook with ipywidgets.
     """
 
     def __init__(self, rich: RichConsole | None = None) -> None:
@@ -38,7 +37,6 @@ class Console:
         self.epoch_seconds: list[float] = []
 
     def note(self, text: str, *, prominent: bool = False) -> None:
-        """One line that stays."""
         self.stop_waiting()
         lines = text.split("\n")
         if self.rich.is_terminal:
@@ -50,7 +48,7 @@ class Console:
         self.rich.print(text, markup=False, style="bold reverse" if prominent else None)
 
     def wait(self, text: str) -> None:
-        """Something takes a while, until the next line."""
+        """Shows that something takes a while, until the next line."""
         if self.live:
             self.status = self.rich.status(text)
             self.status.start()
@@ -63,7 +61,7 @@ class Console:
             self.status = None
 
     def begin(self, step: int, total_steps: int, batch_size: int) -> None:
-        """Training starts, or goes on, after `step` steps."""
+        """Starts the bar as training starts, or resumes, after `step` steps."""
         self.batch_size, self.first, self.started = batch_size, step, time.perf_counter()
         if self.live:
             # In a narrow terminal only the bar gives way.
@@ -78,7 +76,7 @@ class Console:
             self.task = self.progress.add_task("training", total=total_steps, completed=step, rate="")
 
     def tick(self, step: int, epoch: int, epochs: int, lr: float, loss: float | None, accuracy: float | None) -> None:
-        """A step has been launched; `loss` and `accuracy` are those of this epoch as far as they are known."""
+        """Updates the bar after a step was launched; `loss` and `accuracy` are those of this epoch, where known."""
         now = time.perf_counter()
         if self.progress and now - self.shown > REFRESH_SECONDS:
             self.shown = now
@@ -88,7 +86,6 @@ class Console:
             self.progress.update(self.task, completed=step, description=description, rate=rate, refresh=True)
 
     def write(self, record: EpochRecord) -> None:
-        """An epoch has ended."""
         self.epoch_seconds.append(time.perf_counter() - self.started - sum(self.epoch_seconds))
         per_step = (time.perf_counter() - self.started) / (record.step - self.first)
         left = per_step * record.step / record.epoch * (record.epochs - record.epoch)
@@ -112,7 +109,6 @@ class Console:
             self.progress = None
 
     def summary(self, result: Result, folder: Path) -> None:
-        """How the run ended, and what to type next."""
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds_by_phase.items())
         rows = {
             "test accuracy": percent(result.test_accuracy),
@@ -133,35 +129,31 @@ class Console:
                 self.note(f"{name:{width}}  {value}")
 
     def epoch_times(self) -> str:
-        """How long the epochs of this session took; in the first one, libraries still choose their algorithms."""
+        """Describes how long this session's epochs took; in the first one, libraries still choose their algorithms."""
         first, *others = self.epoch_seconds or [0.0]
         return f"first {first:.1f} s, then {sum(others) / len(others):.1f} s each" if others else ""
 
 
 class Silence(Console):
-    """Shows nothing."""
-
     def __init__(self) -> None:
         super().__init__(RichConsole(quiet=True))
 
 
 def notebook_console() -> Console:
-    """A console that shows a notebook what goes on, and nobody else."""
+    """Returns a console that shows progress in a notebook and nothing elsewhere."""
     return Console() if RichConsole().is_jupyter else Silence()
 
 
 def joined(first: str, fields: Mapping[str, str]) -> str:
-    """One line of what there is, in which a number stays with its name."""
+    """Joins the non-empty fields into one line, in which a number stays with its name."""
     parts = [first, *(f"{name} {value}" for name, value in fields.items() if value)]
     return "  ".join(part.replace(" ", NO_BREAK) for part in parts)
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction as a percentage; nothing for None."""
     return "" if fraction is None else f"{100 * fraction:.2f}%"
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

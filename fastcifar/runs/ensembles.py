@@ -1,7 +1,7 @@
-"""An ensemble's folder: what it consists of and what it came to, in ensemble.json; free of torch.
+"""The folder of an ensemble, with its members and votes in ensemble.json; free of torch.
 
 ensemble.json      the members, and their votes
-seedS/, seedS.log  the runs that were trained for it, and what they said
+seedS/, seedS.log  the runs that were trained for it, and their output
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = "ensemble.json"
 AGAIN = "let `fastcifar ensemble` write it again"
 
 SplitObstacle = Literal["no-split", "different-splits"]
-"""Why nothing can be decided on images that all runs set apart for validation."""
+"""Why the runs share no validation images to choose members on."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Member:
     """A run, or a snapshot of one; accuracies are fractions."""
 
     run: Path
-    """The run's folder, from the ensemble's where it lies within that."""
+    """The run's folder, relative to the ensemble's where it lies within it."""
     weights: str
-    """Which of its weights vote."""
+    """Name of the weights that vote."""
     validation_accuracy: float | None
     """None without a validation split that all members share."""
     test_accuracy: float
@@ -38,62 +38,57 @@ class Member:
 
 @dataclass(frozen=True)
 class Vote:
-    """What some of the members come to together, on the test set unless said otherwise, as fractions."""
+    """The vote of some members, on the test set unless said otherwise; accuracies and shares are fractions."""
 
     members: tuple[int, ...]
-    """By their place among the members."""
+    """Indices among the ensemble's members."""
     validation_accuracy: float | None
-    """The accuracy of the soft vote."""
+    """Accuracy of the soft vote on the validation split."""
     soft_accuracy: float
-    """The accuracy of the class of the greatest mean probability."""
+    """Accuracy of the class of the greatest mean probability."""
     soft_interval: tuple[float, float]
-    """95%, by Wilson."""
+    """The 95% Wilson interval."""
     hard_accuracy: float
-    """The accuracy of the class that most choose."""
+    """Accuracy of the class that most members choose."""
     ties: int
-    """Images for which several classes had as many votes; the summed probability decided."""
+    """Images for which several classes had equally many votes; the summed probability decided."""
     mean_member: float
     """Mean accuracy of these members."""
     best_member: float
-    """Accuracy of the best of them, on the test set."""
+    """Accuracy of the best of these members, on the test set."""
     disagreement: float | None
-    """Share of images to which two of them give different classes, mean over pairs; None for one."""
+    """Share of images to which two members give different classes, mean over pairs; None for one member."""
     q_statistic: float | None
-    """Yule's Q of their right answers, mean over pairs; None where it is not defined."""
+    """Yule's Q of their correct answers, mean over pairs; None where it is not defined."""
 
 
 @dataclass(frozen=True)
 class EnsembleReport:
-    """ensemble.json."""
+    """The content of ensemble.json."""
 
     dataset: str
     images: int
-    """Images of the test set."""
     tta: str
-    """Test-time augmentation of all members."""
     members: tuple[Member, ...]
     whole: Vote
-    """The vote of all members."""
     chosen: Vote | None
-    """The vote of those chosen greedily on the validation split; None where there is none that they share."""
+    """The vote of those chosen greedily on the validation split; None where they share no such split."""
     not_chosen: SplitObstacle | None
-    """Why there is no choice."""
     sizes: tuple[Vote, ...]
     """For each number of members, the vote of those that are best on the validation split."""
 
     @property
     def best(self) -> Vote:
-        """What the ensemble comes to: those chosen, or all."""
+        """The vote of the chosen members, or else of all."""
         return self.chosen or self.whole
 
 
 def write_report(folder: Path, report: EnsembleReport) -> None:
-    """Raises FastcifarError where it cannot be written."""
     write_text(folder / FILE, json.dumps(dataclasses.asdict(report), indent=2, default=str) + "\n")
 
 
 def read_report(folder: Path) -> EnsembleReport:
-    """Raises FastcifarError where there is none, or it is damaged."""
+    """Reads ensemble.json. Raises FastcifarError where it is missing or damaged."""
     return read_json(folder / FILE, EnsembleReport, AGAIN)
 
 
@@ -102,11 +97,7 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def voters(folder: Path) -> list[tuple[Path, str]]:
-    """Folder and weights of each run that votes in the ensemble at `folder`.
-
-    Raises:
-        FastcifarError: as `read_report`; or one of them is gone.
-    """
+    """Returns folder and weights of each voting run. Raises FastcifarError as `read_report`, or where a run is gone."""
     report = read_report(folder)
     members = report.best.members
     if not members:

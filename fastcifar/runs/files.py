@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and whose damage is told in one sentence."""
+"""Reads and writes files such that they are whole or absent, and reports damage in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcifar.serialization import build
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Makes an OSError within the block a FastcifarError that says in one sentence that `place` cannot be written."""
+    """Turns an OSError within the block into a FastcifarError that says that `place` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -28,7 +28,7 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(place: Path | str, remedy: str) -> Iterator[None]:
-    """Makes damage met within the block a FastcifarError that says what is wrong with `place`, and the `remedy`."""
+    """Turns damage met within the block into a FastcifarError that says what is wrong with `place`, and `remedy`."""
     try:
         yield
     except (OSError, ValueError, RecursionError, SafetensorError, ConfigError) as error:
@@ -36,32 +36,27 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
-    """The content of `path` as a `kind`, a dataclass or TypedDict that must be complete. Raises FastcifarError."""
+    """Reads `path` as a complete `kind`, a dataclass or TypedDict. Raises FastcifarError where that fails."""
     with reading(path, remedy):
         return build(kind, json.loads(path.read_text("utf-8")), path.name, complete=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `path` so that a reader finds either what was there before or all of `text`. Raises FastcifarError."""
+    """Writes `text` atomically, as `write_bytes` does. Raises FastcifarError where `path` cannot be written."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `path` so that a reader finds either what was there before or all of `content`. Raises FastcifarError."""
+    """Replaces `path` atomically by `content`. Raises FastcifarError where it cannot be written."""
     with appearing(path) as file:
         file.write(content)
 
 
 @contextmanager
 def appearing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
-    """A file to write, which takes the place of `path` at the end of the block, on the disk too; where the block fails,
-    nothing of it is left.
+    """Opens a file that replaces `path` at the end of the block, on the disk too; nothing remains if the block fails.
 
-    Args:
-        mode, options: as `open` has them.
-
-    Raises:
-        FastcifarError: it cannot be written.
+    `mode` and `options` are those of `open`. Raises FastcifarError where the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
@@ -78,7 +73,7 @@ def appearing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Renames `partial` to `target`, which is beside it, and has the disk know where the system offers that."""
+    """Renames `partial` to `target`, in the same folder, and syncs the folder where the system allows it."""
     os.replace(partial, target)
     with suppress(OSError):  # Windows opens no folders, and some network file systems do not sync them
         folder = os.open(target.parent, os.O_RDONLY)

@@ -4,9 +4,9 @@ config.json        the complete configuration, choices resolved
 metrics.jsonl      one record an epoch
 events.*           the same for TensorBoard
 curves.png         the same as a picture
-.lock              held by the process that trains; a dead process holds it no more
-checkpoints/       the state to go on from, and the weights (see `runs.checkpoint`)
-result.json        what came out
+.lock              held by the process that trains, and released when it dies
+checkpoints/       the state to resume from, and the weights (see `runs.checkpoint`)
+result.json        the result
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to; accuracies are fractions, times seconds, sizes bytes; what does not apply is None."""
+    """A run's result; accuracies are fractions, times seconds, sizes bytes; None where a value does not apply."""
 
     test_accuracy: float
-    """The accuracy of the best epoch's weights on the validation split; without one, of the last."""
+    """Accuracy of the best epoch's weights on the validation split; without one, of the last."""
     validation_accuracy: float | None
-    """The accuracy of the same weights."""
+    """Accuracy of the same weights on the validation split."""
     averaged_test_accuracy: float | None
-    """The same of the first average that the run keeps."""
+    """Test accuracy of the first average that the run keeps."""
     averaged_test_accuracies: dict[str, float]
-    """The accuracy of every average, by its name."""
+    """Test accuracy of every average, by name."""
     chosen_epochs: dict[str, int]
     """The best epoch on the validation split, by name of the weights; empty without one."""
     watched_test_accuracy: float | None
     """The highest of any epoch and weights, with `watch_test` only; the test set chose it, which flatters it."""
     images_per_second: float
-    """Training images over the time of training, loading included; compiling and evaluation are not."""
+    """Training images per second of training, with loading, but without compiling and evaluation."""
     seconds: float
     seconds_by_phase: dict[str, float]
-    """data (reading, and waiting for batches), compile, train, evaluate; starting up and writing files are in none."""
+    """Seconds of data (reading, waiting for batches), compile, train, evaluate; start-up and writing are left out."""
     flop_utilization: float | None
     """Training FLOPs a second over what the device's matrix product reaches in the same precision."""
     peak_memory_bytes: int | None
@@ -64,17 +64,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, as paths and what stands in them."""
+    """A run's folder: its paths and their content."""
 
     path: Path
 
     @staticmethod
     def create(path: Path | None, config: RunConfig) -> Run:
-        """A new folder, or `./runs/NAME-TIME` where no path is given.
+        """Creates a run's folder, `./runs/NAME-TIME` by default.
 
-        Raises:
-            ConfigError: the folder holds something already.
-            FastcifarError: it cannot be made or written; what was made of it is gone again.
+        Raises ConfigError where it is not empty; FastcifarError, leaving nothing, where it cannot be written.
         """
         if path is None:
             name = config.recipe or config.model.arch
@@ -101,14 +99,14 @@ class Run:
 
     @staticmethod
     def open(path: Path) -> Run:
-        """An existing folder. Raises ConfigError where it is no run's."""
+        """Opens an existing run's folder. Raises ConfigError where it is none."""
         if not os.path.isfile(path / "config.json"):
             raise ConfigError(f"{path} is no run: it has no config.json; give the folder that `fastcifar train` named.")
         return Run(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within the block no other process trains into the folder. Raises FastcifarError where one does."""
+        """Locks the folder against training by other processes. Raises FastcifarError where one has locked it."""
         lock = FileLock(self.path / LOCK, blocking=False)
         with writing(self.path):
             try:
@@ -130,7 +128,7 @@ class Run:
         return self.path / "checkpoints"
 
     def config(self) -> RunConfig:
-        """Raises FastcifarError where the file is damaged, or not complete, as another version's may be."""
+        """Reads the configuration. Raises FastcifarError where it is damaged or, as another version's, incomplete."""
         return read_json(self.path / "config.json", RunConfig, "mend it, or start the run again")
 
     def write_config(self, config: RunConfig) -> None:
@@ -140,14 +138,14 @@ class Run:
         write_text(self.path / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
 
     def set_aside_result(self, epochs: int) -> None:
-        """Keeps the result of a run of so many epochs under another name, since the run goes on."""
+        """Renames the result of a run of `epochs` epochs, since the run goes on."""
         file = self.path / "result.json"
         with writing(file):
             if os.path.isfile(file):
                 os.replace(file, file.with_name(f"result-{epochs}-epochs.json"))
 
     def result(self) -> Result | None:
-        """None where the run has not ended. Raises FastcifarError where the file is damaged."""
+        """Reads the result; None where the run has not ended. Raises FastcifarError where the file is damaged."""
         file = self.path / "result.json"
         if not os.path.isfile(file):
             return None
@@ -155,6 +153,6 @@ class Run:
 
 
 def check_free(path: Path) -> None:
-    """Raises ConfigError where a run cannot be made at `path`, since it holds something already."""
+    """Raises ConfigError where `path` exists and is not an empty folder."""
     if os.path.exists(path) and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
         raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal as a request that the training loop answers between two steps."""
+"""Turns Ctrl-C, SIGTERM and a lost terminal into a request that the training loop answers between steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Windows has no SIGHUP."""
+"""The signals that ask a run to stop; Windows has no SIGHUP."""
 STDERR = 2
 NOTICE = b"stopping after this step; press Ctrl-C again to quit at once\n"
 
@@ -28,11 +28,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first signal is noted in `signal_number`, and said so; a second one acts as if it had not been
-    caught.
-
-    A signal that is ignored, as `nohup` has SIGHUP, stays so.
-    """
+    """While entered, notes the first signal and says so; a second acts as uncaught. Ignored signals stay ignored."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -47,7 +43,7 @@ class StopRequest:
 
     @contextmanager
     def answered_at_once(self) -> Iterator[None]:
-        """Within the block a signal raises KeyboardInterrupt: nothing needs saving, and no loop sees the request."""
+        """Raises KeyboardInterrupt for a signal within the block, where nothing is to be saved and no loop runs."""
         self.at_once = True
         try:
             yield
@@ -55,7 +51,7 @@ class StopRequest:
             self.at_once = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler; it writes past Python's buffers, in the midst of whose work it may stand."""
+        """Handles a signal; it bypasses Python's output buffers, since it may interrupt them in mid-write."""
         self.signal_number = number
         self.restore()
         if self.at_once:

@@ -1,6 +1,4 @@
-"""The network of a run, or those of an ensemble, built from what the checkpoints say; nothing in a folder is
-executed unless trusted.
-"""
+"""Builds a run's network, or an ensemble's, from its checkpoints; code in a folder is executed only if trusted."""
 
 from __future__ import annotations
 
@@ -30,15 +28,14 @@ OWN_CODE = re.compile(r"((timm|torchvision):)?\w[\w.-]*")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How the network of a run is taken from its folder."""
+    """How to take the network of a run from its folder."""
 
     weights: str | None = None
-    """"weights", or the name of an average or a snapshot; by default as `StoredNetwork.choose` has it."""
+    """"weights", or the name of an average or a snapshot; by default `StoredNetwork.choose` decides."""
     trust: bool = False
     """Whether an architecture of the run's own code (`package.module:function`) may be imported, which executes it."""
     model: nn.Module | None = None
-    """The network that was given to `fastcifar.train`, of which a copy takes the weights; by default one is built by
-    name."""
+    """The network that was given to `fastcifar.train`, copied to take the weights; by default it is built by name."""
 
 
 DEFAULT = LoadOptions()
@@ -46,44 +43,38 @@ DEFAULT = LoadOptions()
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network ready to classify, and how to feed it."""
-
     path: Path
-    """The folder of its run."""
     model: nn.Module
     """In eval mode, channels_last; (N, 3, image_size, image_size), normalised -> logits (N, classes)."""
     normalization: Normalization
     classes: tuple[str, ...]
-    """Their names, by label."""
+    """Names of the classes, by label."""
     image_size: int
-    """Pixels a side."""
     weights: str
-    """Which of the run's weights it holds: "weights", or the name of an average or a snapshot."""
+    """Name of the run's weights that it holds: "weights", or an average or a snapshot."""
     arch: str
 
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """What a checkpoint holds of a network, on the CPU."""
-
     path: Path
-    """The folder of the run."""
     network: Network
     weights: dict[str, dict[str, Tensor]]
-    """By name: "weights" first, then each average that the run keeps, and each snapshot."""
+    """Tensors by name: "weights" first, then each average that the run keeps, and each snapshot."""
     validated: dict[str, float]
     """Accuracy of each on the validation split; empty without one."""
     model: nn.Module | None = None
-    """What a copy of takes the weights, in place of a network built by its name."""
+    """A network to copy for the weights, in place of one built by name."""
 
     @property
     def snapshots(self) -> list[str]:
-        """Names of the weights that were kept at the ends of cycles, in their order."""
+        """Names of the weights kept at the ends of cycles, in order."""
         return [name for name in self.weights if SNAPSHOT.fullmatch(name)]
 
     def choose(self, which: str | None) -> str:
-        """The name of the weights `which`; by default the best on the validation split, without such a split the first
-        average, and without averages the weights themselves. Raises FastcifarError where the run has none of that name.
+        """Returns `which`, by default the best weights on the validation split, else an average, else "weights".
+
+        Without a validation split it is the first average. Raises FastcifarError where the run has none of that name.
         """
         if which is None:
             averages_first = sorted(self.weights, key=lambda name: name == WEIGHTS)
@@ -97,7 +88,7 @@ class StoredNetwork:
 
     @property
     def image_size(self) -> int:
-        """Pixels a side. Raises FastcifarError where it is none that images have."""
+        """Pixels a side. Raises FastcifarError where no images have that size."""
         size = self.network["options"].get("image_size", IMAGE_SIZE)
         if type(size) is not int or size not in IMAGE_SIZES:
             raise FastcifarError(
@@ -106,7 +97,7 @@ class StoredNetwork:
         return size
 
     def load(self, device: torch.device, which: str | None = None) -> TrainedNetwork:
-        """The network with the weights that `choose` names, in eval mode. Raises FastcifarError where they misfit."""
+        """Loads the network with the weights that `choose` names, in eval mode. Raises FastcifarError on a misfit."""
         name, network, size = self.choose(which), self.network, self.image_size
         model = build_network(self.path, network, size) if self.model is None else copy.deepcopy(self.model)
         checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
@@ -116,11 +107,10 @@ class StoredNetwork:
 
 
 def load_networks(path: Path, device: torch.device, options: LoadOptions = DEFAULT) -> tuple[TrainedNetwork, ...]:
-    """The network of the run at `path`, in a tuple of one; or those of an ensemble's folder that vote.
+    """Loads the network of the run at `path`, in a tuple of one, or those of an ensemble's folder that vote.
 
-    Raises:
-        FastcifarError: as `read_network` and `StoredNetwork.load`; or an ensemble is given with the name of weights,
-            lacks a member, or has members that do not agree.
+    Raises FastcifarError as `read_network` and `StoredNetwork.load` do; or where weights are named for an ensemble, or
+    it lacks a member, or its members do not agree.
     """
     if not is_ensemble(path):
         return (read_network(path, options).load(device, options.weights),)
@@ -135,7 +125,7 @@ def load_networks(path: Path, device: torch.device, options: LoadOptions = DEFAU
 
 
 def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
-    """Raises ConfigError where the networks differ in their classes, the order of them, or the size of images."""
+    """Raises ConfigError where the networks differ in their classes, the classes' order, or the image size."""
     first = networks[0]
     for other in networks[1:]:
         if other.classes != first.classes:
@@ -146,12 +136,7 @@ def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
 
 
 def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
-    """What the last checkpoint of the run at `path` holds.
-
-    Raises:
-        FastcifarError: there is no run, or no checkpoint, or a damaged one, or its architecture is code that is not
-            trusted.
-    """
+    """Reads a run's last checkpoint. Raises FastcifarError if it is missing or damaged, or needs code not trusted."""
     state = checkpoints.load(Run.open(path).checkpoints)
     if state is None:
         raise FastcifarError(f"{path} has no checkpoint yet; let it train for an epoch.")
@@ -170,7 +155,7 @@ def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
 
 
 def build_network(path: Path, network: Network, image_size: int) -> nn.Module:
-    """The network of the run at `path`, on the CPU. Raises FastcifarError where `network` describes none."""
+    """Builds the network of the run at `path`, on the CPU. Raises FastcifarError where `network` describes none."""
     options = network["options"] | {"classes": len(network["classes"]), "image_size": image_size}
     try:
         return build_model(network["arch"], **options)
@@ -179,7 +164,7 @@ def build_network(path: Path, network: Network, image_size: int) -> nn.Module:
 
 
 def joint_logits(each: Sequence[Tensor]) -> Tensor:
-    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); those of one as they are."""
+    """Logits (N, C) of every member -> logits of their mean probabilities, float32 (N, C); one alone is unchanged."""
     if len(each) == 1:
         return each[0]
     shares = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in each])

@@ -1,4 +1,4 @@
-"""What is recorded each epoch, and where it goes."""
+"""The record of each epoch, and the files it is written to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastcifar.serialization import build
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of metrics.jsonl; accuracies are fractions, times seconds; what does not apply is None."""
+    """One line of metrics.jsonl; accuracies are fractions, times seconds; None where a value does not apply."""
 
     epoch: int
     """Counted from 1."""
@@ -26,7 +26,7 @@ class EpochRecord:
     """The rate of the last step."""
     train_loss: float
     train_accuracy: float
-    """Running: of augmented images, with the weights of each step."""
+    """Running accuracy on augmented images, with the weights of each step."""
     validation_loss: float | None
     validation_accuracy: float | None
     averaged_validation_accuracies: dict[str, float]
@@ -36,19 +36,17 @@ class EpochRecord:
     averaged_test_accuracies: dict[str, float]
     images_per_second: float
     seconds: float
-    """Since the run began, compiling and interrupted sessions included."""
+    """Seconds since the run began, including compiling and interrupted sessions."""
 
 
 class Sink(Protocol):
-    """Somewhere records go."""
-
     def write(self, record: EpochRecord) -> None: ...
 
     def close(self) -> None: ...
 
 
 def read_records(path: Path) -> list[EpochRecord]:
-    """The records in a metrics.jsonl, a half-written last line left out. Raises FastcifarError where it is damaged."""
+    """Reads a metrics.jsonl without a half-written last line. Raises FastcifarError where it is damaged."""
     if not os.path.exists(path):
         return []
     with reading(path, "delete it"):
@@ -61,7 +59,7 @@ def read_records(path: Path) -> list[EpochRecord]:
 
 
 class JsonLines:
-    """Appends to metrics.jsonl, which is first cut back to the checkpoint's epochs. Raises FastcifarError."""
+    """Appends to metrics.jsonl, after cutting it back to the checkpoint's epochs. Raises FastcifarError on failure."""
 
     def __init__(self, path: Path, epochs_done: int) -> None:
         self.path = path
@@ -95,11 +93,10 @@ TAGS = {
     "lr": "lr",
     "images_per_second": "img_per_s",
 }
-"""TensorBoard's name for each field of a record; an average's name is appended."""
+"""TensorBoard's tag for each field of a record; an average's name is appended."""
 
 
 def values(record: EpochRecord) -> dict[str, float]:
-    """The values of a record that there are, by their names in TensorBoard."""
     found = {}
     for field, tag in TAGS.items():
         value = getattr(record, field)
@@ -108,11 +105,7 @@ def values(record: EpochRecord) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes loss, accuracies, learning rate and img/s by epoch; what an earlier session wrote past the checkpoint is
-    purged.
-
-    Raises FastcifarError where it cannot write.
-    """
+    """Writes records to TensorBoard; purges epochs past the checkpoint. Raises FastcifarError where it cannot write."""
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -125,7 +118,6 @@ class TensorBoard:
         self.add(record.epoch, values(record))
 
     def final(self, epoch: int, accuracies: dict[str, float]) -> None:
-        """The test accuracies at the end of the run, by name of the weights."""
         self.add(epoch, {f"accuracy/final_test/{name}": accuracy for name, accuracy in accuracies.items()})
 
     def add(self, epoch: int, values: dict[str, float]) -> None:
