@@ -57,7 +57,7 @@ def reproduce(
         if job.key in done:
             continue
         console.note(f"{number} of {len(jobs)}: {job.folder}", prominent=True)
-        free_memory()
+        free_caches()
         try:
             done[job.key] = row_of(job, carry_out(job.config, job.folder, console))
         except (DataError, ConfigError):
@@ -83,7 +83,7 @@ def job_of(recipe: Recipe, seed: int, out: Path, overrides: Overrides) -> Job:
     return Job(recipe, config, out / name / f"seed{seed}")
 
 
-def free_memory() -> None:
+def free_caches() -> None:
     """Frees what earlier runs compiled and allocated; torch refuses to compile the same code too often."""
     gc.collect()
     torch.compiler.reset()
