@@ -1,6 +1,4 @@
-"""Completion in a shell: a short script asks, at each press of Tab, what may stand at the end of the line; free of
-torch.
-"""
+"""Shell completion: a short script asks for candidates at each press of Tab. Free of torch."""
 
 from __future__ import annotations
 
@@ -31,12 +29,13 @@ compdef _fastcifar fastcifar""",
 end
 complete -c fastcifar -f -a '(__fastcifar)'""",
 }
-"""By shell. Where there are no candidates, each falls back on files."""
+"""The scripts by shell. Each completes file names where there are no candidates."""
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last of `words`, which may be empty, can become: a command, a flag or a name; nothing where any value or
-    file will do.
+    """The completions of the last of `words`, which may be empty; none where any value or file will do.
+
+    Completions are commands, flags or names.
 
     `words` are those of a line after `fastcifar`. Bash makes a word of its own of the `=` in `--flag=value`.
     """
@@ -52,9 +51,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def names_after(words: Sequence[str], known: Sequence[Setting]) -> Sequence[str]:
-    """The names that may follow `words`: of the flag that still takes a value, of what is given by its place, or
-    else the flags.
-    """
+    """The names that may follow `words`: values of an open flag, positional values, or else flags."""
     for count, word in enumerate(reversed(words)):
         if word.startswith("-"):
             for setting in known:
