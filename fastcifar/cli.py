@@ -1,6 +1,4 @@
-"""The command line: parses what was typed, shows help, refuses bad input in one sentence. Free of torch until a command
-runs.
-"""
+"""The command line: parses arguments, shows help, refuses bad input. Imports no torch until a command runs."""
 
 from __future__ import annotations
 
@@ -76,9 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     The status is 0; 1 where `doctor` finds that training could not run; 2 for bad input; or 128 plus the number of the
     signal that stopped it.
-
-    That is 0; 1 where `doctor` finds that training could not run; 2 for bad input; 128 plus the number of the signal
-    that stopped it.
     """
     try:
         try:

@@ -160,7 +160,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The whole configuration of a run; `to_json` and `from_json` convert it.
+    """The whole configuration of a run.
 
     `to_json` and `from_json` keep it in a file.
 

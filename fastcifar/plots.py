@@ -79,8 +79,6 @@ def import_matplotlib() -> None:
     """Imports matplotlib even where MPLBACKEND names a missing backend, as in notebooks.
 
     Only pyplot needs a backend; if it is imported later it uses the one of the variable, where that exists.
-
-    Only pyplot needs a backend; one that is imported later has the one of the variable, where it exists.
     """
     if "matplotlib" in sys.modules:
         return
@@ -245,8 +243,6 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     """Plots counts int (K, K), rows by label and columns by prediction, beside the most frequent mistakes.
 
     Shades are shares of the label's images. The diagonal is grey, so that the mistakes stand out.
-
-    The diagonal is grey, so that the shades, which are shares of the label's images, tell the mistakes apart.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure

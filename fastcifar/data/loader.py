@@ -230,9 +230,6 @@ def resolve_backend(name: str, device: torch.device) -> str:
     """The backend that `name` stands for on `device`. Raises ConfigError where the name is unknown.
 
     "auto" is DALI on a GPU where it works there, else Triton; on a CPU torch, which is fastest (benchmarks/README.md).
-
-    On a GPU that is DALI, where it works there, else Triton; on a CPU torch, which is the fastest
-    (benchmarks/README.md).
     """
     if name == "auto":
         return "torch" if device.type == "cpu" else "dali" if dali_works(device) else "triton"

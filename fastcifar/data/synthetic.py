@@ -154,8 +154,7 @@ def draw_class(drawing: Callable[[Canvas], Field], seed: int, label: int, count:
 
     cover = np.clip(0.5 - drawing(Canvas(draw)), 0.0, 1.0)
     ground = np.concatenate([np.floor(draw(0, 256)) for _ in range(3)], axis=2)[:, None]
-    # Figure and ground differ by about half of the 256 levels (modulo 256, within 90) in each channel, so both are
-    # visible.
+    # On the circle of 256 levels the figure is opposite the ground, within 90, so every channel shows it.
     figure = (ground + np.concatenate([np.floor(draw(38, 219)) for _ in range(3)], axis=2)[:, None]) % 256
     picture = np.rint(ground + (figure - ground) * cover[..., None]).astype(np.int16)
     grain = philox.random_raw(picture.size // 4).astype("<u8").view(np.int8).astype(np.int16)
