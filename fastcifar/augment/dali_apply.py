@@ -169,7 +169,7 @@ def sample_graph(
     erase: Colour | None = None,
     normalization: Normalization | None = None,
 ) -> Graph | None:
-    """A graph over uint8 NHWC images: warp, greyscale, erasing, normalisation to `dtype`; None where it has nothing to do.
+    """A graph over uint8 NHWC images: warp, greyscale, erasing, normalisation to `dtype`; None where all is off.
 
     The warp fills with the grey level `border`, or clamps where it is None.
     """

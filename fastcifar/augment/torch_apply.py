@@ -133,7 +133,7 @@ def as_bytes(colour: tuple[float, float, float]) -> Colour:
 
 
 def augmented(policy: Policy, dataset: ImageSet, key: Key, index: Tensor) -> Tensor:
-    """The samples at `index`, int64 (N,), as training sees them, but unmixed, in the epoch `key`: uint8 (N, H, W, 3)."""
+    """The samples at `index`, int64 (N,), as training sees them, unmixed, in the epoch `key`: uint8 (N, H, W, 3)."""
     normalization = Normalization(dataset.mean, dataset.std)
     applier = TorchApplier(dataset, policy, normalization, torch.uint8, len(index))
     return applier.apply(index, sample(policy, key, index, dataset.size, len(dataset)))

@@ -73,7 +73,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`, skipped where it does nothing: torch 2.11 loses the gradient of a compiled forward ending in that."""
+    """`x.to(dtype)`, skipped where it does nothing: torch 2.11 loses the gradient of a compiled forward ending so."""
     return x if x.dtype == dtype else x.to(dtype)
 
 

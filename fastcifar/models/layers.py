@@ -74,7 +74,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
-        """Tells the base class that a file without version numbers, such as safetensors, lacks the counter on purpose."""
+        """Tells the base class that a file without version numbers, such as safetensors, rightly lacks the counter."""
         super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *rest)
 
 
