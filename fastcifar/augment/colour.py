@@ -52,9 +52,7 @@ def luma(images: Tensor) -> Tensor:
 
 
 def mean_luma(images: Tensor) -> Tensor:
-    """The mean grey level that contrast is relative to (`ImageEnhance.Contrast`), halves rounded up: int64 (N, 1, 1,
-    1).
-    """
+    """The mean grey level, for contrast (`ImageEnhance.Contrast`), halves rounded up: int64 (N, 1, 1, 1)."""
     pixels = images.shape[1] * images.shape[2]
     return ((2 * luma(images).sum((1, 2)) + pixels) // (2 * pixels))[:, None, None, None]
 

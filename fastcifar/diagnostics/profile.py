@@ -194,9 +194,7 @@ def rates(trainer: Trainer) -> dict[str, float]:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the values of images and maps that convolutions read and write, with a gradient each for inputs and
-    weights.
-    """
+    """Counts values of maps that convolutions read and write, with a gradient each for inputs and weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +210,7 @@ class Traffic(TorchDispatchMode):
 
 
 def moved_values(arch: str, **options: Any) -> int:
-    """Values an image that convolutions read and write in training: the least traffic, if all else is fused into them."""
+    """Values an image that convolutions read and write in training: the least traffic, all else being fused."""
     counts = []
     with torch.random.fork_rng(devices=[]), torch.device("meta" if arch in ARCHITECTURES else "cpu"):
         model = build_model(arch, **options).train()

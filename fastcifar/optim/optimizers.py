@@ -67,7 +67,7 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device)
 
 @torch.no_grad()
 def create_state(optimizer: torch.optim.Optimizer) -> None:
-    """Creates the state that torch would create at the first step, zero in all optimisers here, without moving parameters.
+    """Creates the state of the first step, which is zero in all optimisers here, without moving parameters.
 
     So a checkpoint can be copied into it before any step. Moreover, fused SGD would create its momenta uninitialised,
     and keep them so where the loss scale of the first step overflows.

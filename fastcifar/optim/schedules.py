@@ -153,7 +153,7 @@ class Course:
         )
 
     def period(self, name: str, text: str) -> int:
-        """The ticks of a period; a share is one of what follows the warm-up. Raises ConfigError where it has no length."""
+        """The ticks of a period; a share is one of what follows the warm-up. Raises ConfigError for no length."""
         ticks = whole_period(text, self.steps_per_epoch, self.total - self.warmup, self.tick)
         if ticks < 1:
             raise ConfigError(f"{name} is {text}; expected some length, such as 30ep or 25%.")
@@ -263,7 +263,7 @@ def one_cycle(
     start_lr: float = 0.04,
     final_lr: float = 4e-6,
 ) -> Curve:
-    """Rises by half a cosine, then falls by another: Smith and Topin 2018, arXiv:1708.07120, as torch's `OneCycleLR`."""
+    """Rises by half a cosine, then falls by another: Smith and Topin 2018, arXiv:1708.07120, as in `OneCycleLR`."""
     peak, last = RISE * course.length - 1, course.length - 1
 
     def factor(ticks: int) -> float:
@@ -326,9 +326,7 @@ def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs
 
 
 def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
-    """The steps at which the curve of a run jumps or bends, ascending, but not those between epochs. Raises as
-    `lr_table`.
-    """
+    """The steps of a run at which its curve jumps or bends, ascending, but no stairs of epochs. Raises as `lr_table`."""
     course, curve = lay_out(schedule, steps_per_epoch, epochs)
     own = takewhile(lambda step: step < course.total, map(course.step, curve.kinks))
     steps = {course.warmup, course.step(course.length), *own}

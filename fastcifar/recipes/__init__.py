@@ -22,7 +22,7 @@ for module in ("report1", "report2", "report3", "report4", "report5", "own"):
 
 
 def recipe(name: str) -> RunConfig:
-    """Returns the configuration of the recipe `name`, which records that name. Raises ConfigError where there is none."""
+    """The configuration of the recipe `name`, which records that name. Raises ConfigError where there is none."""
     if name not in RECIPES:
         raise ConfigError(unknown("recipe", name, RECIPES))
     return RECIPES[name].config

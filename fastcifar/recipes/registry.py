@@ -51,7 +51,7 @@ def add(name: str, config: RunConfig, about: str, source: str, claim: float | No
 def declare(
     source: str, claim: float | None = None, measure: Measure = "weights"
 ) -> Callable[[Callable[[], RunConfig]], Callable[[], RunConfig]]:
-    """Decorates a function that returns a configuration: registers that under the function's name and returns the same."""
+    """Decorates a function so that its configuration is registered, and returned, as the recipe of its name."""
 
     def register(function: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
         name = function.__name__

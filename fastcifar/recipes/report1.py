@@ -36,7 +36,7 @@ ABOUT = {
     "swa_early": "Averaging from 10% of the epochs on, which the report tried as well.",
 }
 SWA = {"weight_decay": 3e-4, "ema_decay": (0.0,), "schedule": "swa", "final_lr": 0.1, "horizon": "75%"}
-"""The settings of the averaging authors for PreResNet on CIFAR-10, github.com/timgaripov/swa, with the report's start at 75%.
+"""The SWA authors' settings for PreResNet on CIFAR-10, github.com/timgaripov/swa, with the report's start at 75%.
 
 The rate is constant, falls from half the way to the start on, and stays at 0.01 from 90% of it, so the averaged weights
 still move.
