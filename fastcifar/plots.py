@@ -92,7 +92,7 @@ def import_matplotlib() -> None:
 
 
 def shortened(name: str, cells: int) -> str:
-    """Cuts a name to one line of at most `cells` terminal columns."""
+    """Puts a name on one line, cut to the width of `cells` Latin letters."""
     text = Text(" ".join(name.split()))
     text.truncate(cells, overflow="ellipsis")
     return text.plain

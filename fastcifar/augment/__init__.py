@@ -31,9 +31,8 @@ NORMALIZATIONS: dict[str, Statistics | None] = {
 }
 """The presets by name; `true` stands for the data set's own statistics.
 
-`kuangliu` is that of reports 3 and 4: its deviations are those of single images, averaged. `none` only scales to [0,
-1].
-"""
+`kuangliu` is that of reports 3 and 4: its deviations are those of single images, averaged.
+`none` only scales to [0, 1]."""
 
 
 def normalization(name: str, own: Statistics) -> Statistics:

@@ -1,4 +1,4 @@
-"""The pixel-wise operations of automatic augmentation, each equal to PIL's to the last bit.
+"""The operations of automatic augmentation that move no pixel, each equal to PIL's to the last bit.
 
 Images are contiguous uint8 (N, H, W, 3) on any device; factors, bits and thresholds are float64 (N, 1, 1, 1) there.
 Nothing makes the host wait for the device.
@@ -115,8 +115,7 @@ def auto_contrast(images: Tensor) -> Tensor:
     level may become 254.
     """
     low, high = extrema(images)
-    # A tensor over a tensor, since PyTorch computes number / tensor as a product with the reciprocal, which rounds
-    # twice.
+    # A tensor over a tensor, since PyTorch computes number / tensor by the reciprocal, which rounds twice.
     scale = torch.where(high > low, torch.full_like(low, 255) / (high - low), 1.0)
     offset = torch.where(high > low, -low * scale, 0.0)
     levels = torch.arange(LEVELS, dtype=torch.float64, device=images.device)

@@ -241,7 +241,7 @@ def card_of(index: int, device: str) -> Finding:
 def check_card(
     index: int, name: str, capability: tuple[int, int], built: Sequence[str], free: int, total: int, chosen: bool
 ) -> Finding:
-    """Checks a card, given torch's targets (sm_90, compute_120), bytes free and in all, and whether a run would use it."""
+    """Checks a card, given torch's targets (sm_90, compute_120), bytes free and in all, and whether runs use it."""
     unsupported = "card_unsupported" if chosen else "other_card_unsupported"
     code = "card" if machine.runs_on(capability, built) else unsupported
     card = f"{name}, sm_{capability[0]}{capability[1]}, {size(free)} of {size(total)} free"

@@ -95,8 +95,7 @@ def on_data_at_hand(config: RunConfig) -> RunConfig:
 class Watch:
     """Sums the seconds of the parts of a step and marks them in a trace.
 
-    If it waits for the device, the marks enclose a GPU's work.
-    """
+    It waits for the device, so that the marks enclose a GPU's work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, defaultdict[str, float](float)

@@ -16,7 +16,7 @@ from fastcifar.models.resnet import EXPANSION, ResNet
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """The shape of a residual block: convolution i has size `kernels[i]` and widths `channels[i] -> channels[i + 1]`."""
+    """A residual block: convolution i has size `kernels[i]` and widths `channels[i] -> channels[i + 1]`."""
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]

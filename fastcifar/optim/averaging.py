@@ -15,7 +15,7 @@ from fastcifar.optim import AverageConfig
 from fastcifar.optim.schedules import Duration
 
 ALIGNMENT = 16
-"""In elements: 64 bytes."""
+"""In elements; equal to 64 bytes."""
 
 SWA = "swa"
 

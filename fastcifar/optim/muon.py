@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
         if scale is not None:
             gradients = list(torch._foreach_div(gradients, scale))
         if overflowed is not None:
-            # In that case nothing is added or moved; non-finite values are removed first, since 0 times them is NaN.
+            # On overflow, momenta and weights stay. Non-finite values are removed first, since 0 times them is NaN.
             skipped = overflowed.bool()
             gradients = [torch.where(skipped, 0.0, gradient) for gradient in gradients]
             lr, momentum = lr * (1 - overflowed), torch.where(skipped, 1.0, momentum)

@@ -326,7 +326,7 @@ def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs
 
 
 def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
-    """The steps of a run at which its curve jumps or bends, ascending, but no stairs of epochs. Raises as `lr_table`."""
+    """The steps of a run at which its curve jumps or bends, ascending, without epoch stairs. Raises as `lr_table`."""
     course, curve = lay_out(schedule, steps_per_epoch, epochs)
     own = takewhile(lambda step: step < course.total, map(course.step, curve.kinks))
     steps = {course.warmup, course.step(course.length), *own}
