@@ -110,8 +110,6 @@ class Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ConfigError."""
-
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.removeprefix('argument ')}; {self.prog} --help says what it takes.")
 
@@ -150,7 +148,6 @@ def parser_of(name: str, known: Sequence[Setting]) -> Parser:
 
 
 def overview() -> str:
-    """The text that bare `fastcifar` shows."""
     parser = Parser(
         usage="fastcifar COMMAND [options]",
         description="Trains CIFAR-class networks at the speed of the hardware.",

@@ -35,7 +35,8 @@ complete -c fastcifar -f -a '(__fastcifar)'""",
 def candidates(words: Sequence[str]) -> list[str]:
     """The completions (commands, flags, names) of the last of `words`; none where any value or file will do.
 
-    The last word may be empty. `words` are those of a line after `fastcifar`. Bash makes a word of its own of the `=` in `--flag=value`.
+    `words` are those of a line after `fastcifar`; the last may be empty. Bash makes a word of its own of the `=` in
+    `--flag=value`.
     """
     *before, last = [word for word in words[:-1] if word != "="] + [words[-1].removeprefix("=")]
     if not before:

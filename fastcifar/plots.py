@@ -123,11 +123,8 @@ def applied_lr(records: Sequence[EpochRecord], table: Sequence[float]) -> list[f
 def plot_curves(records: Sequence[EpochRecord], lr: Sequence[float], title: str, result: Result | None) -> Figure:
     """Plots loss and accuracies by epoch, the learning rate by step, and the final test accuracies.
 
-    Args:
-        records: at least one.
-        lr: one value for each step of these epochs.
-        title: of the picture.
-        result: None while the run has not ended.
+    There is at least one of `records`, and `lr` has a value for each step of these epochs. `result` is None while the
+    run has not ended.
     """
     from matplotlib.figure import Figure
 

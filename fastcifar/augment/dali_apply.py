@@ -252,7 +252,6 @@ def affine(warp: Tensor) -> Tensor:
 
 
 def kind_of(device: torch.device) -> str:
-    """DALI's name for the kind of a device."""
     return "gpu" if device.type == "cuda" else "cpu"
 
 

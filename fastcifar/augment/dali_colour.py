@@ -23,13 +23,7 @@ Node = Any
 
 @dataclass(frozen=True)
 class Colours:
-    """The operations over images of one size.
-
-    Args:
-        dali: the module `nvidia.dali`.
-        size: height and width.
-        device: "cpu" or "gpu", where the images are.
-    """
+    """The operations over images of one size (height and width), on `device`, which is "cpu" or "gpu"."""
 
     dali: Any
     size: tuple[int, int]

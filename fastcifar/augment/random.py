@@ -45,9 +45,7 @@ class Key:
 def philox(key: int, offset: Tensor) -> Tensor:
     """Four random 32-bit words for each offset, equal to `tl.randint4x(key, offset)`.
 
-    Args:
-        key: 64 bits.
-        offset: int64 (N,), not negative.
+    `key` has 64 bits, and `offset` is int64 (N,), not negative.
 
     Returns:
         int64 (N, 4), each in [0, 2**32).

@@ -63,12 +63,8 @@ class Params:
 def sample(policy: Policy, key: Key, index: Tensor, size: tuple[int, int], count: int) -> Params:
     """Draws the parameters of some samples in an epoch.
 
-    Args:
-        policy: the augmentation.
-        key: the seed and the epoch.
-        index: int64 (N,) on the CPU: the samples' places in the data set.
-        size: height and width of the images.
-        count: images in the data set, from which mixing takes partners.
+    `index`, int64 (N,) on the CPU, has the samples' places in the data set; `size` is height and width; mixing takes
+    partners from `count` images.
     """
     return Params(
         warp=sample_warp(policy, key, index, size) if policy.warps else None,

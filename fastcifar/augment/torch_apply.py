@@ -127,7 +127,6 @@ def resampling(policy: Policy, mean: tuple[float, float, float]) -> Resampling:
 
 
 def as_bytes(colour: tuple[float, float, float]) -> Colour:
-    """Rounds fractions of 255 to bytes."""
     red, green, blue = (round(255 * part) for part in colour)
     return red, green, blue
 

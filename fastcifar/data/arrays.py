@@ -20,10 +20,6 @@ def read_arrays(path: Path, split: str) -> ImageSet:
     Images are uint8 (N, H, W, 3), of one size in both splits. Labels are integers (N,), from 0 to K - 1, where K counts
     the names in ``classes``, or else the different train labels; classes without names are called by their numbers.
 
-    Args:
-        path: a .npz file, or a folder of .npy files.
-        split: "train" or "test".
-
     Returns:
         images uint8 (N, H, W, 3), contiguous; labels int64 (N,); mean and std of the train split.
 

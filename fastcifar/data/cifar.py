@@ -32,7 +32,6 @@ class CifarFormat:
     """The files and the layout of a data set in CIFAR's format."""
 
     archive: str
-    """Name of the .tar.gz."""
     archive_md5: str
     archive_size: int
     """Size of the archive in bytes."""
@@ -42,9 +41,7 @@ class CifarFormat:
     """The md5 of each batch, by file name."""
     test: dict[str, str]
     meta: dict[str, str]
-    """The file with the class names."""
     label_key: bytes
-    """Key of the labels in each batch."""
     classes_key: bytes
     """Key of the class names in `meta`."""
     mean: Three
@@ -53,7 +50,6 @@ class CifarFormat:
     """The URL of the folder with the archive."""
 
     def batches(self, split: str) -> dict[str, str]:
-        """The batches of "train" or "test" with their md5."""
         return self.train if split == "train" else self.test
 
 

@@ -143,7 +143,6 @@ class Connection:
     deadline: float
     """The end of the whole download on the monotonic clock."""
     report: Callable[[int], None]
-    """Called with the number of bytes that have arrived."""
 
     def __call__(self, url: str, output_file: str, _: object) -> None:
         """Raises SlowAddress, or an error of urllib."""

@@ -212,7 +212,6 @@ def absence(form: CifarFormat, data_dir: str | Path | None) -> str:
 
 
 def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float = math.inf) -> Path:
-    """Downloads the archive and returns its path."""
     from fastcifar.data.download import download
 
     archive = (Path(data_dir).expanduser() if data_dir is not None else cache_folder()) / form.archive
@@ -222,6 +221,5 @@ def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: floa
 
 
 def addresses(form: CifarFormat) -> list[str]:
-    """The authors' address, then the mirrors."""
     given = (form.address, *os.environ.get("FASTCIFAR_MIRRORS", "").replace(",", " ").split())
     return [base if base.endswith(".tar.gz") else f"{base.rstrip('/')}/{form.archive}" for base in given]

@@ -89,7 +89,6 @@ def unpickle(data: bytes, name: str) -> dict:
 
     Args:
         data: a pickle of protocol 2 to 4, as CIFAR publishes them.
-        name: the file it came from, for messages.
 
     Raises:
         DataError: the pickle is truncated, malformed, or asks for anything but plain values and arrays of numbers.

@@ -131,11 +131,7 @@ def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool 
     """Prints the findings, then the remedies, most important first.
 
     Returns 1 where the main job could not run, else 0.
-
-    Args:
-        device: as of a run.
-        data_dir: folder to look for CIFAR-10 in, before the usual ones.
-        quick: do not try the compiler, which takes some seconds.
+    `quick` leaves out the trial of the compiler, which takes some seconds.
     """
     findings, console = examine(device, data_dir, quick), Console(highlight=False, soft_wrap=True)
     for finding in findings:
@@ -315,7 +311,6 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
 
 
 def check_disk(folder: Path, free: int, writable: bool) -> Finding:
-    """Checks the folder that runs are written to."""
     code = "disk_unwritable" if not writable else "disk_low" if free < FREE_DISK else "disk"
     return Finding("disk", code, folder=folder, free=size(free), needed=size(FREE_DISK))
 

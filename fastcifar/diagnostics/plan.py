@@ -82,7 +82,6 @@ class Outline:
     """Number of training images."""
     steps_per_epoch: int
     lr: list[float]
-    """The learning rate of every step."""
     kinks: list[int]
     """Steps at which the learning rate bends or jumps."""
     snapshots: tuple[int, ...] = ()

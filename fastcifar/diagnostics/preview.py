@@ -98,7 +98,6 @@ class View:
     """A description of what was drawn for each image."""
 
     def text(self, index: Tensor) -> str:
-        """A line for each image: its place in the data set, its class, and what was drawn."""
         rows = zip(index.tolist(), self.classes, self.draws, strict=True)
         lines = [f"{place:8}  {name:20}  {draw}" for place, name, draw in rows]
         return "\n".join(["  ".join(filter(None, (self.name, self.canonical))), *lines])

@@ -166,7 +166,6 @@ def write_report(figures: Figures, folder: Path) -> list[str]:
 
 
 def lines(figures: Figures) -> list[str]:
-    """The profile as lines of text."""
     way = f"{'compiled' if figures.compiled else 'not compiled'}, {'captured' if figures.captured else 'not captured'}"
     on_gpu, floors = figures.host_launches is not None, figures.floors
     memory, step = figures.peak_memory_bytes, milliseconds(figures.step_seconds)

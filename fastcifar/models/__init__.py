@@ -231,7 +231,6 @@ def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options
 
     Args:
         name: an architecture of `ARCHITECTURES`, or `timm:NAME`, or `package.module:function`.
-        classes: number of classes.
         image_size: height and width of the images, in pixels.
         **options: what the architecture lets be chosen, such as `blocks=(3, 3, 2, 3)` for `resnet`.
 

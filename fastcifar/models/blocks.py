@@ -225,7 +225,6 @@ def assemble(options: ResNet) -> nn.Sequential:
 
 
 def stem(options: ResNet) -> dict[str, nn.Module]:
-    """The layers before the stages, by name."""
     width, stride = options.stem_width, options.stem_stride
     if options.resnet_d:
         return {"stem": deep_stem(width, options.stem_features, stride, options.entry_stride)}

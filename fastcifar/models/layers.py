@@ -26,10 +26,6 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     It is `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel
     launch a step. In training on a GPU it is one op, with a channels_last result.
-
-    Args:
-        channels: C.
-        relu: whether a ReLU comes last.
     """
 
     num_batches_tracked: None
@@ -81,14 +77,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate computed from the means of all channels (Hu et al. 2018, arXiv:1709.01507).
 
-    Two dense layers compute the gates.
+    Two dense layers, with width `reduced` between them, compute the gates.
 
     The addition of a residual and a ReLU may follow. (N, C, H, W) -> the same, in the dtype of the input. Under
     autocast a GPU's gates are computed in float32, a CPU's in the autocast dtype.
-
-    Args:
-        channels: C.
-        reduced: width between the two dense layers.
     """
 
     def __init__(self, channels: int, reduced: int) -> None:

@@ -122,7 +122,6 @@ class ResNet:
 
     @property
     def stem_features(self) -> int:
-        """Output channels of the stem."""
         return (self.stem_out or 2 * self.stem_width) if self.resnet_d else self.stem_width
 
     @property

@@ -126,5 +126,4 @@ class AverageConfig:
 
     @property
     def decays(self) -> tuple[float, ...]:
-        """The decays of the averages that are kept."""
         return tuple(decay for decay in self.ema_decay if decay)

@@ -98,12 +98,6 @@ def decay_table(decays: Sequence[float], steps: int) -> Tensor:
 class Averages:
     """The averages of a run by name: `ema-0.999` for a decay, `swa` for the mean over epochs.
 
-    Args:
-        buckets: the weights to follow.
-        config: which averages to keep.
-        steps_per_epoch: of the run.
-        epochs: length of the run.
-
     Raises:
         ConfigError: SWA starts after the last epoch.
     """

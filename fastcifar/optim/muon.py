@@ -39,7 +39,6 @@ class Muon(torch.optim.Optimizer):
         lr: the root mean square of an update is about `lr / max(rows, columns) ** 0.5`, times the factor above.
         weight_decay: share of the weights lost in a step, over `lr`.
         momentum: share of the momentum kept in a step.
-        orthogonalize: whether to orthogonalise.
         dtype: of the matrix products; by default as suits the device.
     """
 

@@ -458,5 +458,4 @@ class Plateau:
         return {"factor": self.factor, "best": self.best, "bad_epochs": float(self.bad_epochs)}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Restores a `state`."""
         self.factor, self.best, self.bad_epochs = state["factor"], state["best"], int(state["bad_epochs"])

@@ -25,11 +25,6 @@ class Ascend:
     eta` in the parameters named weight and 1 in the others, as in the authors' code. A positive factor of all
     gradients, such as a loss scale, makes no difference. Where the norm is zero or not finite, the weights stay.
     Nothing waits for the device.
-
-    Args:
-        model: the network, whose parameters lie in `buckets`.
-        buckets: its parameters and buffers.
-        optim: gives the kind, `rho` and `eta`.
     """
 
     def __init__(self, model: nn.Module, buckets: Buckets, optim: OptimConfig) -> None:

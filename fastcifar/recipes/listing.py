@@ -42,7 +42,6 @@ def claimed(entry: Recipe) -> str:
 
 
 def made_of(entry: Recipe) -> str:
-    """The parent and the changed settings."""
     changed = " ".join(f"{name}={written(value)}" for name, value in entry.changes.items())
     return f"{entry.parent}: {changed}" if entry.parent else changed
 
@@ -55,7 +54,6 @@ def written(value: Any) -> str:
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> str:
-    """Aligns rows of text into columns, flush left."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -38,7 +38,6 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {}
-"""The recipes by name."""
 
 
 def add(name: str, config: RunConfig, about: str, source: str, claim: float | None, measure: Measure) -> None:
@@ -115,7 +114,6 @@ def difference(config: RunConfig, base: RunConfig) -> dict[str, Any]:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Every setting by the name of its flag."""
     found: dict[str, Any] = {}
     for field in fields(config):
         value = getattr(config, field.name)
