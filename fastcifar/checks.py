@@ -1,4 +1,4 @@
-"""Checks of single settings, each with its one sentence; free of torch."""
+"""Checks of single settings, free of torch. Each error is one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Section = TypeVar("Section", bound="DataclassInstance")
 
 
 def given(value: T | None) -> T:
-    """`value`, which only its type allows to be None, as that of a setting that a resolved configuration always has."""
+    """Returns `value`, which a resolved configuration always has; only the type allows None."""
     assert value is not None
     return value
 
@@ -30,9 +30,7 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
 def check_range(
     name: str, value: float | None, low: float, high: float = float("inf"), *, exclusive: bool = False
 ) -> None:
-    """Raises ConfigError where `value` is given and no number, below `low`, above `high`, or, if `exclusive`, equal
-    to `low`.
-    """
+    """Raises ConfigError where a given `value` is no number from `low` to `high` (`low` itself out if `exclusive`)."""
     if value is None:
         return
     if not isinstance(value, int | float):
@@ -46,7 +44,7 @@ def check_range(
 
 
 def check_reads(kind: str, name: str, given: Mapping[str, Any], reads: Collection[str]) -> None:
-    """Raises ConfigError where a setting was `given` (is not None) that the `kind` called `name` does not read."""
+    """Raises ConfigError where a setting in `given` is not None but is not read by the `kind` called `name`."""
     for setting, value in given.items():
         if value is not None and setting not in reads:
             known = f"it reads {', '.join(reads)}" if reads else "leave it out"
@@ -54,5 +52,5 @@ def check_reads(kind: str, name: str, given: Mapping[str, Any], reads: Collectio
 
 
 def filled(section: Section, defaults: Mapping[str, Any]) -> Section:
-    """A part of the configuration with those `defaults` in place of None."""
+    """Returns `section` with `defaults` in place of None."""
     return replace(section, **{name: own for name, own in defaults.items() if getattr(section, name) is None})

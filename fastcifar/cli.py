@@ -1,4 +1,4 @@
-"""The command line as typed: refused in one sentence, explained, or carried out; free of torch until then."""
+"""The command line: parses arguments, shows help, refuses bad input. Imports no torch until a command runs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from fastcifar.settings import Setting, settings_of
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNALLED = 128
-"""Plus the signal's number, as shells have it."""
+"""The signal's number is added, as in shells."""
 SIGPIPE = 13
-"""Which Windows does not name."""
+"""Windows has no name for this signal."""
 HELP = {"-h", "--help"}
 
 MEANT = {
@@ -66,14 +66,14 @@ MEANT = {
     "weight-init": "init",
 }
 SYNONYMS = {name: flag for flag, names in MEANT.items() for name in names.split()}
-"""What other programs call a flag, and what to write here."""
+"""Flags of other programs, each with the flag to use here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `fastcifar`; returns the exit status.
+    """Runs `fastcifar` and returns the exit status.
 
-    That is 0; 1 where `doctor` finds that training could not run; 2 for bad input; 128 plus the number of the signal
-    that stopped it.
+    The status is 0; 1 where `doctor` finds that training could not run; 2 for bad input; or 128 plus the number of the
+    signal that stopped it.
     """
     try:
         try:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Help(argparse.HelpFormatter):
-    """Writes several values as INT..., and breaks no name at its hyphen."""
+    """Writes several values as INT... and never breaks a name at its hyphen."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return f"{action.metavar}..." if action.nargs in ("+", "*") else super()._format_args(action, default_metavar)
@@ -110,14 +110,12 @@ class Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusals are ConfigErrors."""
-
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.removeprefix('argument ')}; {self.prog} --help says what it takes.")
 
 
 def parser_of(name: str, known: Sequence[Setting]) -> Parser:
-    """The parser of the command `name`, whose settings `known` are; what it returns has only those that are given."""
+    """Builds the parser of the command `name` for its settings `known`; its result holds only what is given."""
     needed = [f"{s.flags[0]} {s.metavar}" for s in known if s.flags and s.default is MISSING]
     places = [s.metavar if s.default is MISSING else f"[{s.metavar}]" for s in known if s.positional]
     parser = Parser(
@@ -150,7 +148,6 @@ def parser_of(name: str, known: Sequence[Setting]) -> Parser:
 
 
 def overview() -> str:
-    """What bare `fastcifar` shows."""
     parser = Parser(
         usage="fastcifar COMMAND [options]",
         description="Trains CIFAR-class networks at the speed of the hardware.",
@@ -165,9 +162,7 @@ def overview() -> str:
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
-    """The command that `arguments` ask for; help and the version are printed, and exit. Raises FastcifarError for
-    what cannot be used.
-    """
+    """Returns the command to run; prints help or the version and exits. Raises FastcifarError for bad input."""
     name, *rest = arguments or ["--help"]
     if name in (*HELP, "--version"):
         print(f"fastcifar {fastcifar.__version__}" if name == "--version" else overview().rstrip())
@@ -186,7 +181,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
 
 
 def given_settings(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What `arguments` give of what the command `name` takes, by field. Raises ConfigError."""
+    """The values that `arguments` give to the command `name`, by field. Raises ConfigError."""
     known = list(settings_of(COMMANDS[name]))
     if HELP.isdisjoint(arguments):
         check_flags(name, arguments, {flag for setting in known for flag in setting.flags})
@@ -199,7 +194,7 @@ def given_settings(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def with_defaults_of_start(name: str, known: Sequence[Setting], arguments: Iterable[str]) -> Sequence[Setting]:
-    """`known` as help shows it, with the defaults of the recipe or the file that `arguments` start from."""
+    """The settings `known`, with the defaults of the recipe or file that `arguments` start from, for help."""
     if not any(setting.part is RunConfig for setting in known):
         return known
     origins = [setting for setting in known if setting.name in ("recipe", "config")]
@@ -209,9 +204,7 @@ def with_defaults_of_start(name: str, known: Sequence[Setting], arguments: Itera
 
 
 def check_flags(command: str, arguments: Iterable[str], flags: Collection[str]) -> None:
-    """Raises ConfigError, with the flag that was probably meant, where one of `arguments` is a flag but none of
-    `flags`.
-    """
+    """Raises ConfigError, with the likely flag, where a flag among `arguments` is not in `flags`."""
     for argument in takewhile(lambda argument: argument != "--", arguments):
         flag = argument.partition("=")[0]
         if flag in flags or not re.match("--?[a-zA-Z]", flag):
@@ -236,9 +229,7 @@ def stray_value(command: str, value: str, known: Iterable[Setting]) -> str:
 
 
 def build(kind: type, given: Mapping[str, Any]) -> Callable[[], int | None]:
-    """The command `kind`, and the configuration within it, with what was given in place of the defaults. Raises
-    ConfigError.
-    """
+    """Builds the command `kind` and its configuration from the given values. Raises ConfigError."""
     hints, values = get_type_hints(kind), {}
     for field in fields(kind):
         part: type = hints[field.name]
@@ -252,9 +243,7 @@ def build(kind: type, given: Mapping[str, Any]) -> Callable[[], int | None]:
 
 
 def starting_point(given: Mapping[str, Any]) -> RunConfig:
-    """The configuration that flags override: of --config or --recipe, where one is given. Raises ConfigError where
-    it is not there.
-    """
+    """The configuration of --config or --recipe, else the default one. Raises ConfigError where it is not found."""
     start, path = RunConfig(), given.get("config")
     if path and "recipe" in given:
         raise ConfigError("--config and --recipe both name a configuration to start from; give one of them.")

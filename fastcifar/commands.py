@@ -1,6 +1,4 @@
-"""The commands: what each takes, and what it does. What needs torch is imported where a command is called, so that help
-and refusals are immediate.
-"""
+"""The commands: what each takes and does. Torch is imported only when a command runs, so help is immediate."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from fastcifar.recipes import Recipe, select
 
 T = TypeVar("T")
 Positional = Annotated[T, "positional"]
-"""Type of what is given by its place, without a flag."""
+"""The type of an argument given by position, without a flag."""
 Shell = Literal["bash", "zsh", "fish"]
 
 
@@ -30,9 +28,8 @@ class Train:
     out: Path | None = None
     """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings; the only flag beside it is --epochs, to train for
-    longer than planned.
-    """
+    """Go on with the run in this folder, by its own settings; the only flag beside it is --epochs, to train for longer
+    than planned."""
 
     def __call__(self) -> None:
         from fastcifar.engine.run import train
@@ -43,7 +40,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Resume:
-    """What `train --resume RUN` asks for."""
+    """The command that `train --resume RUN` runs."""
 
     run: Path
     epochs: int | None
@@ -162,8 +159,7 @@ class Ensemble:
     """Runs at a time; by default as many as the CPU has threads, or as suit the GPU's memory."""
     out: Path | None = None
     """Folder of ensemble.json, and of the runs that are trained; ./runs/RECIPE-ensemble, or ./runs/ensemble, by
-    default.
-    """
+    default."""
     data_dir: Path | None = None
     """Folder to look for the data set in; the runs' own by default."""
     weights: str | None = None
@@ -198,7 +194,7 @@ class Ensemble:
         print(out / "ensemble.json")
 
     def trained_members(self, recipe: Recipe, out: Path) -> list[Path]:
-        """Folders of the recipe's runs, by seed, trained where they were not."""
+        """Trains the recipe with each seed where not yet done; returns the run folders in the order of the seeds."""
         from fastcifar.many.jobs import Overrides
         from fastcifar.many.packed import parse_seeds, plan_members, train_packed
         from fastcifar.runs.console import Console
@@ -403,4 +399,4 @@ COMMANDS: dict[str, type] = {
     "reproduce": Reproduce,
     "completion": Completion,
 }
-"""By the name that is typed. A command that is called returns the exit status where it may be other than 0."""
+"""The commands by name. Calling one returns the exit status where it may be other than 0."""

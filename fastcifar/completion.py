@@ -1,6 +1,4 @@
-"""Completion in a shell: a short script asks, at each press of Tab, what may stand at the end of the line; free of
-torch.
-"""
+"""Shell completion: a short script asks for candidates at each press of Tab. Free of torch."""
 
 from __future__ import annotations
 
@@ -30,14 +28,14 @@ compdef _fastcifar fastcifar""",
 end
 complete -c fastcifar -f -a '(__fastcifar)'""",
 }
-"""By shell. Where there are no candidates, each falls back on files."""
+"""The scripts by shell. Each completes file names where there are no candidates."""
 
 
 def candidates(words: Sequence[str], commands: Mapping[str, type]) -> list[str]:
-    """What the last of `words`, which may be empty, can become: a command, a flag or a name; nothing where any value or
-    file will do.
+    """The completions (commands, flags, names) of the last of `words`; none where any value or file will do.
 
-    `words` are those of a line after `fastcifar`. Bash makes a word of its own of the `=` in `--flag=value`.
+    `words` are those of a line after `fastcifar`; the last may be empty. Bash makes a word of its own of the `=` in
+    `--flag=value`.
     """
     *before, last = [word for word in words[:-1] if word != "="] + [words[-1].removeprefix("=")]
     if not before:
@@ -51,9 +49,7 @@ def candidates(words: Sequence[str], commands: Mapping[str, type]) -> list[str]:
 
 
 def names_after(words: Sequence[str], known: Sequence[Setting]) -> Sequence[str]:
-    """The names that may follow `words`: of the flag that still takes a value, of what is given by its place, or
-    else the flags.
-    """
+    """The names that may follow `words`: values of an open flag, positional values, or else flags."""
     for count, word in enumerate(reversed(words)):
         if word.startswith("-"):
             for setting in known:

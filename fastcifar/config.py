@@ -1,7 +1,7 @@
-"""Everything a run can be told, as one tree of frozen dataclasses, checked where they are built; free of torch.
+"""The configuration of a run: a tree of frozen dataclasses, checked when built. Free of torch.
 
-The settings of the network, the optimiser, the averages and the schedule stand with what reads them, in `models` and
-`optim`.
+The settings of the network, the optimiser, the averages and the schedule are defined in `models` and `optim`, which
+read them.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class DataConfig:
     split_seed: int = 0
     """Seed of their draw, apart from the run's own, so that runs of several seeds set the same images apart."""
     augment: str = "standard"
-    """Augmentation policy: names and settings joined by commas, such as standard,cutout:1x16 or
-    transform2,rotate:20.
+    """Augmentation policy: names and settings joined by commas, such as standard,cutout:1x16 or transform2,rotate:20.
     """
     normalize: str = "true"
     """Mean and deviation of the colours; true has the data set's own."""
@@ -75,10 +74,10 @@ LOSSES: dict[str, dict[str, float]] = {
     "cross-entropy": {"label_smoothing": 0.0},
     "asymmetric": {"label_smoothing": 0.1, "gamma_pos": 0.0, "gamma_neg": 4.0},
 }
-"""What each loss reads of `LossConfig`, and what it makes of None."""
+"""The settings of `LossConfig` that each loss reads, with the values that stand for None."""
 
 DISTILLATION = {"temperature": 4.0, "distill_weight": 0.9}
-"""The same for what belongs to a teacher."""
+"""The settings that distillation from a teacher reads, with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +115,13 @@ class LossConfig:
 
     @property
     def resolved(self) -> LossConfig:
-        """With what was left out filled in, where it is read."""
+        """Returns a copy with None replaced by the default where the setting is read."""
         return filled(self, LOSSES[self.loss] | (DISTILLATION if self.teacher is not None else {}))
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """On what, and in what manner, the run computes. `auto` is decided once, when the run starts, and stored with
-    it.
-    """
+    """The device, and how the run computes on it. `auto` is resolved once at the start of a run, and stored."""
 
     device: str = "auto"
     """Where to compute; auto takes a GPU where there is one, and cuda:1 the second one."""
@@ -137,8 +134,7 @@ class EngineConfig:
     threads: int | None = None
     """CPU threads; torch's own choice by default."""
     micro_batch: int | None = None
-    """Images a pass; the gradient of a batch is the sum over its passes. All at once where memory allows, by
-    default.
+    """Images a pass; the gradient of a batch is the sum over its passes. All at once where memory allows, by default.
     """
     memory_limit: str | None = None
     """Stay within so much memory, such as 6GB (a GB being 2**30 bytes, as on cards); within what is free by default."""
@@ -157,7 +153,7 @@ class EngineConfig:
 
     @property
     def memory_limit_bytes(self) -> int | None:
-        """`memory_limit` in bytes; None where there is none, or none that can be read."""
+        """`memory_limit` in bytes; None where it is not given or cannot be read."""
         size = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?) ?([GM])B", self.memory_limit or "", re.IGNORECASE)
         return size and int(float(size[1]) * {"G": 2**30, "M": 2**20}[size[2].upper()])
 
@@ -196,12 +192,12 @@ class RunConfig:
         check_range("seed", self.seed, 0, 2**32 - 1)
 
     def to_json(self) -> str:
-        """The complete configuration; equal configurations give equal text."""
+        """The complete configuration as JSON; equal configurations give equal text."""
         return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
 
     @staticmethod
     def from_json(text: str, where: str = "the configuration") -> RunConfig:
-        """The configuration in `text`; what it leaves out has its default.
+        """Builds the configuration from JSON; what is missing has its default.
 
         Raises:
             ConfigError: not JSON, unknown keys, wrong types or values; the sentence begins with `where`.

@@ -1,11 +1,11 @@
-"""Errors meant for the person at the keyboard: one sentence, shown without a traceback."""
+"""Errors for the user: one sentence each, shown without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class FastcifarError(Exception):
-    """Something the user can mend; its text is one sentence: what was wrong, what was expected, what to do."""
+    """An error that the user can fix; its text says what was wrong, what was expected and what to do."""
 
 
 class ConfigError(FastcifarError):
@@ -17,15 +17,13 @@ class DataError(FastcifarError):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what `error` says, shortened, without its full stop; the error's kind where it says nothing."""
+    """The first line of `error`'s message, shortened, without a full stop; the class name where it is empty."""
     text = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:200].rstrip(".")
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """A sentence saying that `name` is no such `kind`, with the nearest valid names, or all of them where none is
-    near.
-    """
+    """A sentence saying that `name` is no such `kind`, with the nearest valid names, or else all of them."""
     valid = sorted(valid)
     nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     if nearest:

@@ -1,4 +1,4 @@
-"""Pictures of runs, evaluations, augmentations and profiles, as PNG files that are written whole or not at all."""
+"""Pictures of runs, evaluations, augmentations and profiles, as PNG files written atomically."""
 
 from __future__ import annotations
 
@@ -27,28 +27,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Points = list[tuple[int, float]]
-"""Epochs, each with its value."""
+"""(epoch, value) pairs."""
 
 FEW = 20
-"""Epochs, steps or classes up to which each has a marker or a number."""
+"""Up to so many epochs, steps or classes, each has a marker or a number."""
 END_SHARE = 0.2
-"""Share of the epochs of a longer run that are shown enlarged."""
+"""The last part of a longer run, as a share of its epochs, which is shown enlarged."""
 WIDE_RANGE = 10.0
-"""Ratio of the highest loss to the lowest from which their scale is logarithmic."""
+"""The scale of the loss is logarithmic from this ratio of the highest to the lowest."""
 LARGEST, SMALLEST_FONT = 20.0, 5.0
-"""Inches a side of a confusion matrix, and points of the names of its classes, which are left out where they would be
-smaller.
-"""
+"""The longest side of a confusion matrix in inches, and the smallest font of its class names in points."""
 COLUMNS, SIDE, SMALL_SIDE = 6, 2.4, 0.8
 """Images in a row, and inches across one, alone or beside labels."""
 MOST_PIXELS = 65_000
-"""A side of a PNG that matplotlib draws has fewer than 65,536."""
+"""The longest side of a PNG; matplotlib's limit is just below 65,536."""
 LINE = 0.15
-"""Inches from one line of a caption to the next."""
+"""Inches between two lines of a caption."""
 
 
 def draw(path: Path, plot: Callable[..., Figure], *given: Any) -> str | None:
-    """As `save`, but a failure costs only the picture: it is returned as a line for the user."""
+    """Calls `save`; on failure returns a line for the user instead of raising."""
     try:
         save(path, plot, *given)
     except FastcifarError as error:
@@ -57,7 +55,7 @@ def draw(path: Path, plot: Callable[..., Figure], *given: Any) -> str | None:
 
 
 def save(path: Path, plot: Callable[..., Figure], *given: Any) -> None:
-    """Writes the figure that `plot(*given)` makes as a PNG file, for which it makes the folder.
+    """Writes the figure `plot(*given)` as a PNG file, making its folder.
 
     Raises:
         FastcifarError: it cannot be drawn or written; a file that was there is as it was.
@@ -78,9 +76,9 @@ def save(path: Path, plot: Callable[..., Figure], *given: Any) -> None:
 
 
 def import_matplotlib() -> None:
-    """Imports matplotlib even where MPLBACKEND names a backend that is not installed, as in notebooks.
+    """Imports matplotlib even where MPLBACKEND names a missing backend, as in notebooks.
 
-    Only pyplot needs a backend; one that is imported later has the one of the variable, where it exists.
+    Only pyplot needs a backend; if it is imported later it uses the one of the variable, where that exists.
     """
     if "matplotlib" in sys.modules:
         return
@@ -94,14 +92,14 @@ def import_matplotlib() -> None:
 
 
 def shortened(name: str, cells: int) -> str:
-    """A name on one line, cut to a width of so many Latin letters."""
+    """Puts a name on one line, cut to the width of `cells` Latin letters."""
     text = Text(" ".join(name.split()))
     text.truncate(cells, overflow="ellipsis")
     return text.plain
 
 
 def plot_run(run: Run) -> Figure:
-    """The curves of a run with at least one epoch. Raises FastcifarError where its folder is damaged."""
+    """Plots the curves of a run with at least one epoch. Raises FastcifarError where its folder is damaged."""
     config, records = run.config(), read_records(run.metrics)
     steps_per_epoch = records[-1].step // records[-1].epoch
     table = lr_table(config.schedule, config.optim.peak_lr(config.batch_size), steps_per_epoch, config.epochs)
@@ -110,7 +108,7 @@ def plot_run(run: Run) -> Figure:
 
 
 def applied_lr(records: Sequence[EpochRecord], table: Sequence[float]) -> list[float]:
-    """The learning rate of each recorded step: the table's, scaled to what was recorded of each epoch's last step.
+    """The learning rate of each recorded step: the table, scaled to the last recorded rate of each epoch.
 
     The two differ where a plateau lowered the rate, or where the run has been made longer since.
     """
@@ -123,13 +121,10 @@ def applied_lr(records: Sequence[EpochRecord], table: Sequence[float]) -> list[f
 
 
 def plot_curves(records: Sequence[EpochRecord], lr: Sequence[float], title: str, result: Result | None) -> Figure:
-    """Loss and accuracies of each epoch, the learning rate of each step, and the test accuracies of a run that ended.
+    """Plots loss and accuracies by epoch, the learning rate by step, and the final test accuracies.
 
-    Args:
-        records: at least one.
-        lr: of each step in these epochs.
-        title: of the picture.
-        result: of a run that has ended.
+    There is at least one of `records`, and `lr` has a value for each step of these epochs. `result` is None while the
+    run has not ended.
     """
     from matplotlib.figure import Figure
 
@@ -163,7 +158,7 @@ def plot_curves(records: Sequence[EpochRecord], lr: Sequence[float], title: str,
 
 
 def series(records: Sequence[EpochRecord], prefix: str, scale: float = 1) -> dict[str, Points]:
-    """The values whose names (`runs.records.TAGS`) begin with `prefix`, by the rest of the name, times `scale`."""
+    """The values whose names in `runs.records.TAGS` begin with `prefix`, times `scale`, by the rest of the name."""
     found: dict[str, Points] = {}
     for record in records:
         for name, value in values(record).items():
@@ -173,7 +168,7 @@ def series(records: Sequence[EpochRecord], prefix: str, scale: float = 1) -> dic
 
 
 def final_accuracies(result: Result, last: int) -> dict[str, tuple[int, float]]:
-    """For each label of the legend, the epoch that the weights are from, and what they reach on the test set in %."""
+    """For each label, the epoch of the weights and their test accuracy in %."""
     from fastcifar.runs.checkpoint import WEIGHTS  # which imports torch
 
     accuracies = {WEIGHTS: result.test_accuracy, **result.averaged_test_accuracies}
@@ -186,7 +181,7 @@ def final_accuracies(result: Result, last: int) -> dict[str, tuple[int, float]]:
 
 
 def plot_lines(axes: Axes, lines: Mapping[str, Points], names: Sequence[str]) -> None:
-    """Lines in the colours of `names`; those of the weights are wide and pale, so that their averages stay visible."""
+    """Draws lines in the colours of `names`; those of raw weights are wide and pale, so that averages stay visible."""
     for name, points in lines.items():
         number = names.index(name)
         if "/" in name:
@@ -200,7 +195,7 @@ def plot_lines(axes: Axes, lines: Mapping[str, Points], names: Sequence[str]) ->
 
 
 def plot_finals(axes: Axes, finals: Mapping[str, tuple[int, float]]) -> None:
-    """A mark for each, hollow and smaller than those before it, so that none hides another."""
+    """Draws hollow marks, each smaller than the one before, so that none hides another."""
     style = {"markerfacecolor": "none", "color": "black", "zorder": 4, "linestyle": "none"}
     for number, (label, point) in enumerate(finals.items()):
         axes.plot(*point, marker="*os^Dvp"[number % 7], markersize=15 / (1 + number / 2), label=label, **style)
@@ -213,7 +208,7 @@ def plot_rates(axes: Axes, epochs: Sequence[float], lr: Sequence[float]) -> None
 
 
 def plot_lr(lr: Sequence[float], steps_per_epoch: int, kinks: Sequence[int]) -> Figure:
-    """The learning rate of each step over the epochs, its kinks marked."""
+    """Plots the learning rate of each step over the epochs, and marks its kinks."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -224,7 +219,7 @@ def plot_lr(lr: Sequence[float], steps_per_epoch: int, kinks: Sequence[int]) -> 
 
 
 def plot_split(split: Mapping[str, float], floors: Mapping[str, float], title: str) -> Figure:
-    """The seconds of a step by part as one stacked bar, its floors as lines across."""
+    """Plots the seconds of a step by part as a stacked bar, with `floors` as lines across."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.6), layout="constrained")
@@ -242,9 +237,9 @@ def plot_split(split: Mapping[str, float], floors: Mapping[str, float], title: s
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Counts int (K, K), a row for each label and a column for each prediction, beside the most frequent mistakes.
+    """Plots counts int (K, K), rows by label and columns by prediction, beside the most frequent mistakes.
 
-    The diagonal is grey, so that the shades, which are shares of the label's images, tell the mistakes apart.
+    Shades are shares of the label's images. The diagonal is grey, so that the mistakes stand out.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -279,7 +274,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def worst_pairs(confusion: np.ndarray, classes: Sequence[str], count: int) -> list[str]:
-    """A line for each of the pairs of label and prediction that the most images fall on, below a heading."""
+    """A heading, then a line for each of the `count` most frequent pairs of label and prediction."""
     wrong = confusion * (1 - np.eye(len(classes), dtype=confusion.dtype))
     worst: list[int] = np.argsort(-wrong, axis=None, kind="stable")[:count].tolist()
     lines = [
@@ -291,7 +286,7 @@ def worst_pairs(confusion: np.ndarray, classes: Sequence[str], count: int) -> li
 
 
 def plot_reliability(series: dict[str, Sequence[tuple[float, float, float]]], counts: Sequence[int]) -> Figure:
-    """Accuracy over confidence, beside the diagonal of a calibrated network.
+    """Plots accuracy over confidence, beside the diagonal of a calibrated network.
 
     Args:
         series: for each label of the legend, points of confidence, accuracy and share of the images.
@@ -316,7 +311,7 @@ def plot_reliability(series: dict[str, Sequence[tuple[float, float, float]]], co
 
 
 def plot_images(images: np.ndarray, captions: Sequence[str], title: str = "", labels: Sequence[str] = ()) -> Figure:
-    """Images with captions above them, as one mosaic.
+    """Plots images with captions above them as one mosaic.
 
     Args:
         images: uint8 (R, N, H, W, 3): R versions of each of N images, which stand one below the other.
@@ -352,7 +347,7 @@ def plot_images(images: np.ndarray, captions: Sequence[str], title: str = "", la
 
 
 def tiled(images: np.ndarray, columns: int, head: int, gap: int) -> np.ndarray:
-    """One picture of R versions of N images, uint8 (R, N, H, W, 3), each below the one before, so many images in a row.
+    """One picture of R versions of N images, uint8 (R, N, H, W, 3), versions stacked, `columns` images in a row.
 
     `head` pixels above each image, and `gap` pixels below and right of each version, are white.
     """

@@ -1,4 +1,4 @@
-"""JSON into dataclasses and TypedDicts, with every key and type checked; free of torch."""
+"""Builds dataclasses and TypedDicts from JSON, checking every key and type. Free of torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from fastcifar.errors import ConfigError, unknown
 
 
 def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
-    """`value`, as read from JSON, in the type `kind`.
+    """Converts `value`, as read from JSON, to the type `kind`.
 
     Args:
         kind: a dataclass, a TypedDict, or the type of one of their fields.
-        value: what `json.loads` returned.
-        where: what the error's sentence begins with.
-        complete: whether every key of a dataclass must be there, those with a default too; of a TypedDict they always
-        must.
+        value: the result of `json.loads`.
+        where: how the error message begins.
+        complete: also require the keys of a dataclass that have defaults; a TypedDict always needs all keys.
 
     Raises:
-        ConfigError: keys are missing or unknown, or a value is of another type or refused by the dataclass.
+        ConfigError: keys are missing or unknown, or a value has another type or is refused by the dataclass.
     """
     if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
         return build_record(kind, value, where, complete)
@@ -49,7 +48,6 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
 
 
 def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
-    """`build` for a dataclass or a TypedDict."""
     hints = typing.get_type_hints(kind)
     if not isinstance(value, dict):
         raise ConfigError(f"{where} is {reprlib.repr(value)}; expected an object with the keys {', '.join(hints)}.")

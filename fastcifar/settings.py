@@ -1,6 +1,4 @@
-"""What each command takes: the fields of its dataclass, and of the configurations within it, as arguments; free of
-torch.
-"""
+"""The arguments of each command: the fields of its dataclass and of the nested configurations. Free of torch."""
 
 from __future__ import annotations
 
@@ -39,35 +37,35 @@ NAMES: dict[str, Collection[str]] = {
     "recipes": RECIPES,
     "schedule": SCHEDULES,
 }
-"""By setting, the names that it takes, sometimes among other values; what is of a Literal type has its own."""
+"""The names that a setting accepts, sometimes among other values. A Literal type lists its own."""
 
 TITLES = {"model": "network", "optim": "optimiser", "average": "averages"}
-"""How help calls a part of the configuration, where not by its name."""
+"""The titles in help of the parts of the configuration, where they differ from the field's name."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a command, or of a configuration within it, as an argument."""
+    """A field of a command, or of a nested configuration, as an argument."""
 
     name: str
     positional: bool
     kind: type
     """The type of one value: int, float, str, Path or bool."""
     many: bool
-    """Whether it takes several values."""
+    """Whether the argument takes several values."""
     choices: tuple[str, ...]
-    """The only values there are; empty where any of the kind will do."""
+    """The only valid values; empty where any value of the type will do."""
     default: Any
-    """MISSING where it must be given."""
+    """The default value; MISSING where the argument is required."""
     text: str
     part: type
-    """The dataclass that it is a field of."""
+    """The dataclass that has the field."""
     title: str
-    """The group that help shows it in; empty for a command's own."""
+    """The group in help; empty for a command's own arguments."""
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """None for what is given by its place."""
+        """The flags that set the field; none for a positional argument."""
         flag = f"--{self.name.replace('_', '-')}"
         return () if self.positional else (flag, f"--no-{flag[2:]}") if self.kind is bool else (flag,)
 
@@ -83,7 +81,7 @@ class Setting:
 
     @property
     def help(self) -> str:
-        """The text, with the names and the default in brackets; the many recipes have a command that lists them."""
+        """The help text with names and default in brackets; recipes are left out, since a command lists them."""
         names = "" if not self.names or self.names == tuple(RECIPES) else ", ".join(self.names)
         unsaid = self.default is False or self.default in (MISSING, None, ())
         default = defaults_of_choices(self.part, self.name) if unsaid else written(self.default)
@@ -91,7 +89,7 @@ class Setting:
         return f"{self.text} [{brackets}]" if brackets else self.text
 
     def read(self, text: str) -> Any:
-        """One value. Raises ConfigError where `text` is none."""
+        """Converts one value. Raises ConfigError where `text` is invalid."""
         if self.choices and text not in self.choices:
             raise ConfigError(unknown(self.name.replace("_", " "), text, self.choices))
         try:
@@ -102,7 +100,7 @@ class Setting:
 
 
 def written(value: Any) -> str:
-    """A value as a flag takes it."""
+    """Formats a value as a flag takes it."""
     if isinstance(value, tuple):
         return " ".join(map(written, value))
     if isinstance(value, bool):
@@ -111,8 +109,9 @@ def written(value: Any) -> str:
 
 
 def defaults_of_choices(part: type, setting: str) -> str:
-    """The defaults that a `setting` has by what is chosen in its `part`, such as the schedule: the most common one,
-    unless it is off or none, and where it is another.
+    """The defaults of `setting` for each choice in its `part`, such as each schedule, as text.
+
+    The most common default comes first, unless it is off or none; the others follow with the choices that have them.
     """
     names: dict[Any, list[str]] = {}
     for name, defaults in choices_of(part).items():
@@ -128,7 +127,7 @@ def defaults_of_choices(part: type, setting: str) -> str:
 
 
 def choices_of(part: type) -> Mapping[str, Mapping[str, Any]]:
-    """By what may be chosen in a part of the configuration, what it reads there and the defaults of it."""
+    """For each choice in a part of the configuration, the settings that it reads and their defaults."""
     if part is ModelConfig:
         own = {field.name: field.default for field in fields(ResNet)}
         presets = {name: own | dict(entry.preset) for name, entry in ARCHITECTURES.items()}
@@ -141,7 +140,7 @@ def choices_of(part: type) -> Mapping[str, Mapping[str, Any]]:
 
 
 def settings_of(kind: type, title: str = "") -> Iterator[Setting]:
-    """The fields of a dataclass as arguments, those of the configurations within it last."""
+    """The fields of a dataclass as arguments, with those of nested configurations last."""
     hints = get_type_hints(kind, include_extras=True)
     parts: list[str] = []
     for field in fields(kind):
@@ -164,7 +163,7 @@ def settings_of(kind: type, title: str = "") -> Iterator[Setting]:
 
 @cache
 def documentation(kind: type) -> dict[str, str]:
-    """By field, the text that stands under it in the source of the dataclass `kind`."""
+    """The docstring under each field in the source of the dataclass `kind`."""
     (body,) = (
         node.body
         for node in ast.parse(inspect.getsource(sys.modules[kind.__module__])).body

@@ -1,5 +1,6 @@
-"""Augmentation: `policy` says what, `random` and `sampling` when and how much, the appliers do it. What stands here is
-torch-free.
+"""Augmentation: `policy` says what is done, `random` and `sampling` draw when and how much, appliers do it.
+
+This module is free of torch.
 
 Every applier carries out the same `sampling.Params` over a data set that lives on the device:
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from fastcifar.errors import ConfigError, unknown
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and standard deviation a channel, as fractions of 255."""
+"""Mean and standard deviation by channel, as fractions of 255."""
 
 BACKENDS: dict[str, str] = {
     "torch": "fastcifar.augment.torch_apply:TorchApplier",
@@ -28,16 +29,14 @@ NORMALIZATIONS: dict[str, Statistics | None] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""By name; `true` is the data set's own.
+"""The presets by name; `true` stands for the data set's own statistics.
 
-`kuangliu` is reports 3 and 4's: its deviations are those of single images, averaged. `none` only scales to [0, 1].
-"""
+`kuangliu` is that of reports 3 and 4: its deviations are those of single images, averaged.
+`none` only scales to [0, 1]."""
 
 
 def normalization(name: str, own: Statistics) -> Statistics:
-    """The preset `name`, for a data set whose statistics are `own`. Raises ConfigError where there is no such
-    preset.
-    """
+    """The preset `name` for a data set with the statistics `own`. Raises ConfigError where the name is unknown."""
     if name not in NORMALIZATIONS:
         raise ConfigError(unknown("normalisation", name, NORMALIZATIONS))
     return NORMALIZATIONS[name] or own

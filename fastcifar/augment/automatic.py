@@ -1,7 +1,6 @@
 """AutoAugment, RandAugment and TrivialAugment as tables of choices; free of torch.
 
-Values are what the operation does, in physical units, whatever the paper's or the library's scale of levels: see
-`Operation`.
+Values are in the physical units of each `Operation`, not in the levels of a paper or library.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from enum import IntEnum
 
 
 class Operation(IntEnum):
-    """What can be done to an image, each as PIL does it, and the unit of its value."""
+    """The operations on an image, each as in PIL, and the units of their values."""
 
     IDENTITY = 0
     SHEAR_X = 1  # pixels to the side for each pixel down, about the upper left corner
@@ -40,7 +39,7 @@ O = Operation  # noqa: E741
 
 @dataclass(frozen=True)
 class Choice:
-    """An operation, how probably it is carried out, and its values, of which each is as likely."""
+    """An operation, its probability, and its values, each equally likely."""
 
     operation: Operation
     probability: float = 1.0
@@ -49,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Automatic:
-    """In each of `rounds`, one branch is picked, all being as likely, and its choices are carried out in order."""
+    """Picks one branch in each of `rounds`, all equally likely, and carries out its choices in order."""
 
     branches: tuple[tuple[Choice, ...], ...]
     rounds: int = 1
@@ -84,12 +83,12 @@ CIFAR10_SUB_POLICIES: tuple[tuple[tuple[Operation, float, int], tuple[Operation,
     ((O.EQUALIZE, 0.8, 8), (O.INVERT, 0.1, 3)),
     ((O.TRANSLATE_Y, 0.7, 9), (O.AUTO_CONTRAST, 0.9, 1)),
 )
-"""Operation, probability and level of 10: Cubuk et al. 2019, arXiv:1805.09501, table 7."""
+"""Operation, probability and level (of 10): Cubuk et al. 2019, arXiv:1805.09501, table 7."""
 
 
 WITHOUT_INVERT = tuple(operation for operation in Operation if operation != O.INVERT)
 LEVELS = 30
-"""The greatest level of RandAugment and TrivialAugment."""
+"""The highest level of RandAugment and TrivialAugment."""
 
 
 def either(value: float) -> tuple[float, ...]:
@@ -97,7 +96,7 @@ def either(value: float) -> tuple[float, ...]:
 
 
 def paper_values(operation: Operation, level: int) -> tuple[float, ...]:
-    """What a level of 10 stands for in the AutoAugment authors' code for CIFAR-10."""
+    """The values of an operation at a level (of 10) in the AutoAugment authors' code for CIFAR-10."""
     values = {
         O.SHEAR_X: either(0.3 * level / 10),
         O.SHEAR_Y: either(0.3 * level / 10),
@@ -113,19 +112,19 @@ def paper_values(operation: Operation, level: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class TorchvisionReach:
-    """The values that torchvision's policies give to the greatest level."""
+    """The values at the highest level of torchvision's policies."""
 
     shear: float
     translate: tuple[float, float]
-    """To the right and down."""
+    """Largest translations in x and y."""
     rotate: float
     enhance: float
-    """Either way from a factor of 1."""
+    """Largest deviation of the factor from 1, either way."""
     posterize: int
-    """Bits lost."""
+    """Bits removed."""
 
     def values(self, operation: Operation, level: float) -> tuple[float, ...]:
-        """What a `level` from 0 to 1 stands for."""
+        """The values of an operation at `level`, from 0 to 1."""
         right, down = self.translate
         values = {
             O.SHEAR_X: either(self.shear * level),
@@ -141,13 +140,13 @@ class TorchvisionReach:
 
 
 def common_reach(size: tuple[int, int]) -> TorchvisionReach:
-    """That of torchvision's AutoAugment and RandAugment for images of `size`, height and width."""
+    """The reach in torchvision's AutoAugment and RandAugment for images of `size`, height and width."""
     height, width = size
     return TorchvisionReach(0.3, (150 / 331 * width, 150 / 331 * height), 30.0, 0.9, 4)
 
 
 def sub_policies(values: Callable[[Operation, int], tuple[float, ...]]) -> tuple[tuple[Choice, ...], ...]:
-    """`CIFAR10_SUB_POLICIES`, whose levels stand for these values."""
+    """The branches of `CIFAR10_SUB_POLICIES`, with `values` for their levels."""
     return tuple(
         tuple(Choice(operation, probability, values(operation, level)) for operation, probability, level in sub_policy)
         for sub_policy in CIFAR10_SUB_POLICIES
@@ -155,29 +154,29 @@ def sub_policies(values: Callable[[Operation, int], tuple[float, ...]]) -> tuple
 
 
 def autoaugment(size: tuple[int, int]) -> Automatic:
-    """The CIFAR-10 policy with the authors' values, and grey (128) beyond the border."""
+    """The CIFAR-10 policy with the authors' values and a grey (128) border."""
     return Automatic(sub_policies(paper_values), fill=128)
 
 
 def autoaugment_tv(size: tuple[int, int]) -> Automatic:
-    """The same sub-policies with torchvision's values: ten bins, enhancement of either sign, black beyond the
-    border.
-    """
+    """The same sub-policies with torchvision's values: ten bins, enhancement of either sign, black border."""
     reach = common_reach(size)
     return Automatic(sub_policies(lambda operation, level: reach.values(operation, level / 9)))
 
 
 def randaugment(size: tuple[int, int], rounds: int = 2, magnitude: int = 9) -> Automatic:
-    """`rounds` operations of 14, all at level `magnitude` of 30: Cubuk et al. 2020, arXiv:1909.13719, with
-    torchvision's values.
+    """Picks `rounds` of 14 operations, all at level `magnitude` of 30, with torchvision's values.
+
+    Source: Cubuk et al. 2020, arXiv:1909.13719.
     """
     reach, level = common_reach(size), magnitude / LEVELS
     return Automatic(tuple((Choice(one, 1.0, reach.values(one, level)),) for one in WITHOUT_INVERT), rounds)
 
 
 def trivialaugment(size: tuple[int, int]) -> Automatic:
-    """One operation of 14 at a random level of 0 to 30, with wide values: Müller and Hutter 2021, arXiv:2103.10158,
-    as in torchvision.
+    """Picks one of 14 operations at a random level of 0 to 30, with wide values, as in torchvision.
+
+    Source: Müller and Hutter 2021, arXiv:2103.10158.
     """
     reach = TorchvisionReach(0.99, (32.0, 32.0), 135.0, 0.99, 6)
 

@@ -1,4 +1,4 @@
-"""The operations of automatic augmentation that move no pixel, each to the last bit as PIL computes it.
+"""The operations of automatic augmentation that move no pixel, each equal to PIL's to the last bit.
 
 Images are contiguous uint8 (N, H, W, 3) on any device; factors, bits and thresholds are float64 (N, 1, 1, 1) there.
 Nothing makes the host wait for the device.
@@ -28,11 +28,11 @@ CHANGES: dict[Operation, Callable[[Tensor, Tensor], Tensor]] = {
     Operation.BRIGHTNESS: lambda images, factor: blend(torch.zeros_like(factor), images, factor),
     Operation.SHARPNESS: lambda images, factor: sharpen(images, factor),
 }
-"""What each operation but the geometric ones makes of a group of images and their values, float64 (N, 1, 1, 1)."""
+"""The function of each operation except the geometric ones: images and values, float64 (N, 1, 1, 1), to images."""
 
 
 def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tensor:
-    """One operation over a group of images, by as much as each one's value says.
+    """Applies one operation to a group of images, each with its own value.
 
     Args:
         images: uint8 (N, H, W, 3), contiguous.
@@ -46,21 +46,21 @@ def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tens
 
 
 def luma(images: Tensor) -> Tensor:
-    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W), 0
-    to 255.
-    """
+    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W)."""
     red, green, blue = (channel.int() for channel in images.unbind(3))
     return red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000) >> 16
 
 
 def mean_luma(images: Tensor) -> Tensor:
-    """The grey level to which contrast is reduced (`ImageEnhance.Contrast`), halves rounded up: int64 (N, 1, 1, 1)."""
+    """The mean grey level, for contrast (`ImageEnhance.Contrast`), halves rounded up: int64 (N, 1, 1, 1)."""
     pixels = images.shape[1] * images.shape[2]
     return ((2 * luma(images).sum((1, 2)) + pixels) // (2 * pixels))[:, None, None, None]
 
 
 def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """From `degenerate` (whole numbers, as large as `images` or one an image) at 0 to `images` at 1, and beyond.
+    """Interpolates from `degenerate` (whole numbers) at factor 0 to `images` at 1, and extrapolates beyond.
+
+    `degenerate` has the shape of `images` or one value an image.
 
     As in PIL's Blend.c, the product and the sum are each rounded to float32, so neither a lerp nor a fused multiply-add
     will do.
@@ -70,23 +70,22 @@ def blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
 
 
 def saturate(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, the grey image (`ImageEnhance.Color`), a channel at a time, to spare three copies of
-    the grey.
-    """
+    """Changes saturation (`ImageEnhance.Color`), one channel at a time to avoid three copies of the grey image."""
     grey = luma(images)[..., None].float()
     return torch.cat([blend(grey, channel, factor) for channel in images.split(1, dim=3)], dim=3)
 
 
 def sharpen(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, the smoothed image (`ImageEnhance.Sharpness`); the border stays."""
+    """Changes sharpness relative to the smoothed image (`ImageEnhance.Sharpness`); the border stays."""
     sharpened = images.clone()
     sharpened[:, 1:-1, 1:-1] = blend(smooth(images), images[:, 1:-1, 1:-1], factor)
     return sharpened
 
 
 def smooth(images: Tensor) -> Tensor:
-    """The mean of a pixel's 3x3 neighbourhood, itself 5 times, rounded (`ImageFilter.SMOOTH`): float32 (N, H - 2, W -
-    2, 3).
+    """The weighted mean of each 3x3 neighbourhood (`ImageFilter.SMOOTH`): float32 (N, H - 2, W - 2, 3).
+
+    The centre counts 5 times, so weights sum to 13, and the mean is rounded.
 
     As 13 is odd, no mean is near a half, and any rounding gives what PIL's does.
     """
@@ -97,26 +96,26 @@ def smooth(images: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keeps the uppermost bits (`ImageOps.posterize`); none leaves black."""
+    """Keeps the highest bits (`ImageOps.posterize`); 0 bits leave black."""
     return images & (LEVELS - (LEVELS >> bits.int())).to(torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Inverts what is not below the threshold (`ImageOps.solarize`), which may be fractional."""
-    # A threshold above 255 inverts nothing, but is no byte: for it the bits to flip are none.
+    """Inverts levels from the threshold up (`ImageOps.solarize`); the threshold may be fractional."""
+    # A threshold above 255 does not fit a byte; it inverts nothing, so no bits are flipped.
     flip = (255 * (threshold <= 255)).to(torch.uint8)
     reached = images >= threshold.ceil().clamp(0, 255).to(torch.uint8)
     return images ^ (reached.view(torch.uint8) * flip)
 
 
 def auto_contrast(images: Tensor) -> Tensor:
-    """Stretches each channel to all levels (`ImageOps.autocontrast`); constant channels stay.
+    """Stretches each channel to the full range (`ImageOps.autocontrast`); constant channels stay.
 
-    In float64 as in Python, whose rounding decides wherever the exact result is a whole number: the lightest level may
-    become 254.
+    Computed in float64 as in Python, since its rounding matters where the exact result is a whole number: the lightest
+    level may become 254.
     """
     low, high = extrema(images)
-    # A tensor over a tensor: for a number over a tensor PyTorch multiplies by the reciprocal, which rounds twice.
+    # A tensor over a tensor, since PyTorch computes number / tensor by the reciprocal, which rounds twice.
     scale = torch.where(high > low, torch.full_like(low, 255) / (high - low), 1.0)
     offset = torch.where(high > low, -low * scale, 0.0)
     levels = torch.arange(LEVELS, dtype=torch.float64, device=images.device)
@@ -125,7 +124,7 @@ def auto_contrast(images: Tensor) -> Tensor:
 
 
 def extrema(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The darkest and the lightest level of each channel: float64 (N, 3, 1) each.
+    """The lowest and the highest level of each channel: float64 (N, 3, 1) each.
 
     Columns are reduced first, over rows of bytes: with channels innermost the whole reduction is slow on a CPU.
     """
@@ -134,8 +133,9 @@ def extrema(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Makes the levels of each channel about equally frequent (`ImageOps.equalize`); those of too few pixels besides
-    the lightest stay.
+    """Equalises the histogram of each channel (`ImageOps.equalize`).
+
+    A channel stays where too few pixels are darker than its lightest level.
     """
     count, device = len(images), images.device
     index = table_index(images)
@@ -145,9 +145,9 @@ def equalize(images: Tensor) -> Tensor:
         .index_add_(0, index, ones)
         .view(count, 3, LEVELS)
     )
-    # Counts are integers, since a GPU has no deterministic cumsum of floats.
+    # Integer counts, since a GPU has no deterministic cumsum of floats.
     darker = histogram.cumsum(2, dtype=torch.int32).sub_(histogram)
-    # The greatest count at a level that occurs; in place, as fresh memory costs a CPU more than the arithmetic.
+    # The count at the highest level that occurs; in place, as new memory costs a CPU more than the arithmetic.
     darker_than_lightest = histogram.clamp_(max=1).mul_(darker).amax(2, keepdim=True)
     step = darker_than_lightest // 255
     tables = darker.add_(step // 2).float().div_(step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
@@ -156,7 +156,7 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def table_index(images: Tensor) -> Tensor:
-    """Where each byte's level is in tables of shape (N, 3, 256): int32 (N * H * W * 3,)."""
+    """The index of each byte's level in tables of shape (N, 3, 256): int32 (N * H * W * 3,)."""
     levels = images.flatten(1).int()
     count, size = levels.shape
     levels += torch.arange(size, dtype=torch.int32, device=images.device) % 3 * LEVELS
@@ -165,5 +165,5 @@ def table_index(images: Tensor) -> Tensor:
 
 
 def look_up(tables: Tensor, index: Tensor) -> Tensor:
-    """The entry for each byte: uint8 (N, 3, 256) and `table_index` -> uint8 (N * H * W * 3,)."""
+    """Looks up each byte: uint8 tables (N, 3, 256) and a `table_index` -> uint8 (N * H * W * 3,)."""
     return tables.flatten().index_select(0, index)

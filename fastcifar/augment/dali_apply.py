@@ -1,10 +1,9 @@
-"""The NVIDIA DALI applier: fixed graphs, the same for a CPU and a GPU, of which the first runs ahead of the training,
-aside from it.
+"""The NVIDIA DALI applier: fixed graphs for CPU or GPU, the first of which runs ahead of training on its own stream.
 
-DALI itself warps by nearest neighbour over a constant grey or clamped border, takes the colour away, erases, carries
-out the automatic operations but for equalize, all as PIL does to the last bit, and normalises to float32 and float16.
-It has no bfloat16, no reflected or coloured border, and other definitions of bilinear interpolation and equalize: these
-are left to `kernels.augment` and `colour`.
+DALI carries out the warp by nearest neighbour over a constant grey or clamped border, greyscale, erasing, every
+automatic operation but equalize, all equal to PIL to the last bit, and normalisation to float32 and float16. It has no
+bfloat16, no reflected or coloured border, and other definitions of bilinear interpolation and equalize: these are left
+to `kernels.augment` and `colour`.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ if TYPE_CHECKING:
 
 CPU_THREADS = 2
 COLOURS = WITHOUT_VALUE | WITH_VALUE
-"""Automatic operations that move no pixel and that DALI carries out."""
+"""The automatic operations that move no pixel and that DALI carries out."""
 NOTHING = Params(None, (), None, None, None)
 Source = Callable[..., Node]
-"""`Graph.source`."""
+"""The type of `Graph.source`."""
 NORMALIZED = (torch.float32, torch.float16)
-"""Dtypes that DALI normalises to."""
+"""The dtypes that DALI normalises to."""
 
 
 class DaliApplier(TritonApplier):
-    """As `TorchApplier`. All randomness is in the parameters, so DALI keeps no state.
+    """As `TorchApplier`, with DALI. All randomness is in the parameters, so DALI keeps no state.
 
     Raises:
         ConfigError: DALI is not installed, or the chunk is too large for it.
     """
 
     largest_chunk = 65_535
-    """DALI counts samples in a dimension of a CUDA grid that goes no further."""
+    """DALI counts samples in a dimension of the CUDA grid with this limit."""
 
     def __init__(
         self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int
@@ -79,7 +78,7 @@ class DaliApplier(TritonApplier):
             self.moves = given(sample_graph(self.device, chunk_size, warp=True, border=border))
             self.colours = colour_graph(self.device, colours)
         self.under_way: tuple[Tensor, Params] | None = None
-        """What the first graph works on, or would if there were any work in it, and the parameters."""
+        """The input of the first graph, or of what replaces it where it has no work, and the parameters."""
 
     def submit(self, index: Tensor, params: Params) -> None:
         warp = None if self.dali_warps else params.warp
@@ -102,7 +101,7 @@ class DaliApplier(TritonApplier):
         return images.permute(0, 3, 1, 2)
 
     def apply_slot(self, images: Tensor, slot: Slot) -> None:
-        """As `TorchApplier.apply_slot`; torch changes its groups while DALI is at work on the others."""
+        """As `TorchApplier.apply_slot`; torch changes its groups while DALI works on the others."""
         groups = grouped(slot, self.device)
         moved = groups.pop(Operation.ROTATE, None)
         coloured = {operation: groups.pop(operation, None) for operation in COLOURS}
@@ -118,7 +117,7 @@ class DaliApplier(TritonApplier):
 
 
 class Graph:
-    """A built pipeline whose outputs `define(dali, source)` gives; `source` makes one of its inputs.
+    """A built pipeline with the outputs of `define(dali, source)`; `source` creates an input.
 
     On a GPU the inputs are copied: with `no_copy=True` DALI would not wait for the kernels that are still writing them.
     """
@@ -126,9 +125,9 @@ class Graph:
     def __init__(self, device: torch.device, batch_size: int, define: Callable[[Any, Source], list[Node]]) -> None:
         self.device, self.kind, self.dali = device, kind_of(device), import_dali()
         self.inputs: dict[str, str] = {}
-        """Names, and where DALI reads each: cpu or gpu."""
+        """The inputs by name, each with where DALI reads it: cpu or gpu."""
         self.held: list[Any] = []
-        """What DALI reads in place until the output is taken."""
+        """Buffers that DALI reads in place until the output is taken."""
         number = device.index if self.kind == "gpu" else None
         self.pipeline = self.dali.Pipeline(batch_size, CPU_THREADS, number, prefetch_queue_depth=1)
         with self.pipeline:
@@ -138,13 +137,13 @@ class Graph:
     def source(
         self, name: str, dtype: str, dimensions: int, layout: str | None = None, where: str | None = None
     ) -> Node:
-        """An input with so many dimensions a sample; `where` is cpu or gpu, by default that of the graph."""
+        """Declares an input with so many dimensions a sample; `where` is cpu or gpu, by default the graph's device."""
         self.inputs[name] = where = where or self.kind
         options = {"dtype": getattr(self.dali.types, dtype), "ndim": dimensions, "layout": layout}
         return self.dali.fn.external_source(name=name, device=where, batch=True, no_copy=where == "cpu", **options)
 
     def start(self, tensors: Mapping[str, Tensor]) -> None:
-        """Schedules a batch; of `tensors`, each with a row a sample, those that are inputs of the graph are read."""
+        """Schedules a batch from those of `tensors`, with a row for each sample, that are inputs of the graph."""
         for name, where in self.inputs.items():
             tensor = tensors[name].contiguous()
             self.held.append(upload(tensor, self.device) if where == "gpu" else tensor.numpy())
@@ -152,7 +151,7 @@ class Graph:
         self.pipeline.schedule_run()
 
     def finish(self) -> list[Tensor]:
-        """The outputs of the batch scheduled last, valid on the current stream until another is started."""
+        """The outputs of the last scheduled batch, valid on the current stream until another is started."""
         stream = (torch.cuda.current_stream(self.device),) if self.kind == "gpu" else ()
         outputs = [torch.from_dlpack(output.as_tensor()) for output in self.pipeline.outputs(*stream)]
         self.held.clear()
@@ -170,10 +169,9 @@ def sample_graph(
     erase: Colour | None = None,
     normalization: Normalization | None = None,
 ) -> Graph | None:
-    """uint8 NHWC images -> warped (over the grey level `border`, or clamped where it is None), greyed, erased,
-    normalised to `dtype`.
+    """A graph over uint8 NHWC images: warp, greyscale, erasing, normalisation to `dtype`; None where all is off.
 
-    None where nothing of this is to be done.
+    The warp fills with the grey level `border`, or clamps where it is None.
     """
 
     def define(dali: Any, source: Source) -> list[Node]:
@@ -202,7 +200,7 @@ def sample_graph(
 
 
 def sample_inputs(params: Params) -> dict[str, Tensor]:
-    """What a `sample_graph` reads besides the images, float32 with a row a sample."""
+    """The inputs of a `sample_graph` besides the images: float32 with a row for each sample."""
     inputs = {}
     if params.warp is not None:
         inputs["matrix"] = affine(params.warp)
@@ -215,8 +213,9 @@ def sample_inputs(params: Params) -> dict[str, Tensor]:
 
 
 def colour_graph(device: torch.device, colours: Colours) -> Graph:
-    """Each of `COLOURS` over one sample of its own, which is a batch: uint8 (1, G, H, W, 3), with values float64 (1,
-    G, 1, 1, 1).
+    """A graph that applies each of `COLOURS` to a sample, which is a batch: uint8 (1, G, H, W, 3).
+
+    Values are float64 (1, G, 1, 1, 1).
     """
 
     def define(dali: Any, source: Source) -> list[Node]:
@@ -232,9 +231,7 @@ def colour_graph(device: torch.device, colours: Colours) -> Graph:
 
 
 def colour_inputs(images: Tensor, groups: Mapping[Operation, Group | None]) -> dict[str, Tensor]:
-    """What a `colour_graph` reads; an operation that no sample has gets an image all the same, to spare DALI empty
-    tensors.
-    """
+    """The inputs of a `colour_graph`; an operation without samples gets one image, to avoid empty tensors."""
     inputs = {}
     for operation, group in groups.items():
         chosen = images[:1] if group is None else images.index_select(0, group.place)
@@ -244,10 +241,10 @@ def colour_inputs(images: Tensor, groups: Mapping[Operation, Group | None]) -> d
 
 
 def affine(warp: Tensor) -> Tensor:
-    """Fixed-point maps as DALI has them, with corner-based coordinates: int32 (N, 6) -> float32 (N, 2, 3).
+    """Converts fixed-point maps to DALI's corner-based coordinates: int32 (N, 6) -> float32 (N, 2, 3).
 
-    Half of the last bit is added: it keeps every position away from the borders between pixels, where DALI's float32
-    could fall to the other side.
+    Half of the last bit is added to keep positions off the borders between pixels, where float32 could round to the
+    other side.
     """
     matrix = warp.double().view(-1, 2, 3)
     matrix[:, :, 2] += 0.5 - 0.5 * (matrix[:, :, 0] + matrix[:, :, 1])
@@ -255,12 +252,11 @@ def affine(warp: Tensor) -> Tensor:
 
 
 def kind_of(device: torch.device) -> str:
-    """A device as DALI calls it."""
     return "gpu" if device.type == "cuda" else "cpu"
 
 
 def why_unusable(device: torch.device) -> str | None:
-    """Why DALI cannot work on `device`, in a few words, or None where it can: one image is put through it."""
+    """Why DALI cannot work on `device`, in a few words, after a trial with one image; None where it can."""
     try:
         image = torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device)
         graph = given(sample_graph(image.device, 1, warp=True, border=0))
@@ -272,7 +268,7 @@ def why_unusable(device: torch.device) -> str | None:
 
 
 def import_dali() -> Any:
-    """The module `nvidia.dali`. Raises ConfigError where it cannot be imported."""
+    """Imports `nvidia.dali`. Raises ConfigError where that fails."""
     try:
         import nvidia.dali as dali
         from nvidia.dali import fn, math, types  # noqa: F401

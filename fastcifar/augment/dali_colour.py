@@ -1,4 +1,4 @@
-"""What `colour` computes, as nodes of a DALI graph: each operation equals PIL to the last bit.
+"""The operations of `colour` as nodes of a DALI graph, each equal to PIL to the last bit.
 
 DALI runs each node as a kernel of its own, so a product and a sum are rounded one after the other, as PIL rounds them.
 Many images are one sample of DALI's, since its host work is by the sample: uint8 (G, H, W, 3), without a layout that
@@ -18,26 +18,21 @@ from fastcifar.augment.automatic import Operation
 FRAME = (1, 2)
 """The dimensions of height and width."""
 Node = Any
-"""`nvidia.dali.data_node.DataNode`: the outcome of an operator for every sample of a batch."""
+"""`nvidia.dali.data_node.DataNode`: the output of an operator for every sample of a batch."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """The operations over images of one size.
-
-    Args:
-        dali: the module `nvidia.dali`.
-        size: height and width.
-        device: "cpu" or "gpu", where the images are.
-    """
+    """The operations over images of one size (height and width), on `device`, which is "cpu" or "gpu"."""
 
     dali: Any
     size: tuple[int, int]
     device: str
 
     def auto_contrast(self, images: Node) -> Node:
-        """In float64, whose rounding decides where the exact result is a whole number; a constant channel gets the
-        factor 1.
+        """Computes in float64, whose rounding matters where the exact result is a whole number.
+
+        A constant channel gets the factor 1.
         """
         reductions = self.dali.fn.reductions
         low, high = (
@@ -69,7 +64,7 @@ class Colours:
         return self.floor(images * self.cast(factor, "FLOAT"))
 
     def sharpen(self, images: Node, factor: Node) -> Node:
-        """Smoothed but for the border, and then away from that, or towards it; as 13 is odd, no mean is near a half."""
+        """Smooths all but the border, then blends with the result; as the divisor 13 is odd, no mean is near a half."""
         weights = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
         inner = np.zeros((*self.size, 1), dtype=np.uint8)
         inner[1:-1, 1:-1] = 255
@@ -79,26 +74,27 @@ class Colours:
         return self.blend(self.cast(smoothed, "FLOAT"), images, factor)
 
     def greyscale(self, images: Node, chosen: Node) -> Node:
-        """The luma of images whose `chosen` is 255; with 0 they stay."""
+        """The luma of images where `chosen` is 255; images with 0 stay."""
         return self.select(images, self.cast(self.luma(images), "UINT8"), chosen)
 
     def select(self, images: Node, others: Node, mask: Node) -> Node:
-        """`others` where the bits of `mask` are set: uint8."""
+        """Takes the bits of `others` where those of `mask` are set: uint8."""
         return images ^ ((images ^ others) & mask)
 
     def luma(self, images: Node) -> Node:
-        """uint8 (..., 3) -> float32 (..., 1), whole numbers: 16 bits of fraction and 8 before them are exact in any
-        order of sums.
+        """uint8 (..., 3) -> float32 (..., 1), whole numbers.
+
+        8 bits and 16 of fraction are exact in float32, in any order of the sums.
         """
         weights = [weight / 65536 for weight in (19595, 38470, 7471)]
         return self.dali.math.floor(self.dali.fn.coord_transform(images, M=weights, T=[0.5]))
 
     def blend(self, degenerate: Node, images: Node, factor: Node) -> Node:
-        """From `degenerate`, whole numbers in float32, at 0 to `images` at 1, and beyond."""
+        """Interpolates from `degenerate`, whole numbers in float32, at 0 to `images` at 1, and extrapolates beyond."""
         return self.floor((images - degenerate) * self.cast(factor, "FLOAT") + degenerate)
 
     def floor(self, levels: Node) -> Node:
-        """Levels as bytes, rounded down and clipped."""
+        """Converts levels to bytes, rounded down and clipped."""
         return self.cast(self.dali.math.floor(levels), "UINT8")
 
     def cast(self, node: Node, dtype: str) -> Node:

@@ -9,11 +9,11 @@ from fastcifar.augment.sampling import Mixing
 from fastcifar.kernels.transfer import upload
 
 SHARES = 256
-"""Shares are of 256, so that bytes are blended in integers, alike on every device."""
+"""The denominator of shares, so that bytes are blended in integers, equally on every device."""
 
 
 def mix_images(images: Tensor, partners: Tensor, mixing: Mixing) -> Tensor:
-    """(N, 3, H, W) twice, of one dtype, in channels_last -> the same, blended or pasted."""
+    """Blends or pastes two batches (N, 3, H, W) of one dtype in channels_last; the result has the same form."""
     device = images.device
     if mixing.box is not None:
         top, left, bottom, right = (upload(edge, device)[:, None, None, None] for edge in mixing.box.unbind(1))
@@ -29,7 +29,7 @@ def mix_images(images: Tensor, partners: Tensor, mixing: Mixing) -> Tensor:
 
 
 def mix_labels(labels: Tensor, partners: Tensor, mixing: Mixing, classes: int) -> Tensor:
-    """int64 (N,) twice -> float32 (N, classes), each row with a sum of 1."""
+    """Mixes labels, int64 (N,) each -> float32 (N, classes); each row sums to 1."""
     share = (upload(mixing.share, labels.device).float() / SHARES)[:, None]
     every = torch.arange(classes, device=labels.device)
     return (labels[:, None] == every) * share + (partners[:, None] == every) * (1 - share)

@@ -1,9 +1,7 @@
-"""What is done to the images, as a value: written `crop:4,flip:0.5`, composed by commas, checked where it is built;
-free of torch.
+"""Augmentation policies as values, written `crop:4,flip:0.5` and checked when built; free of torch.
 
-The order of operations is always: one warp (crop, mirror, rotation, translation, shear), the automatic policy,
-greyscale, erased squares, normalisation, mixing of two images. It does not depend on the order in which they are
-written.
+Operations always come in this order, however they are written: one warp (crop, mirror, rotation, translation, shear),
+the automatic policy, greyscale, erased squares, normalisation, mixing of two images.
 """
 
 from __future__ import annotations
@@ -16,24 +14,24 @@ from fastcifar.errors import ConfigError, unknown
 
 FILLS = ("black", "mean", "reflect", "clamp")
 Reader = Callable[[str], dict[str, object]]
-"""From the value of a part to the fields that it sets; ValueError or KeyError where it cannot be read."""
+"""Parses the value of a part into the fields that it sets; raises ValueError or KeyError where it is malformed."""
 
 
 @dataclass(frozen=True)
 class Erase:
-    """Squares painted over, each image getting `count` of `size` pixels a side with `probability`."""
+    """Painted squares: each image gets `count` of `size` pixels a side with `probability`."""
 
     count: int
     size: int
     probability: float = 1.0
     inside: bool = False
-    """Whole squares in black, as Albumentations' CoarseDropout; else centres are uniform, squares clipped at the
-    border, and filled with the data set's mean, as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552)."""
+    """If set, whole squares in black, as in Albumentations' CoarseDropout; else uniform centres, squares clipped at the
+    border and filled with the data set's mean, as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552)."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Each image mixed with another one and its label: `kind` mixup or cutmix, shares drawn from Beta(alpha, alpha)."""
+    """Mixes each image and label with another; `kind` is mixup or cutmix, and shares are from Beta(alpha, alpha)."""
 
     kind: str
     alpha: float
@@ -48,29 +46,28 @@ class Policy:
     """
 
     crop: int = 0
-    """Pixels of padding on each side, from which a window of the image's own size is cut."""
+    """Pixels of padding on each side before a window of the image's own size is cut out."""
     flip: float = 0.0
     """Probability of the mirror image."""
     alternating: bool = False
-    """Mirror a random half in the first epoch, the other half in the next, and so on (Jordan 2024,
-    arXiv:2404.00498).
+    """Mirror a random half in the first epoch, the other half in the next, and so on (Jordan 2024, arXiv:2404.00498).
     """
     rotate: float = 0.0
     """Largest angle, in degrees, either way."""
     turns: bool = False
-    """A quarter turn, a half, three quarters, or none."""
+    """Rotate by a random multiple of 90 degrees."""
     translate: float = 0.0
     """Largest shift along each axis, as a share of the side, in whole pixels."""
     shear: float = 0.0
     """Largest angle of a horizontal shear, in degrees, either way."""
     fill: str = "black"
-    """Beyond the border: black, mean, reflect or clamp."""
+    """Fill beyond the border: black, mean, reflect or clamp."""
     interpolation: str = "nearest"
     """nearest or bilinear."""
     automatic: tuple[str, tuple[int, ...]] | None = None
-    """Name of an automatic policy and its numbers."""
+    """The name and the numbers of an automatic policy."""
     greyscale: float = 0.0
-    """Probability of losing the colour."""
+    """Probability of conversion to grey."""
     erase: Erase | None = None
     mix: Mix | None = None
 
@@ -92,7 +89,7 @@ class Policy:
 
     @property
     def warps(self) -> bool:
-        """Whether pixels move."""
+        """Whether the policy moves pixels."""
         return any((self.crop, self.flip, self.alternating, self.rotate, self.turns, self.translate, self.shear))
 
     def __str__(self) -> str:
@@ -118,7 +115,7 @@ RANGES = (
     ("shear", 0, 80),
     ("greyscale", 0, 1),
 )
-"""The plain numbers of a `Policy` with their least and greatest values."""
+"""The plain numbers of a `Policy` with their lowest and highest values."""
 
 POLICIES: dict[str, str] = {
     "none": "",
@@ -134,13 +131,12 @@ POLICIES: dict[str, str] = {
     "coarse_dropout": "coarse:8x8:0.5",
     "airbench": "crop:2,flip:alternating,fill:reflect",
 }
-"""Names for compositions: report 1's transforms (its ranges are not given: these are ours) and their mended forms;
-report 2's cutouts; report 5's dropout, which is Albumentations' default."""
+"""Named policies: report 1's transforms (with ranges of ours, as it gives none) and their corrected forms; report 2's
+cutouts; report 5's dropout, which is Albumentations' default."""
 
 
 def parse(text: str, policy: Policy | None = None) -> Policy:
-    """The policy that `text` makes of `policy`, by default of none: names and settings joined by commas, of which later
-    ones override earlier ones.
+    """Parses names and settings joined by commas; later ones override earlier ones and those of `policy`.
 
     Raises:
         ConfigError: a part that is not known, or a value that it cannot have; the sentence names the valid form.
@@ -165,12 +161,12 @@ def parse(text: str, policy: Policy | None = None) -> Policy:
 
 
 def split(text: str) -> list[str]:
-    """The parts between commas; a number alone belongs to the part before it, as in `randaugment:2,9`."""
+    """Splits at commas; a number alone belongs to the part before it, as in `randaugment:2,9`."""
     return [part.strip() for part in re.split(r",(?!\s*[\d.]+\s*(?:,|$))", text) if part.strip()]
 
 
 def number(name: str, default: float | None = None) -> Reader:
-    """Reads a plain number into the field `name`; without a default it must be given."""
+    """Reads a plain number into the field `name`, which is required without a default."""
     kind = int if name == "crop" else float
     return lambda value: {name: kind(value) if value or default is None else default}
 
@@ -186,7 +182,7 @@ def word(field: str, settings: dict[str, object]) -> Reader:
 
 
 def read_automatic(name: str, *defaults: int) -> Reader:
-    """An automatic policy with as many whole numbers as `defaults`."""
+    """Reads an automatic policy with as many whole numbers as `defaults`."""
 
     def read(value: str) -> dict[str, object]:
         numbers = tuple(int(part) for part in value.split(",")) if value else defaults
@@ -198,7 +194,7 @@ def read_automatic(name: str, *defaults: int) -> Reader:
 
 
 def read_squares(inside: bool, default: str) -> Reader:
-    """`KxS` or `KxS:probability`."""
+    """Reads `KxS` or `KxS:probability`."""
 
     def read(value: str) -> dict[str, object]:
         shape, _, probability = (value or default).partition(":")
@@ -235,4 +231,4 @@ PARTS: dict[str, tuple[str, Reader]] = {
     "mixup": ("mixup or mixup:1 (alpha)", read_mix("mixup")),
     "cutmix": ("cutmix or cutmix:1 (alpha)", read_mix("cutmix")),
 }
-"""What a policy is composed of: how it is written, and what it sets."""
+"""The parts of a policy by name: how each is written, and its reader."""

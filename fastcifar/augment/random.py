@@ -1,4 +1,4 @@
-"""Counter-based randomness: every draw is a function of (seed, epoch, sample, what is drawn), and of nothing else.
+"""Counter-based randomness: every draw is a function of (seed, epoch, sample, stream) alone.
 
 So an augmented image does not depend on the batch size, the chunk size, the backend, the number of devices, or on where
 a run was resumed. The generator is Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
@@ -20,7 +20,7 @@ WEYL_A, WEYL_B = 0x9E3779B9, 0xBB67AE85
 
 
 class Stream(IntEnum):
-    """What is drawn. A number, once given, stays: giving one anew would change every run that is ever repeated."""
+    """The kinds of draws. Never reuse a number: that would change runs when they are repeated."""
 
     CROP_AND_FLIP = 0
     ALTERNATING_FLIP = 1
@@ -36,18 +36,16 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Key:
-    """Names an epoch of a run: `seed` and `epoch`, both from 0 up to 2**32 - 1."""
+    """An epoch of a run: `seed` and `epoch`, both from 0 up to 2**32 - 1."""
 
     seed: int
     epoch: int
 
 
 def philox(key: int, offset: Tensor) -> Tensor:
-    """Four random 32-bit words for each offset, the bits of `tl.randint4x(key, offset)`.
+    """Four random 32-bit words for each offset, equal to `tl.randint4x(key, offset)`.
 
-    Args:
-        key: 64 bits.
-        offset: int64 (N,), not negative.
+    `key` has 64 bits, and `offset` is int64 (N,), not negative.
 
     Returns:
         int64 (N, 4), each in [0, 2**32).
@@ -64,15 +62,13 @@ def philox(key: int, offset: Tensor) -> Tensor:
 
 
 def multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the 64-bit product; int64 wraps around, which leaves the right bits, with a sign that
-    the mask takes off.
-    """
+    """High and low 32 bits of the 64-bit product; int64 wraps around, and the mask removes the sign."""
     product = a * b
     return product >> 32 & MASK, product & MASK
 
 
 def draw(key: Key, stream: Stream, index: Tensor, turn: int = 0) -> Tensor:
-    """Four random 32-bit words for each sample: int64 (N,) indices within the data set -> int64 (N, 4).
+    """Four random 32-bit words for each sample index in the data set: int64 (N,) -> int64 (N, 4).
 
     `turn`, below 2**16, tells repeated draws of one stream apart.
     """
@@ -80,18 +76,16 @@ def draw(key: Key, stream: Stream, index: Tensor, turn: int = 0) -> Tensor:
 
 
 def uniform(words: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1) from 32-bit words: int64 -> float64, of the same shape."""
+    """Uniform numbers in [0, 1) from 32-bit words: int64 -> float64 of the same shape."""
     return words.double() * 2.0**-32
 
 
 def below(words: Tensor, bound: int) -> Tensor:
-    """Uniform integers in [0, bound) from 32-bit words, by multiplication; int64 in, int64 out. The bias is below
-    bound / 2**32.
-    """
+    """Uniform integers in [0, bound) from 32-bit words by multiplication, with a bias below bound / 2**32: int64."""
     return words * bound >> 32
 
 
 def epoch_seed(key: Key, stream: Stream) -> int:
-    """A seed of 63 bits for a generator of torch's own, from 0 up to 2**63 - 1."""
+    """A 63-bit seed for a generator of torch, from 0 up to 2**63 - 1."""
     first, second, *_ = draw(key, stream, torch.zeros(1, dtype=torch.int64))[0].tolist()
     return first << 31 | second >> 1

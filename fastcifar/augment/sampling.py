@@ -1,6 +1,6 @@
-"""Draws what a policy does to each sample: when, and how much.
+"""Draws what a policy does to each sample.
 
-Decisions and maps are made on the CPU, in one arithmetic for all devices, and without waiting for any.
+Decisions and maps are computed on the CPU, with one arithmetic for all devices and without waiting for any.
 """
 
 from __future__ import annotations
@@ -22,37 +22,33 @@ from fastcifar.augment.random import Key, Stream, below, draw, uniform
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """One turn of an automatic policy; each sample has an operation of its own."""
+    """One turn of an automatic policy, with an operation for each sample."""
 
     operation: Tensor
-    """int64 (N,), of `automatic.Operation`."""
+    """int64 (N,), values of `automatic.Operation`."""
     value: Tensor
     """float64 (N,), in the operation's unit."""
     warp: Tensor
-    """int32 (N, 6): the map of the geometric operations in fixed point, the identity for all others."""
+    """int32 (N, 6): the fixed-point map of geometric operations, the identity for all others."""
     fill: int
     """Grey level beyond the border."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mixing:
-    """With whom each sample is mixed."""
+    """The partner of each sample, and how they are mixed."""
 
     partner: Tensor
-    """int64 (N,): index in the data set; the partner's own augmentation is that of the same epoch."""
+    """int64 (N,): index in the data set; the partner is augmented as in the same epoch."""
     share: Tensor
-    """int64 (N,): how much of the sample itself is kept, of 256."""
+    """int64 (N,): the share of the sample itself, of 256."""
     box: Tensor | None
-    """int64 (N, 4), top, left, bottom, right: what is pasted from the partner (CutMix); None where all pixels are
-    blended (mixup).
-    """
+    """int64 (N, 4): top, left, bottom, right of the part pasted from the partner (CutMix); None for mixup."""
 
 
 @dataclass(frozen=True, eq=False)
 class Params:
-    """What is done to N samples, a row each, in this order; None or empty where nothing is. All tensors are on the
-    CPU.
-    """
+    """The parameters of N samples, a row each, in order of use; None or empty where unused. All are on the CPU."""
 
     warp: Tensor | None
     """int32 (N, 6): the map from output to input pixels (`geometry.fixed_point`)."""
@@ -60,21 +56,15 @@ class Params:
     grey: Tensor | None
     """bool (N,)."""
     boxes: Tensor | None
-    """int32 (N, K, 4): top, left, bottom, right of the squares to paint over, clipped to the image; empty ones have
-    no height.
-    """
+    """int32 (N, K, 4): top, left, bottom, right of painted squares, clipped to the image; empty ones have no height."""
     mixing: Mixing | None
 
 
 def sample(policy: Policy, key: Key, index: Tensor, size: tuple[int, int], count: int) -> Params:
-    """The parameters of some samples in an epoch.
+    """Draws the parameters of some samples in an epoch.
 
-    Args:
-        policy: what is done.
-        key: the seed and the epoch.
-        index: int64 (N,) on the CPU: the samples, by their place in the data set.
-        size: height and width of the images.
-        count: images in the data set, from which mixing takes partners.
+    `index`, int64 (N,) on the CPU, has the samples' places in the data set; `size` is height and width; mixing takes
+    partners from `count` images.
     """
     return Params(
         warp=sample_warp(policy, key, index, size) if policy.warps else None,
@@ -91,7 +81,7 @@ def chance(words: Tensor, probability: float | Tensor) -> Tensor:
 
 
 def sample_warp(policy: Policy, key: Key, index: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop, then mirror, then rotation, shear and translation about the centre, as one map: int32 (N, 6)."""
+    """Crop, mirror, then rotation, shear and translation about the centre, as one map: int32 (N, 6)."""
     height, width = size
     centre = (width / 2, height / 2)
     words = draw(key, Stream.CROP_AND_FLIP, index)
@@ -115,7 +105,7 @@ def sample_warp(policy: Policy, key: Key, index: Tensor, size: tuple[int, int]) 
 
 
 def sample_flip(policy: Policy, key: Key, index: Tensor, word: Tensor) -> Tensor:
-    """bool (N,). Alternating mirrors need one draw for all epochs."""
+    """Which samples to mirror, bool (N,). Alternating mirrors use one draw for all epochs."""
     if policy.alternating:
         first = draw(Key(key.seed, 0), Stream.ALTERNATING_FLIP, index)[:, 0] & 1
         return (first + key.epoch) % 2 == 1
@@ -123,7 +113,7 @@ def sample_flip(policy: Policy, key: Key, index: Tensor, word: Tensor) -> Tensor
 
 
 def sample_automatic(policy: Policy, key: Key, index: Tensor, size: tuple[int, int]) -> tuple[Slot, ...]:
-    """The turns of the automatic policy: rounds times the choices of a branch."""
+    """The turns of the automatic policy: as many as rounds times choices in a branch."""
     if policy.automatic is None:
         return ()
     table = automatic_table(policy.automatic, size)
@@ -136,13 +126,13 @@ def sample_automatic(policy: Policy, key: Key, index: Tensor, size: tuple[int, i
 
 
 def automatic_table(policy: tuple[str, tuple[int, ...]], size: tuple[int, int]) -> Automatic:
-    """The automatic policy of a name and its numbers, for images of `size`."""
+    """The automatic policy of this name and numbers, for images of `size`."""
     name, numbers = policy
     return getattr(automatic, name)(size, *numbers)
 
 
 def sample_slot(table: Automatic, branch: Tensor, choice: int, words: Tensor, size: tuple[int, int]) -> Slot:
-    """The choice number `choice` of each sample's branch, int64 (N,), from 32-bit words (N, 4)."""
+    """Slot number `choice` of each sample's branch, int64 (N,), from 32-bit words (N, 4)."""
     choices = [branches[choice] for branches in table.branches]
     values = pad_sequence([torch.tensor(option.values, dtype=torch.float64) for option in choices], batch_first=True)
     lengths = torch.tensor([len(option.values) for option in choices])
@@ -155,7 +145,7 @@ def sample_slot(table: Automatic, branch: Tensor, choice: int, words: Tensor, si
 
 
 def slot_warp(operation: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
-    """The maps of the geometric operations, the identity for others: int64 (N,), float64 (N,) -> int32 (N, 6)."""
+    """Maps of the geometric operations, the identity for others: int64 (N,), float64 (N,) -> int32 (N, 6)."""
     height, width = size
 
     def only(kind: Operation) -> Tensor:
@@ -170,7 +160,7 @@ def slot_warp(operation: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor
 
 
 def sample_boxes(erase: Erase, key: Key, index: Tensor, size: tuple[int, int]) -> Tensor:
-    """Squares to paint over: int32 (N, K, 4)."""
+    """Draws the squares to paint: int32 (N, K, 4)."""
     height, width = size
     side = torch.where(chance(draw(key, Stream.ERASE, index)[:, 0], erase.probability), erase.size, 0)
     boxes = []
@@ -186,16 +176,16 @@ def sample_boxes(erase: Erase, key: Key, index: Tensor, size: tuple[int, int]) -
 
 
 def clipped_box(top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
-    """int64 (N,) each -> (N, 4): top, left, bottom, right within the image."""
+    """Clips boxes to the image: int64 (N,) each -> (N, 4), top, left, bottom, right."""
     corners = torch.stack((top, left, top + height, left + width), dim=1)
     return torch.minimum(corners.clamp(min=0), torch.tensor((*size, *size)))
 
 
 def sample_mixing(mix: Mix, key: Key, index: Tensor, size: tuple[int, int], count: int) -> Mixing:
-    """Partners and shares (Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899).
+    """Draws partners and shares (Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899).
 
-    The partner is any image of the data set, in place of one of the batch, so that the mixture does not depend on the
-    batch size.
+    The partner is any image of the data set, not one of the batch, so that the mixture does not depend on the batch
+    size.
     """
     height, width = size
     words = draw(key, Stream.MIX, index)
@@ -212,7 +202,7 @@ def sample_mixing(mix: Mix, key: Key, index: Tensor, size: tuple[int, int], coun
 
 
 def beta(uniforms: Tensor, alpha: float) -> Tensor:
-    """Values from Beta(alpha, alpha) by inverting its distribution function: float64 (N,) in [0, 1) -> float64 (N,).
+    """Draws from Beta(alpha, alpha) by inverting its distribution function: float64 (N,) in [0, 1) -> float64 (N,).
 
     With x = sin^2(t), the density becomes 2 (sin t cos t)^(2 alpha - 1) dt, whose integral is summed over a fine grid
     of t.

@@ -28,20 +28,20 @@ BLACK: Colour = (0, 0, 0)
 
 
 class TorchApplier:
-    """Carries out `Params` with torch operators, on the stream that is current.
+    """Applies `Params` with torch operators on the current stream.
 
     Args:
         dataset: the images, on the device.
-        policy: what is done; its fill and interpolation are read here, all else comes with the parameters.
-        normalization: applied where `dtype` is not uint8.
-        dtype: of the images given back.
+        policy: only its fill and interpolation are read; all else comes with the parameters.
+        normalization: applied unless `dtype` is uint8.
+        dtype: of the output images.
         chunk_size: most samples in one call.
     """
 
     function: Callable[..., Tensor] = staticmethod(augment_reference)
-    """Gathers, warps, greys, erases and normalises: `kernels.augment.augment`, or its reference."""
+    """`kernels.augment.augment` or its reference: gathers, warps, greys, erases and normalises."""
     largest_chunk = 2**31 - 1
-    """The greatest `chunk_size`."""
+    """The largest `chunk_size` allowed."""
 
     def __init__(
         self, dataset: ImageSet, policy: Policy, normalization: Normalization, dtype: torch.dtype, chunk_size: int
@@ -60,7 +60,7 @@ class TorchApplier:
         return result
 
     def apply(self, index: Tensor, params: Params) -> Tensor:
-        """(N, H, W, 3) of `dtype`: one pass over memory, or two with the automatic policy between them."""
+        """Augments to (N, H, W, 3) of `dtype` in one pass over memory, or two around an automatic policy."""
         if not params.slots:
             return self.one_pass(self.images, index, params.warp, self.resampling, params)
         images = self.one_pass(self.images, index, params.warp, self.resampling, None)
@@ -71,8 +71,9 @@ class TorchApplier:
     def one_pass(
         self, images: Tensor, index: Tensor | None, warp: Tensor | None, how: Resampling, ending: Params | None
     ) -> Tensor:
-        """Gather and warp, then greyscale, erasing and normalisation as `ending` says; without it the bytes: (N, H,
-        W, 3).
+        """Gathers and warps, then ends with greyscale, erasing and normalisation if `ending` is given: (N, H, W, 3).
+
+        Without `ending` the result is bytes.
         """
         grey, boxes, dtype = (None, None, torch.uint8) if ending is None else (ending.grey, ending.boxes, self.dtype)
         normalizing = (None, None) if dtype == torch.uint8 else (self.scale, self.offset)
@@ -81,12 +82,12 @@ class TorchApplier:
         )
 
     def apply_slot(self, images: Tensor, slot: Slot) -> None:
-        """One turn of an automatic policy, in place: each group of equal operations at once."""
+        """Carries out one turn of an automatic policy in place, a group of equal operations at a time."""
         for group in grouped(slot, images.device).values():
             images.index_copy_(0, group.place, self.apply_group(images, group, slot.fill))
 
     def apply_group(self, images: Tensor, group: Group, fill: int) -> Tensor:
-        """The images of a group, changed: uint8 (G, H, W, 3)."""
+        """Returns the changed images of a group: uint8 (G, H, W, 3)."""
         if group.operation in GEOMETRIC:
             return self.one_pass(images, group.place, group.warp, Resampling(colour=(fill, fill, fill)), None)
         return apply_operation(images.index_select(0, group.place), group.operation, group.value)
@@ -94,12 +95,12 @@ class TorchApplier:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The G samples of a slot that have one operation."""
+    """The G samples of a slot that share an operation."""
 
     operation: Operation
-    """All geometric ones count as ROTATE, since their maps say what they do."""
+    """The operation; ROTATE stands for all geometric ones, since their maps differ."""
     place: Tensor
-    """int64 (G,) on the device: their rows in the chunk."""
+    """int64 (G,) on the device: the samples' rows in the chunk."""
     value: Tensor
     """float64 (G,) on the device."""
     warp: Tensor
@@ -107,9 +108,7 @@ class Group:
 
 
 def grouped(slot: Slot, device: torch.device) -> dict[Operation, Group]:
-    """A slot's groups, without the samples that stay as they are. Their sizes are those of CPU tensors, known
-    without waiting.
-    """
+    """The groups of a slot, without unchanged samples. Sizes come from CPU tensors, so nothing waits for the device."""
     operations = torch.where(
         torch.isin(slot.operation, torch.tensor(sorted(GEOMETRIC))), int(Operation.ROTATE), slot.operation
     )
@@ -122,21 +121,18 @@ def grouped(slot: Slot, device: torch.device) -> dict[Operation, Group]:
 
 
 def resampling(policy: Policy, mean: tuple[float, float, float]) -> Resampling:
-    """How a policy's warp reads pixels of a data set whose mean colour is `mean`, as fractions of 255."""
+    """How a policy's warp reads pixels, given the data set's mean colour as fractions of 255."""
     fill = policy.fill if policy.fill in ("reflect", "clamp") else "constant"
     return Resampling(policy.interpolation == "bilinear", fill, as_bytes(mean) if policy.fill == "mean" else BLACK)
 
 
 def as_bytes(colour: tuple[float, float, float]) -> Colour:
-    """Fractions of 255 to the nearest bytes."""
     red, green, blue = (round(255 * part) for part in colour)
     return red, green, blue
 
 
 def augmented(policy: Policy, dataset: ImageSet, key: Key, index: Tensor) -> Tensor:
-    """What training sees of the samples at `index`, int64 (N,), in the epoch that `key` names: uint8 (N, H, W, 3);
-    mixing is left out.
-    """
+    """The samples at `index`, int64 (N,), as training sees them, unmixed, in the epoch `key`: uint8 (N, H, W, 3)."""
     normalization = Normalization(dataset.mean, dataset.std)
     applier = TorchApplier(dataset, policy, normalization, torch.uint8, len(index))
     return applier.apply(index, sample(policy, key, index, dataset.size, len(dataset)))

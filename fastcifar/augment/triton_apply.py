@@ -1,4 +1,4 @@
-"""The one-pass applier: gather, warp, greyscale, erasing, normalisation and layout in a single kernel."""
+"""The one-pass applier: gather, warp, greyscale, erasing, normalisation and layout in one kernel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from fastcifar.kernels.augment import augment
 
 
 class TritonApplier(TorchApplier):
-    """As `TorchApplier`, with the Triton kernel on a GPU; elsewhere the kernel's reference runs, which is what
-    `TorchApplier` does.
+    """As `TorchApplier`, with the Triton kernel on a GPU; elsewhere its reference runs.
 
-    An automatic policy stands between the warp and the rest, so with one there are two passes, and its groups between
-    them.
+    An automatic policy takes two passes, with its groups between them.
     """
 
     function = staticmethod(augment)

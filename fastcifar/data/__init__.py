@@ -1,4 +1,4 @@
-"""Where images come from: reading, fetching, drawing and splitting data sets, and serving them in batches."""
+"""Reads, downloads, draws and splits data sets, and serves them in batches."""
 
 SPLITS = ("train", "test")
 """The parts of every data set."""

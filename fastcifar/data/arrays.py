@@ -1,6 +1,4 @@
-"""Data sets that people bring as arrays: a .npz file, or a folder of .npy files by the same names. Pickled objects
-are never loaded.
-"""
+"""Data sets from arrays: a .npz file, or a folder of .npy files. Pickled objects are never loaded."""
 
 from __future__ import annotations
 
@@ -17,14 +15,10 @@ from fastcifar.errors import DataError, reason
 
 
 def read_arrays(path: Path, split: str) -> ImageSet:
-    """Reads ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` and, where it is there, ``classes``.
+    """Reads ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` and, if present, ``classes``.
 
     Images are uint8 (N, H, W, 3), of one size in both splits. Labels are integers (N,), from 0 to K - 1, where K counts
     the names in ``classes``, or else the different train labels; classes without names are called by their numbers.
-
-    Args:
-        path: a .npz file, or a folder of .npy files.
-        split: "train" or "test".
 
     Returns:
         images uint8 (N, H, W, 3), contiguous; labels int64 (N,); mean and std of the train split.
@@ -56,7 +50,7 @@ def read_arrays(path: Path, split: str) -> ImageSet:
 
 
 def load_array(path: Path, name: str, default: np.ndarray | None = None) -> np.ndarray:
-    """The array, whatever its type and shape, unless it would have to be unpickled; `default` where there is none."""
+    """Loads an array of any type and shape, but never unpickles; returns `default` where there is none."""
     if not path.is_dir() and not zipfile.is_zipfile(path):
         raise DataError(f"{path} is no .npz file, or a damaged one; write it anew with numpy.savez.")
     try:
@@ -75,7 +69,7 @@ def load_array(path: Path, name: str, default: np.ndarray | None = None) -> np.n
 
 
 def images_of(path: Path, split: str) -> Tensor:
-    """uint8 (N, H, W, 3), with N, H and W at least 1."""
+    """Loads and checks the images: uint8 (N, H, W, 3), with N, H and W at least 1."""
     name = f"{split}_images"
     images = load_array(path, name)
     found = f"{name} of {path} are {images.dtype} {images.shape}"
@@ -92,7 +86,7 @@ def images_of(path: Path, split: str) -> Tensor:
 
 
 def labels_of(path: Path, split: str) -> np.ndarray:
-    """int64 (N,), with N at least 1."""
+    """Loads and checks the labels: int64 (N,), with N at least 1."""
     name = f"{split}_labels"
     labels = load_array(path, name)
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
@@ -102,8 +96,9 @@ def labels_of(path: Path, split: str) -> np.ndarray:
 
 
 def rounded_statistics(images: Tensor, path: Path) -> tuple[Three, Three]:
-    """Mean and standard deviation of each channel of uint8 (N, H, W, 3), as fractions of 255, to four digits. Raises
-    DataError where a channel is the same everywhere, so that it cannot be normalised.
+    """Mean and standard deviation by channel of uint8 (N, H, W, 3), as fractions of 255, to four digits.
+
+    Raises DataError where a channel is constant, so that it cannot be normalised.
     """
     mean, std = (three(round(value, 4) for value in values) for values in channel_statistics(images))
     if not all(std):

@@ -1,4 +1,4 @@
-"""The folder of what fastcifar keeps for later runs: downloads, decoded pictures, compiled code."""
+"""The cache folder for downloads, decoded pictures and compiled code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/fastcifar``, or else the user's cache by the custom of the system."""
+    """``$XDG_CACHE_HOME/fastcifar``, or else the system's usual cache folder of the user."""
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "fastcifar"
     from platformdirs import user_cache_path

@@ -24,36 +24,32 @@ from fastcifar.data.unpickle import unpickle
 from fastcifar.errors import DataError
 
 LARGEST_ARCHIVE = 512 * 2**20
-"""Bytes, unpacked: both data sets have less than 180 MiB, and a hostile archive may claim any size."""
+"""Most bytes to unpack: both data sets have less than 180 MiB, and a hostile archive may claim any size."""
 
 
 @dataclass(frozen=True)
 class CifarFormat:
-    """Where a data set of CIFAR's form is found, and how it is laid out."""
+    """The files and the layout of a data set in CIFAR's format."""
 
     archive: str
-    """Name of the .tar.gz."""
     archive_md5: str
     archive_size: int
-    """Bytes."""
+    """Size of the archive in bytes."""
     folder: str
     """Folder within the archive that holds the batches."""
     train: dict[str, str]
-    """The batches by name, and the md5 of each."""
+    """The md5 of each batch, by file name."""
     test: dict[str, str]
     meta: dict[str, str]
-    """The file with the class names."""
     label_key: bytes
-    """Key of the labels in each batch."""
     classes_key: bytes
     """Key of the class names in `meta`."""
     mean: Three
     std: Three
     address: str = "https://www.cs.toronto.edu/~kriz/"
-    """Where its authors publish the archive."""
+    """The URL of the folder with the archive."""
 
     def batches(self, split: str) -> dict[str, str]:
-        """The batches of "train" or "test"."""
         return self.train if split == "train" else self.test
 
 
@@ -93,7 +89,7 @@ CIFAR100 = CifarFormat(
 
 
 def read_cifar(form: CifarFormat, place: Path, split: str) -> ImageSet:
-    """The images of one split, from the folder of batches or the .tar.gz at `place`; nothing is written to disk.
+    """Reads the images of one split from the folder or .tar.gz at `place`, without writing to disk.
 
     Every file is checked against its md5 before it is interpreted.
 
@@ -131,9 +127,7 @@ def read_folder(folder: Path, wanted: Iterable[str]) -> dict[str, bytes]:
 
 
 def read_archive(archive: Path, folder: str, wanted: Iterable[str]) -> dict[str, bytes]:
-    """The wanted members of `folder`, read in one pass that ends with the last of them; all other members are passed
-    over.
-    """
+    """Reads the wanted members of `folder` in one pass, which ends with the last of them."""
     missing = {f"{folder}/{name}": name for name in wanted}
     contents = {}
     try:
@@ -157,9 +151,7 @@ def read_archive(archive: Path, folder: str, wanted: Iterable[str]) -> dict[str,
 
 @dataclass
 class Bounded:
-    """A stream that ends in an error rather than unpack without end; tarfile keeps whole headers in memory, as large
-    as they claim.
-    """
+    """A stream that raises rather than unpack without end; tarfile keeps headers of any claimed size in memory."""
 
     stream: gzip.GzipFile
     archive: Path
@@ -174,9 +166,7 @@ class Bounded:
 
 
 def read_batch(content: bytes, form: CifarFormat, path: Path, place: Path, classes: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file, whose rows are planes: red, green, blue, each
-    32 by 32.
-    """
+    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file, whose rows hold the colour planes R, G, B."""
     match unpickle(content, str(path)):
         case {b"data": np.ndarray(dtype=np.uint8, shape=(_, 3072)) as rows, form.label_key: list(labels)}:
             pass

@@ -1,4 +1,4 @@
-"""Fetches one file of known size and md5 over HTTP; pooch checks it and publishes it whole or not at all."""
+"""Fetches a file of known size and md5 over HTTP; pooch checks it and publishes it atomically."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from fastcifar.errors import DataError, reason
 TIMEOUT = 10.0
 """Seconds until a silent connection is given up."""
 MEASURING = 5.0
-"""Seconds, at most, for which the rate is measured before it is judged."""
+"""Most seconds of measuring before the rate is judged."""
 PATIENCE = 300.0
-"""Seconds for the rest of the file beyond which another address is tried; so a slow one gives way within `MEASURING` +
-`TIMEOUT`."""
+"""If the rest of the file would take more seconds than this, another address is tried."""
 CHUNK = 2**18
-"""Bytes asked of the connection at once."""
+"""Bytes read at once."""
 
 
 class TooSlow(DataError):
-    """The file would not arrive in time."""
+    """The file would not arrive within the deadline."""
 
 
 class SlowAddress(Exception):
-    """One address serves too slowly, at `rate` bytes per second."""
+    """An address serves too slowly, at `rate` bytes per second."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -78,7 +77,7 @@ def download(addresses: Sequence[str], target: Path, md5: str, size: int, deadli
 
 
 def fetch(addresses: Sequence[str], target: Path, md5: str, size: int, deadline: float) -> bool:
-    """Whether an address served `target` in time. Raises DataError where none could have."""
+    """Returns whether an address served `target` in time. Raises DataError where every address failed."""
     pooch.get_logger().setLevel(logging.WARNING)
     failures: list[str] = []
     slow: dict[str, float] = {}
@@ -87,7 +86,7 @@ def fetch(addresses: Sequence[str], target: Path, md5: str, size: int, deadline:
         for address, patience in attempts(addresses, slow, deadline):
             connection = Connection(size, patience, deadline, lambda count: progress.update(task, completed=count))
             try:
-                # pooch's type of a downloader takes check_only as well, which retrieve never gives.
+                # pooch's type for a downloader also takes check_only, which retrieve never passes.
                 pooch.retrieve(address, f"md5:{md5}", target.name, target.parent, downloader=connection)  # pyright: ignore[reportArgumentType]
                 return True
             except SlowAddress as found:
@@ -103,9 +102,7 @@ def fetch(addresses: Sequence[str], target: Path, md5: str, size: int, deadline:
 
 
 def attempts(addresses: Sequence[str], slow: dict[str, float], deadline: float) -> Iterator[tuple[str, float]]:
-    """Each address and the seconds that the rest may take from it; then, without that limit, those found `slow`, the
-    fastest first.
-    """
+    """Yields each address with its time limit in seconds, then those found `slow`, fastest first, without the limit."""
     for number, address in enumerate(addresses, start=1):
         yield address, math.inf if number == len(addresses) and not slow else PATIENCE
     if deadline - time.monotonic() > PATIENCE:
@@ -115,13 +112,13 @@ def attempts(addresses: Sequence[str], slow: dict[str, float], deadline: float) 
 
 
 def why(error: Exception) -> str:
-    """What went wrong, without pooch's advice and without urllib's wrapping."""
+    """The cause of `error`, without pooch's advice and urllib's wrapping."""
     inner = error.reason if isinstance(error, urllib.error.URLError) else None
     return reason(inner if isinstance(inner, Exception) else error).split(". ")[0]
 
 
 def bar() -> Progress:
-    """A bar on stderr, where that is a terminal."""
+    """A progress bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -135,20 +132,20 @@ def bar() -> Progress:
 
 @dataclass(frozen=True)
 class Connection:
-    """What pooch calls to fetch from one address. Its own downloader reads whole chunks, for which a trickling server
-    takes as long as it likes; this one looks at the clock whenever anything has arrived.
+    """A downloader for pooch that checks the clock whenever data has arrived.
+
+    Pooch's own one reads whole chunks, so a server that trickles could take any time.
     """
 
     size: int
     patience: float
-    """Seconds that the rest of the file may take."""
+    """Most seconds for the rest of the file."""
     deadline: float
-    """The moment, on the monotonic clock, when the whole download must have ended."""
+    """The end of the whole download on the monotonic clock."""
     report: Callable[[int], None]
-    """Is told how many bytes have arrived."""
 
     def __call__(self, url: str, output_file: str, _: object) -> None:
-        """Raises SlowAddress, or what urllib raises."""
+        """Raises SlowAddress, or an error of urllib."""
         left = self.deadline - time.monotonic()
         request = urllib.request.Request(url, headers={"User-Agent": "fastcifar"})
         with urllib.request.urlopen(request, timeout=min(TIMEOUT, max(left, 0.1))) as response:

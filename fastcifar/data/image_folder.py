@@ -1,6 +1,4 @@
-"""Data sets that people bring as folders of pictures, ``train/CLASS/*`` and ``test/CLASS/*``: decoded once, then
-read from the cache.
-"""
+"""Data sets from pictures in ``train/CLASS/*`` and ``test/CLASS/*``, decoded once and cached."""
 
 from __future__ import annotations
 
@@ -26,13 +24,13 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""All that Pillow may take a file for, whatever its name: some of its other decoders run programs."""
+"""The formats that Pillow may open; some of its other decoders run external programs."""
 
 Pictures = dict[str, list[Path]]
-"""The files of each class, both in ascending order of their names."""
+"""The files of each class; classes and files in ascending order of their names."""
 
 VERSION = 1
-"""The version of the decoding: another number leaves the caches of earlier versions unread."""
+"""The version of the decoding; a new number invalidates older caches."""
 
 
 def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
@@ -69,7 +67,7 @@ def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
 
 
 def list_pictures(folder: Path) -> Pictures:
-    """The pictures in each folder of `folder`, at least one in each."""
+    """The pictures in each folder of `folder`. Raises DataError where one has none."""
     try:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         pictures = {name: sorted(path for path in (folder / name).iterdir() if is_picture(path)) for name in classes}
@@ -92,7 +90,7 @@ def is_picture(path: Path) -> bool:
 
 
 def digest(folder: Path, pictures: dict[str, Pictures], size: int) -> str:
-    """Changes with the size of the images, and with the name, length or time of any picture."""
+    """A hash of the image size and of the name, length and time of every picture."""
     lines = [f"{VERSION} {size}"]
     for path in (path for split in pictures.values() for files in split.values() for path in files):
         try:
@@ -104,7 +102,7 @@ def digest(folder: Path, pictures: dict[str, Pictures], size: int) -> str:
 
 
 def decode_all(pictures: dict[str, Pictures], size: int) -> dict[str, np.ndarray]:
-    """The arrays that `read_arrays` expects."""
+    """Decodes all pictures into the arrays that `read_arrays` expects."""
     from PIL import Image
 
     arrays = {"classes": np.array(list(pictures["train"]))}
@@ -120,21 +118,19 @@ def decode_all(pictures: dict[str, Pictures], size: int) -> dict[str, np.ndarray
 
 
 def decode(path: Path, size: int) -> np.ndarray:
-    """The picture at `path` as `fit` has it. Raises DataError where it is none."""
+    """Decodes the picture at `path` as `fit` returns it. Raises DataError where it is none."""
     return fit(read_picture(path), size)
 
 
 def fit(picture: Picture, size: int) -> np.ndarray:
-    """The largest centred square of a picture in RGB, resized: uint8 (size, size, 3); its pixels as they are where
-    it has that size.
-    """
+    """Crops an RGB picture to its largest centred square and resizes that if needed: uint8 (size, size, 3)."""
     from PIL import Image, ImageOps
 
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
 
 
 def upright(picture: Picture) -> Picture:
-    """`picture` in RGB, the right way up. Raises ValueError where that would lose bits."""
+    """Converts `picture` to RGB, the right way up. Raises ValueError where that would lose bits."""
     from PIL import ImageOps
 
     if picture.mode.startswith(("I", "F")):
@@ -143,7 +139,7 @@ def upright(picture: Picture) -> Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """The picture at `path`, in RGB, the right way up. Raises DataError where it is none."""
+    """Reads the picture at `path` in RGB, the right way up. Raises DataError where it is none."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -156,7 +152,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a .npz file that appears whole or not at all."""
+    """Writes a .npz file atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The one form in which a data set exists here: all of it, in memory, as bytes."""
+"""The common form of all data sets: every image in memory as bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ImageSet:
 
     @staticmethod
     def of(images: ArrayLike, labels: ArrayLike, classes: Sequence[str] | None = None) -> ImageSet:
-        """A set of one's own, from anything that turns into arrays; mean and deviation are computed.
+        """Builds a set from anything that converts to arrays; mean and deviation are computed.
 
         Args:
             images: uint8 (N, H, W, 3), RGB.
@@ -71,7 +71,6 @@ class ImageSet:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
         _, height, width, _ = self.images.shape
         return height, width
 
@@ -91,7 +90,6 @@ class ImageSet:
 
 
 def three(values: Iterable[float]) -> Three:
-    """`values`, one a channel, as a tuple."""
     red, green, blue = values
     return red, green, blue
 

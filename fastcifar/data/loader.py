@@ -1,6 +1,4 @@
-"""From an `ImageSet` to batches: order the samples, cut them into chunks, augment a chunk while the one before it is
-used.
-"""
+"""Makes batches from an `ImageSet`: orders the samples, and augments each chunk while the one before it is used."""
 
 from __future__ import annotations
 
@@ -26,21 +24,19 @@ from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
 from fastcifar.kernels.transfer import upload
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Images augmented at once. On a CPU a chunk should stay in the caches; on a GPU it should outweigh the cost of a
-call.
-"""
+"""Images augmented at once. On a CPU a chunk should fit the caches; on a GPU it should outweigh the cost of a call."""
 MEMORY_SHARE = 16
-"""On a GPU a chunk takes at most this fraction of the memory that is free."""
+"""On a GPU, a chunk takes at most one part in this many of the free memory."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What has been submitted to the applier and not collected yet."""
+    """A chunk submitted to the applier and not collected yet."""
 
     labels: Tensor
     mixing: Mixing | None
     begins: int | None
-    """The epoch whose first chunk it is, made ahead of that epoch."""
+    """The epoch that begins with this chunk, where it was submitted ahead of that epoch."""
 
 
 class Loader:
@@ -117,21 +113,20 @@ class Loader:
             self.applier = applier(self.dataset, self.policy, self.normalization, dtype, self.chunk_size * for_each)
         self.epoch = 0
         self.iteration = 0
-        """How many iterations were begun; the last of them owns the chunk under way."""
+        """The number of iterations begun; only the latest one owns the chunk under way."""
         self.chunk: Chunk | None = None
-        """Under way."""
+        """The chunk under way."""
 
     def __len__(self) -> int:
-        """Batches an epoch."""
         return len(self.order) // self.batch_size if self.drop_last else -(-len(self.order) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next epoch."""
+        """Iterates over the next epoch."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         return self.batches(epoch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of `epoch` from batch `start` on, whatever was iterated before."""
+        """Yields the batches of `epoch` from batch `start` on, whatever was iterated before."""
         if start >= len(self):
             return
         first, *others = self.chunks(epoch, start)
@@ -152,11 +147,11 @@ class Loader:
             yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
     def chunks(self, epoch: int, start: int) -> tuple[Tensor, ...]:
-        """The samples of `epoch` from batch `start` on, int64 (N,) each, on the CPU."""
+        """The samples of `epoch` from batch `start` on, as int64 (N,) on the CPU for each chunk."""
         return self.order.epoch(epoch)[start * self.batch_size : len(self) * self.batch_size].split(self.chunk_size)
 
     def submit(self, epoch: int, index: Tensor, begins: int | None = None) -> None:
-        """Starts on the samples at `index`, int64 (N,) on the CPU, on a stream of its own where there is one."""
+        """Starts augmenting the samples at `index`, int64 (N,) on the CPU, on the loader's own stream if it has one."""
         key, size, taken, mixing = Key(self.seed, epoch), self.dataset.size, self.order.taken, None
         with self.aside(), self.naming_failures():
             if self.policy.mix is not None:
@@ -167,7 +162,7 @@ class Loader:
             self.chunk = Chunk(labels, mixing, begins)
 
     def discard(self) -> None:
-        """Drops the chunk under way, if there is one."""
+        """Drops the chunk under way, if any."""
         if self.chunk is not None:
             self.chunk = None
             with self.aside():
@@ -192,7 +187,7 @@ class Loader:
 
     @contextmanager
     def naming_failures(self) -> Iterator[None]:
-        """Has what DALI raises end in a sentence; torch's own errors, which know more, pass."""
+        """Turns errors of DALI into one sentence; torch's errors, which are clearer, pass through."""
         try:
             yield
         except (FastcifarError, torch.OutOfMemoryError, torch.AcceleratorError):
@@ -204,12 +199,12 @@ class Loader:
             raise FastcifarError(message) from error
 
     def aside(self) -> AbstractContextManager:
-        """The loader's own stream, where there is one."""
+        """A context with the loader's own stream, if it has one."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
 def check(count: int, batch_size: int, drop_last: bool, chunk_size: int | None, device: torch.device) -> None:
-    """Raises ConfigError where a `Loader` cannot be built."""
+    """Raises ConfigError where the arguments of a `Loader` are invalid."""
     if not count:
         raise ConfigError("there are no images to load; give a data set, and a mask, that leave at least one.")
     if batch_size < 1 or (drop_last and batch_size > count):
@@ -223,7 +218,7 @@ def check(count: int, batch_size: int, drop_last: bool, chunk_size: int | None, 
 
 
 def default_chunk_size(device: torch.device, dataset: ImageSet) -> int:
-    """As many images as suit the device: on a GPU at most a share of what memory is free, counted as float32."""
+    """The default chunk size: on a GPU limited by the free memory, with images counted as float32."""
     most = CHUNK_SIZE[device.type]
     if device.type != "cuda":
         return most
@@ -232,10 +227,9 @@ def default_chunk_size(device: torch.device, dataset: ImageSet) -> int:
 
 
 def resolve_backend(name: str, device: torch.device) -> str:
-    """The backend that `name` stands for on `device`. Raises ConfigError where there is none of that name.
+    """The backend that `name` stands for on `device`. Raises ConfigError where the name is unknown.
 
-    On a GPU that is DALI, where it works there, else Triton; on a CPU torch, which is the fastest
-    (benchmarks/README.md).
+    "auto" is DALI on a GPU where it works there, else Triton; on a CPU torch, which is fastest (benchmarks/README.md).
     """
     if name == "auto":
         return "torch" if device.type == "cpu" else "dali" if dali_works(device) else "triton"
@@ -246,7 +240,7 @@ def resolve_backend(name: str, device: torch.device) -> str:
 
 @functools.cache
 def dali_works(device: torch.device) -> bool:
-    """Whether NVIDIA DALI can be used on a GPU; says on stderr, once, why not."""
+    """Whether NVIDIA DALI can be used on a GPU; prints the reason on stderr once if not."""
     if not dali_installed():
         return False
     from fastcifar.augment.dali_apply import why_unusable
@@ -258,7 +252,7 @@ def dali_works(device: torch.device) -> bool:
 
 
 def dali_installed() -> bool:
-    """Whether NVIDIA DALI can be found; it is not imported, which would take half a second."""
+    """Whether NVIDIA DALI is installed, without importing it, which takes half a second."""
     from importlib.util import find_spec
 
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None

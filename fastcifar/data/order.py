@@ -1,4 +1,4 @@
-"""Which samples an epoch consists of, and in what order."""
+"""The samples of an epoch and their order."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Order:
             )
 
     def __len__(self) -> int:
-        """Samples an epoch, for this rank."""
+        """Samples an epoch for this rank."""
         return len(self.taken) // self.world_size
 
     def epoch(self, epoch: int) -> Tensor:
-        """int64 (len(self),), on the CPU: places in the data set."""
+        """Indices in the data set, int64 (len(self),), on the CPU."""
         generator = torch.Generator().manual_seed(epoch_seed(Key(self.seed, epoch), Stream.ORDER))
         count = len(self.taken)
         if self.cumulated is not None:

@@ -1,6 +1,4 @@
-"""Data sets by name or path: where each is looked for, and how it is fetched. Torch is imported once one is asked
-for, not before.
-"""
+"""Finds and fetches data sets by name or path. Torch is imported only when one is loaded."""
 
 from __future__ import annotations
 
@@ -26,17 +24,17 @@ CIFAR_FORMATS = {
     "cifar10": "fastcifar.data.cifar:CIFAR10",
     "cifar100": "fastcifar.data.cifar:CIFAR100",
 }
-"""Data sets that are read from files, and where their description stands."""
+"""The data sets that are read from files, with the module attribute that describes each."""
 
 DATASETS = (*CIFAR_FORMATS, "synthetic")
-"""All names; the synthetic set is drawn on the spot."""
+"""All names of data sets; the synthetic one is drawn when asked for."""
 
 IMAGE_SIZE = 32
-"""Pixels a side of the pictures of an image folder, where its path names no size."""
+"""Pixels a side of the pictures in an image folder, unless its path gives a size."""
 IMAGE_SIZES = range(4, 1025)
 
 QUICK_DOWNLOAD = 60.0
-"""Seconds for which a first run waits for CIFAR-10."""
+"""Seconds that a first run waits for CIFAR-10."""
 
 
 def load_dataset(
@@ -45,7 +43,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     download: bool = True,
 ) -> ImageSet:
-    """The data set `name`, whole and in memory.
+    """Loads the data set `name` into memory.
 
     A path leads to the user's own: a .npz file, or a folder of .npy files, as `arrays.read_arrays` has them; or an
     image folder with ``train/CLASS/*`` and ``test/CLASS/*``, resized to 32 pixels a side, or to SIZE if the path is
@@ -94,7 +92,7 @@ def load_dataset(
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path | None:
-    """The file or folder that `load_dataset` would read; None where it is not at hand, or is never on disk.
+    """The file or folder that `load_dataset` would read; None where it is absent or the set is drawn.
 
     Raises:
         DataError: an unknown name, or ``$FASTCIFAR_DATA`` is set but names no folder.
@@ -115,27 +113,26 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
 
 
 def is_known(name: str) -> bool:
-    """Whether `name` is one of `DATASETS`, or a path; the path may yet lead nowhere."""
+    """Whether `name` is in `DATASETS` or is a path, which need not exist."""
     return name in (*DATASETS, GIVEN) or is_path(name)
 
 
 def is_path(name: str) -> bool:
-    """Whether `name` is read as a path. The names of `DATASETS` never are: a folder called cifar10 is reached as
-    ./cifar10.
-    """
+    """Whether `name` is a path. The names in `DATASETS` are not: write ./cifar10 for a folder called cifar10."""
     looks_so = "/" in name or os.sep in name or "@" in name or name.endswith(".npz")
     return name not in (*DATASETS, GIVEN) and (looks_so or os.path.exists(name))
 
 
 def unknown_dataset(name: str) -> str:
-    """A sentence saying that `name` is no data set, with the nearest names."""
+    """An error sentence on an unknown data set, with the nearest names."""
     sentence = unknown("dataset", name, DATASETS)
     return f"{sentence[:-1]}, or a path such as ./set.npz or ./pictures@32{sentence[-1]}"
 
 
 def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
-    """The data set for a first run, and why, in one line: CIFAR-10 if it is at hand or arrives within a minute, else
-    the drawn one.
+    """The data set of a first run, and the reason in one line.
+
+    It is CIFAR-10 if that is present or arrives within a minute, else the synthetic set.
 
     Raises:
         DataError: ``$FASTCIFAR_DATA`` is set but names no folder.
@@ -151,7 +148,7 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
 
 
 def check_data_dir(data_dir: str | Path | None) -> None:
-    """Raises DataError where `data_dir` is given and is no folder; a download would make one, however misspelt."""
+    """Raises DataError where `data_dir` is no folder, lest a download create a misspelt one."""
     if data_dir is not None and not (folder := Path(data_dir).expanduser()).is_dir():
         raise DataError(
             f"data_dir {data_dir} is no folder; correct it, or make one with: mkdir -p {shlex.quote(str(folder))}"
@@ -159,7 +156,7 @@ def check_data_dir(data_dir: str | Path | None) -> None:
 
 
 def search_folders(data_dir: str | Path | None = None) -> list[Path]:
-    """Where data sets are looked for, in order.
+    """The folders to look for data sets in, in order.
 
     Raises:
         DataError: ``$FASTCIFAR_DATA`` is set but names no folder.
@@ -197,7 +194,7 @@ def read_path(name: str, split: str) -> ImageSet:
 
 
 def path_and_size(name: str) -> tuple[Path, int | None]:
-    """What stands before an @ and its number, and the number; a path that exists is taken as it stands."""
+    """Splits PATH@SIZE into path and size; a path that exists is taken whole, without a size."""
     plain = Path(name).expanduser()
     before, at, size = name.rpartition("@")
     if not at or "/" in size or os.sep in size or os.path.exists(plain):
@@ -215,7 +212,6 @@ def absence(form: CifarFormat, data_dir: str | Path | None) -> str:
 
 
 def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float = math.inf) -> Path:
-    """Fetches the archive and says where it is now."""
     from fastcifar.data.download import download
 
     archive = (Path(data_dir).expanduser() if data_dir is not None else cache_folder()) / form.archive
@@ -225,6 +221,5 @@ def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: floa
 
 
 def addresses(form: CifarFormat) -> list[str]:
-    """The authors' address, then the mirrors."""
     given = (form.address, *os.environ.get("FASTCIFAR_MIRRORS", "").replace(",", " ").split())
     return [base if base.endswith(".tar.gz") else f"{base.rstrip('/')}/{form.archive}" for base in given]

@@ -19,7 +19,6 @@ def validation_split(labels: Tensor, count: int, seed: int, classes: int) -> tup
         labels: int64 (N,), each in [0, classes).
         count: samples to set aside, 1 to N - 1.
         seed: of the draw within each class.
-        classes: how many classes there are.
 
     Returns:
         int64 (N - count,) and int64 (count,), each in ascending order, on the CPU.

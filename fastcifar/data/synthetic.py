@@ -1,4 +1,4 @@
-"""Ten classes of drawn shapes and textures: a data set that needs no network, for first steps, tests and timings.
+"""Ten classes of drawn shapes and textures: a data set without download, for first steps, tests and timings.
 
 The class lies in the form alone. Figure and ground have random colours, either of which may be the lighter one, so that
 no weighted sum of pixels tells the classes apart, while a small convolutional network learns them in seconds.
@@ -21,19 +21,20 @@ MEAN = (0.4963, 0.4966, 0.4968)
 STD = (0.2946, 0.2942, 0.2961)
 
 Field = np.ndarray
-"""float64 (N, 32, 32), in pixels."""
+"""A value for each pixel of N images: float64 (N, 32, 32), in pixels."""
 
 
 @dataclass
 class Canvas:
-    """Random places for N drawings, in pixels. Distances from the outline are negative within the figure."""
+    """Random positions of N drawings, in pixels. Distances to the outline are negative inside the figure."""
 
     draw: Callable[[float, float], np.ndarray]
-    """Uniform numbers between two bounds, (N, 1, 1)."""
+    """Draws uniform numbers between two bounds, (N, 1, 1)."""
 
     def rotated(self, steepest: float, spread: float) -> tuple[Field, Field]:
-        """Coordinates turned by an angle whose half has a tangent up to `steepest`, about a point up to `spread` from
-        the middle.
+        """Coordinates rotated about a random point.
+
+        Half the angle has a tangent of at most `steepest`; the point is at most `spread` from the middle.
 
         The rational parametrisation of the circle needs no sine, whose last bit differs between machines.
         """
@@ -44,12 +45,12 @@ class Canvas:
         return cosine * x + sine * y, cosine * y - sine * x
 
     def shape(self) -> tuple[Field, Field, np.ndarray, np.ndarray]:
-        """Coordinates about the shape's middle, its radius, and half the width of its lines."""
+        """Coordinates about the shape's centre, its radius, and half the width of its lines."""
         radius = self.draw(6.0, 11.0)
         return *self.rotated(1.0, 5.0), radius, radius * self.draw(0.16, 0.24)
 
     def waves(self, steepest: float) -> tuple[Field, Field, np.ndarray]:
-        """Distance from the nearest of evenly spaced lines, along two turned axes, and the lines' distance."""
+        """Distance from the nearest of evenly spaced lines, along two rotated axes, and the spacing of the lines."""
         period = self.draw(6.0, 10.0)
         u, v = (np.abs(w - period * np.floor(w / period + 0.5)) for w in self.rotated(steepest, 5.0))
         return u, v, period
@@ -92,7 +93,7 @@ def vertical_stripes(canvas: Canvas) -> Field:
 
 
 def diagonal_stripes(canvas: Canvas) -> Field:
-    """Falling or rising: a mirrored image keeps its class."""
+    """Draws falling or rising stripes, so that a mirrored image keeps its class."""
     u, v = canvas.rotated(0.1, 5.0)
     period = canvas.draw(6.0, 10.0)
     across = (u + np.where(canvas.draw(-1, 1) < 0, -v, v)) * np.sqrt(0.5)
@@ -122,7 +123,7 @@ DRAWINGS: dict[str, Callable[[Canvas], Field]] = {
     "checkerboard": checkerboard,
     "dots": dots,
 }
-"""For each class, the function that draws as many as the canvas holds."""
+"""The drawing function of each class; it draws all images that the canvas holds."""
 
 
 def synthetic(split: str = "train") -> ImageSet:
@@ -145,7 +146,7 @@ def synthetic(split: str = "train") -> ImageSet:
 
 
 def draw_class(drawing: Callable[[Canvas], Field], seed: int, label: int, count: int) -> np.ndarray:
-    """All images of a class, uint8 (count, 32, 32, 3)."""
+    """Draws all images of a class, uint8 (count, 32, 32, 3)."""
     philox = np.random.Philox(key=[seed, label])
 
     def draw(low: float, high: float) -> np.ndarray:
@@ -153,8 +154,7 @@ def draw_class(drawing: Callable[[Canvas], Field], seed: int, label: int, count:
 
     cover = np.clip(0.5 - drawing(Canvas(draw)), 0.0, 1.0)
     ground = np.concatenate([np.floor(draw(0, 256)) for _ in range(3)], axis=2)[:, None]
-    # On the circle of 256 levels the figure lies opposite the ground, within 90: far enough from it in every channel to
-    # be seen.
+    # On the circle of 256 levels the figure is opposite the ground, within 90, so every channel shows it.
     figure = (ground + np.concatenate([np.floor(draw(38, 219)) for _ in range(3)], axis=2)[:, None]) % 256
     picture = np.rint(ground + (figure - ground) * cover[..., None]).astype(np.int16)
     grain = philox.random_raw(picture.size // 4).astype("<u8").view(np.int8).astype(np.int16)

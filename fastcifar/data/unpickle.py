@@ -25,14 +25,14 @@ INSTRUCTIONS = frozenset(
     "APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE GLOBAL STACK_GLOBAL "
     "REDUCE BUILD".split()
 )
-"""What CIFAR's batches, and those that Python 3 writes in protocols 2 to 4, are made of."""
+"""The pickle opcodes of CIFAR's batches, and of those that Python 3 writes in protocols 2 to 4."""
 MOST_TUPLES = 1000
 MOST_DIMENSIONS = 8
 PLAIN_DTYPES = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"})
 
 
 class Dtype:
-    """Stands for `numpy.dtype`."""
+    """Stand-in for `numpy.dtype`."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         self.code = code
@@ -48,12 +48,12 @@ class Dtype:
 
 
 class Array:
-    """Stands for what numpy's `_reconstruct` makes."""
+    """Stand-in for the result of numpy's `_reconstruct`."""
 
     array: np.ndarray | None = None
 
     def __init__(self, *_: object) -> None:
-        """The arguments say that it is an array, and empty so far."""
+        """Ignores the arguments, which only say that the array is empty so far."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, content = state
@@ -74,7 +74,7 @@ STAND_INS = {
 
 
 class BatchUnpickler(pickle.Unpickler):
-    """Finds stand-ins alone."""
+    """An unpickler that finds the stand-ins only."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in STAND_INS:
@@ -83,12 +83,12 @@ class BatchUnpickler(pickle.Unpickler):
 
 
 def unpickle(data: bytes, name: str) -> dict:
-    """The dict that the pickle `data` describes: its arrays are read-only views of `data`'s bytes, strings written by
-    Python 2 are bytes.
+    """Reads the dict that the pickle `data` describes.
+
+    Its arrays are read-only views of `data`; strings that Python 2 wrote are bytes.
 
     Args:
         data: a pickle of protocol 2 to 4, as CIFAR publishes them.
-        name: the file it came from, for messages.
 
     Raises:
         DataError: the pickle is truncated, malformed, or asks for anything but plain values and arrays of numbers.
@@ -104,7 +104,7 @@ def unpickle(data: bytes, name: str) -> dict:
 
 
 def check_instructions(data: bytes) -> None:
-    """Raises ValueError where the program holds what no batch needs."""
+    """Raises ValueError where the pickle has an opcode that no batch needs."""
     tuples = 0
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in INSTRUCTIONS:

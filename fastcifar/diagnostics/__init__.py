@@ -1,1 +1,1 @@
-"""What can be told about a network or a machine before training."""
+"""Reports on a network or a machine before training."""

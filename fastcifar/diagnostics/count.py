@@ -1,4 +1,4 @@
-"""`fastcifar count`: a network's layers as a table."""
+"""`fastcifar count`: the layers of a network as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastcifar.models.count import NetworkCount, count_network
 
 
 def print_count(model: ModelConfig) -> None:
-    """Prints a row for each layer with parameters, then the sums.
+    """Prints a row for each layer with parameters, then the totals.
 
     Raises:
         ConfigError: as `build_model` does, or because the network has more parameters than `max_params`.
@@ -30,7 +30,6 @@ def print_count(model: ModelConfig) -> None:
 
 
 def layer_table(count: NetworkCount) -> Table:
-    """A row for each layer with parameters."""
     table = Table("layer", "kind", "output", box=None)
     for title in ("parameters", "forward MFLOP"):
         table.add_column(title, justify="right")

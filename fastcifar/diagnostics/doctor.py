@@ -1,6 +1,4 @@
-"""`fastcifar doctor`: what of this machine training would use, what stands in its way, and what to install or
-change.
-"""
+"""`fastcifar doctor`: what training would use of this machine, what hinders it, and what to install or change."""
 
 from __future__ import annotations
 
@@ -27,14 +25,14 @@ State = Literal["ok", "note", "warning", "error"]
 GRAVITY: tuple[State, ...] = ("error", "warning", "note", "ok")
 
 MAIN_JOB = RunConfig()
-"""`fastcifar train --arch resnet_prop`."""
+"""The configuration of `fastcifar train --arch resnet_prop`."""
 PYTHONS = ((3, 11), (3, 13))
-"""The oldest and the newest that the package is made for."""
+"""The oldest and the newest supported versions."""
 OLDEST_TORCH = (2, 11)
 OLDEST_DRIVERS = {"12": "525", "13": "580"}
-"""By the CUDA version that torch was built for, as NVIDIA's release notes have them."""
+"""The oldest driver for each CUDA version of torch, from NVIDIA's release notes."""
 FREE_DISK = 2 * 2**30
-"""Bytes that a run with its checkpoints, and a download, take at most."""
+"""Most bytes that a run with its checkpoints and a download takes."""
 COMPILERS = {"Linux": "g++ and gcc, as in apt install build-essential", "Darwin": "xcode-select --install"}
 MESSAGES: dict[str, tuple[State, str]] = {
     "python": ("ok", "{version}"),
@@ -82,7 +80,7 @@ MESSAGES: dict[str, tuple[State, str]] = {
     "threads": ("ok", "{threads} on {cpus} CPUs"),
     "threads_too_many": ("warning", "{threads} on {cpus} CPUs, where they wait for each other"),
 }
-"""By code, its state and how it is told. An error keeps the main job from running, a warning makes it slower."""
+"""The state and the text of each code. An error prevents the main job; a warning slows it down."""
 REMEDIES = {
     "python_untested": "install Python {oldest} to {newest}",
     "torch_old": "pip install --upgrade 'torch>={oldest}'",
@@ -107,11 +105,11 @@ REMEDIES = {
     "disk_unwritable": "change to a folder of your own, or give one with --out",
     "threads_too_many": "train with --threads {cpus}",
 }
-"""By code, what to install or change."""
+"""What to install or change, by code."""
 
 
 class Finding:
-    """What was found of one subject: a code of `MESSAGES`, and the values that its text and its remedy name."""
+    """A finding on one subject: a code of `MESSAGES`, and the values in its text and its remedy."""
 
     def __init__(self, subject: str, code: str, **values: object) -> None:
         self.subject, self.code, self.values = subject, code, values
@@ -130,13 +128,10 @@ class Finding:
 
 
 def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool = False) -> int:
-    """Prints what was found, then what to do about it, most important first. Returns 1 where the main job could not
-    run, else 0.
+    """Prints the findings, then the remedies, most important first.
 
-    Args:
-        device: as of a run.
-        data_dir: folder to look for CIFAR-10 in, before the usual ones.
-        quick: do not try the compiler, which takes some seconds.
+    Returns 1 where the main job could not run, else 0.
+    `quick` leaves out the trial of the compiler, which takes some seconds.
     """
     findings, console = examine(device, data_dir, quick), Console(highlight=False, soft_wrap=True)
     for finding in findings:
@@ -154,12 +149,12 @@ def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool 
 
 
 def remedies(findings: Sequence[Finding]) -> list[Finding]:
-    """Those with a remedy, the gravest first, and among equals in the order in which they were found."""
+    """The findings with a remedy, the gravest first, otherwise in their given order."""
     return sorted((finding for finding in findings if finding.remedy), key=lambda finding: GRAVITY.index(finding.state))
 
 
 def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = False) -> list[Finding]:
-    """All findings, in the order of what matters."""
+    """Returns all findings, in order of importance."""
     python, library = check_python(sys.version_info[:3]), check_torch(*machine.torch_at_hand())
     if library.state == "error":
         return [python, library]
@@ -192,7 +187,7 @@ def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = Fa
 
 
 def parts_of(error: Exception) -> dict[str, str]:
-    """What an error's sentence says, and what to do, with which it ends."""
+    """Splits an error's sentence into the problem and the remedy at its end."""
     problem, _, remedy = str(error).rstrip(".").partition("; ")
     return {"problem": problem, "remedy": remedy}
 
@@ -217,7 +212,7 @@ def check_torch(version: str | None, cuda: str | None, error: str = "") -> Findi
 
 
 def check_driver(version: str | None, cards: int, cuda: str | None, error: str) -> Finding:
-    """Given NVIDIA's driver, the cards that torch sees, the CUDA version it was built for, and why it cannot use it."""
+    """Checks NVIDIA's driver, given the cards that torch sees, torch's CUDA version, and why it cannot use it."""
     if cards:
         return Finding("driver", "driver", version=version or "present")
     if version is None:
@@ -229,7 +224,7 @@ def check_driver(version: str | None, cards: int, cuda: str | None, error: str) 
 
 
 def card_of(index: int, device: str) -> Finding:
-    """The finding on card `index`, where `device` is what a run would be given."""
+    """The finding on card `index`; `device` is that of a run."""
     import torch
 
     properties, chosen = torch.cuda.get_device_properties(index), {"cpu": None, "auto": 0, "cuda": 0}
@@ -242,9 +237,7 @@ def card_of(index: int, device: str) -> Finding:
 def check_card(
     index: int, name: str, capability: tuple[int, int], built: Sequence[str], free: int, total: int, chosen: bool
 ) -> Finding:
-    """Given what torch is built for (sm_90, compute_120), the bytes free and in all, and whether the card is the one
-    to train on.
-    """
+    """Checks a card, given torch's targets (sm_90, compute_120), bytes free and in all, and whether runs use it."""
     unsupported = "card_unsupported" if chosen else "other_card_unsupported"
     code = "card" if machine.runs_on(capability, built) else unsupported
     card = f"{name}, sm_{capability[0]}{capability[1]}, {size(free)} of {size(total)} free"
@@ -262,7 +255,7 @@ def check_kernels(obstacle: tuple[machine.KernelObstacle, str] | None, on_gpu: b
 
 
 def check_dali(obstacle: tuple[str, str] | None, on_gpu: bool) -> Finding:
-    """It is on a GPU that DALI feeds the network; it is made for Linux alone."""
+    """The finding on DALI, which is used only on a GPU and exists only for Linux."""
     if obstacle is None:
         return Finding("dali", "dali" if on_gpu else "dali_on_cpu")
     needed = on_gpu and platform.system() == "Linux"
@@ -277,7 +270,7 @@ def check_compiler(error: str | None) -> Finding:
 
 
 def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Finding:
-    """Where CIFAR-10 is, every file being read and checked, or whether it could be fetched."""
+    """Checks where CIFAR-10 is, reading and verifying every file, or whether it could be fetched."""
     from fastcifar.data import sources
 
     try:
@@ -303,7 +296,7 @@ def memory_of(device: torch.device) -> Finding:
 
 
 def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> Finding:
-    """Whether the main job fits into `limit` bytes on `device`."""
+    """Checks whether the main job fits into `limit` bytes on `device`."""
     from fastcifar.diagnostics.plan import data_size
 
     if limit is None:
@@ -318,7 +311,6 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
 
 
 def check_disk(folder: Path, free: int, writable: bool) -> Finding:
-    """Given the folder that runs are written under."""
     code = "disk_unwritable" if not writable else "disk_low" if free < FREE_DISK else "disk"
     return Finding("disk", code, folder=folder, free=size(free), needed=size(FREE_DISK))
 

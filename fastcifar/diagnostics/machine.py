@@ -1,6 +1,4 @@
-"""What a machine tells of itself, and small trials of what training would use; torch is imported only where it is
-asked.
-"""
+"""Facts about the machine, and small trials of what training would use; torch is imported only when needed."""
 
 from __future__ import annotations
 
@@ -20,13 +18,11 @@ if TYPE_CHECKING:
 
 KernelObstacle = Literal["kernels_switched_off", "triton_absent", "card_too_old", "kernel_failed"]
 REACH_SECONDS = 5.0
-"""Patience with an address that a data set would be fetched from."""
+"""Most seconds to wait for an address that a data set would be fetched from."""
 
 
 def torch_at_hand() -> tuple[str | None, str | None, str]:
-    """The version of torch, the CUDA version it was built for, and why it cannot be imported; None for what is not
-    there.
-    """
+    """The version of torch, its CUDA version, and why it cannot be imported; None for what is missing."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -62,9 +58,7 @@ def cuda_failure() -> str:
 
 
 def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether code of `built` runs on a card: machine code of the same generation that is no newer, or any older
-    intermediate code.
-    """
+    """Whether a card runs code of `built`: machine code of its generation, no newer, or any older intermediate code."""
     for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(built)):
         version = divmod(int(digits), 10)
         if version <= capability and (kind == "compute" or version[0] == capability[0]):
@@ -73,7 +67,7 @@ def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def kernel_obstacle(device: torch.device) -> tuple[KernelObstacle, str] | None:
-    """What keeps the kernels from being used on `device`, and the error: a small one is run there and compared."""
+    """What prevents the use of the kernels on `device`, and the error, after running and comparing a small one."""
     import torch
 
     from fastcifar.kernels import dispatch
@@ -93,7 +87,7 @@ def kernel_obstacle(device: torch.device) -> tuple[KernelObstacle, str] | None:
 
 
 def dali_obstacle(device: torch.device) -> tuple[Literal["absent", "failed"], str] | None:
-    """What keeps DALI from being used on `device`, and the error: a small pipeline is run there."""
+    """What prevents the use of DALI on `device`, and the error, after running a small pipeline."""
     from fastcifar.data.loader import dali_installed
 
     if not dali_installed():
@@ -105,7 +99,7 @@ def dali_obstacle(device: torch.device) -> tuple[Literal["absent", "failed"], st
 
 
 def compile_obstacle(device: torch.device) -> str | None:
-    """Why torch.compile does not work, or None: a few operations are compiled and compared."""
+    """Why torch.compile does not work, or None, after compiling and comparing a few operations."""
     import torch
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -118,7 +112,7 @@ def compile_obstacle(device: torch.device) -> str | None:
 
 
 def answers(address: str) -> bool:
-    """Whether a server would send what stands at `address`."""
+    """Whether a server would send the file at `address`."""
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=REACH_SECONDS):
             return True
@@ -127,7 +121,7 @@ def answers(address: str) -> bool:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use at once: by its affinity, and by the quota of its control group."""
+    """The number of CPUs that this process may use, by its affinity and the quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

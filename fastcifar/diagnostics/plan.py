@@ -1,4 +1,4 @@
-"""`fastcifar plan`: the learning rate and the cost of a run, and what looks like a mistake, before anything trains."""
+"""`fastcifar plan`: shows the learning rate, the cost and likely mistakes of a run before training."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from fastcifar.device import Precision
 
 POINTS, MOST_KINKS = 12, 40
-"""Rows of the table of learning rates: evenly over the run, and where it bends or jumps."""
+"""Rows of the table of learning rates: spread evenly over the run, and most at bends and jumps."""
 UNSUITED = 10.0
-"""A learning rate further than this factor from the optimiser's default is remarked on."""
+"""A learning rate beyond this factor of the optimiser's default is reported."""
 NARROW, FEW_STEPS = 64, 4000
-"""Last channels, and steps of a run, up to and from which a pre-activation network without a last norm is not remarked
-on if it begins by PyTorch's rule. `resnet20_v2` has 64 and learned in 78 steps, where `resnet_prop` ended in NaN; the
-number of steps is a cautious guess."""
+"""Last channels up to which, and steps of a run from which, a pre-activation network without a last norm may begin by
+PyTorch's rule unreported. `resnet20_v2` has 64 and learned in 78 steps, where `resnet_prop` ended in NaN; the number
+of steps is a cautious guess."""
 CUT_SHORT = 0.05
-"""Share of the peak that the learning rate may still have to fall where a run with warm restarts ends."""
+"""Share of the peak that the learning rate may still have to fall at the end of a run with warm restarts."""
 REHEARSED = {"cpu": 64, "cuda": 1024}
-"""At most so many images go through the network to measure its speed."""
+"""Most images that go through the network to measure its speed."""
 REHEARSAL_SECONDS = 1.0
 
 
@@ -60,11 +60,11 @@ MISTAKES = {
     "no_final_norm": "{arch} without a norm before its classifier may diverge unless its rate rises over thousands of "
     "steps; add --final-norm.",
 }
-"""How a mistake is told, by its code."""
+"""The text of each mistake, by its code."""
 
 
 class Mistake(NamedTuple):
-    """A setting that costs accuracy and is rarely meant."""
+    """A setting that costs accuracy and is rarely intended."""
 
     code: str
     values: dict[str, Any]
@@ -79,14 +79,13 @@ class Outline:
 
     data: DataSize
     images: int
-    """To train on."""
+    """Number of training images."""
     steps_per_epoch: int
     lr: list[float]
-    """The learning rate of every step."""
     kinks: list[int]
     """Steps at which the learning rate bends or jumps."""
     snapshots: tuple[int, ...] = ()
-    """How many steps are done where the weights are kept."""
+    """The numbers of steps after which the weights are kept."""
 
     @property
     def steps(self) -> int:
@@ -94,30 +93,28 @@ class Outline:
 
     @property
     def rows(self) -> list[int]:
-        """The steps that are worth a row in a table, the first and the last among them."""
+        """The steps with a row in the table, including the first and the last."""
         even = {round(point * (self.steps - 1) / (POINTS - 1)) for point in range(POINTS)}
         return sorted(even.union(self.kinks[:: max(1, math.ceil(len(self.kinks) / MOST_KINKS))]))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes."""
+    """The cost of a run."""
 
     parameters: int
     flops: int
     """FLOPs of the forward and backward passes of all steps; a multiplication and an addition are two."""
     memory: MemoryPlan
-    """As the run lays itself out; without bound where the device is not here, or the system does not tell how much
-    is free.
-    """
+    """The memory layout of the run; unbounded where the device is absent or its free memory unknown."""
     seconds: float | None
-    """Seconds of the forward and backward passes, before compiling; None where the device is not here."""
+    """Seconds of the forward and backward passes, uncompiled; None where the device is absent."""
     measured: str
-    """What `seconds` rests on, or why there are none."""
+    """The basis of `seconds`, or why there are none."""
 
 
 def outline(config: RunConfig) -> Outline:
-    """The course of a run; reads the data set where only the files tell its size, and needs no torch otherwise.
+    """The course of a run. Reads the data set, and needs torch, only where the files alone tell its size.
 
     Raises:
         ConfigError: the images are too few, or do not suit the schedule.
@@ -140,7 +137,7 @@ def outline(config: RunConfig) -> Outline:
 
 
 def data_size(data: DataConfig) -> DataSize:
-    """Known for the sets that have a name; `auto` counts as CIFAR-10. Others are read. Raises DataError."""
+    """The size of a data set, read from the files unless it has a name (`auto` is CIFAR-10). Raises DataError."""
     name = "cifar10" if data.dataset == "auto" else data.dataset
     if name in SIZES:
         return SIZES[name]
@@ -151,7 +148,7 @@ def data_size(data: DataConfig) -> DataSize:
 
 
 def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
-    """One for each setting that costs accuracy and is rarely meant."""
+    """A mistake for each setting that costs accuracy and is rarely intended."""
     found, name, schedule, optim = [], config.schedule.schedule, config.schedule.resolved, config.optim.resolved
     horizon = horizon_steps(schedule, course.steps_per_epoch, config.epochs)
     last, peak = course.lr[-1], config.optim.peak_lr(config.batch_size)
@@ -179,7 +176,7 @@ def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
 
 
 def cost(config: RunConfig, course: Outline) -> Cost:
-    """Counts, and measures where the device is here.
+    """Computes the cost, and measures the speed where the device is present.
 
     Raises:
         ConfigError: as `build_model` and `memory.lay_out`; or the network has more parameters than allowed.
@@ -219,7 +216,9 @@ def cost(config: RunConfig, course: Outline) -> Cost:
 
 
 def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
-    """Images a second of the fastest forward and backward pass over `images`, float32 (N, 3, H, W), within a second.
+    """Images a second of the fastest forward and backward pass over `images`, float32 (N, 3, H, W).
+
+    It repeats passes for about a second.
 
     The model is moved to their device, in training mode, and its running statistics change.
     """
@@ -248,7 +247,7 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
 
 
 def print_plan(config: RunConfig, picture: Path) -> None:
-    """Prints the plan and draws the learning rate to `picture`, a PNG file. Raises as `outline` and `cost`."""
+    """Prints the plan and draws the learning rate to the PNG file `picture`. Raises as `outline` and `cost`."""
     course = outline(config)
     from fastcifar.plots import draw, plot_lr
     from fastcifar.runs.console import clock
@@ -281,7 +280,7 @@ def print_plan(config: RunConfig, picture: Path) -> None:
 
 
 def rates(course: Outline, peak: float) -> Table:
-    """The learning rate at some steps, each after so many epochs."""
+    """A table of the learning rate at some steps, with the epochs done."""
     table = Table(box=None)
     for title in ("epoch", "step", "lr", "of the peak"):
         table.add_column(title, justify="right")

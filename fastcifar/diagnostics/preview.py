@@ -1,4 +1,4 @@
-"""Pictures of what augmentation policies do, drawn by the code that trains."""
+"""Pictures of the effects of augmentation policies, drawn by the code that trains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastcifar.errors import ConfigError
 from fastcifar.plots import COLUMNS, plot_images, save, shortened
 
 CAPTION = 16
-"""Letters of a class's name above an image."""
+"""Most letters of a class's name above an image."""
 VALUELESS = {Operation.IDENTITY, Operation.AUTO_CONTRAST, Operation.INVERT, Operation.EQUALIZE}
 
 
@@ -41,10 +41,10 @@ def preview(
     count: int = 12,
     show_params: bool = False,
 ) -> list[Path]:
-    """Draws `count` images, evenly spread over `dataset`, as each policy has them in one epoch of training.
+    """Draws `count` images, evenly spread over `dataset`, as each policy transforms them in one epoch.
 
-    One policy makes a page of pairs, the original above what became of it, each with its class. Several make a sheet
-    with a row for each.
+    One policy makes a page of pairs, original above result, with their classes. Several also make a sheet with a row
+    for each.
 
     Args:
         policies: texts such as "standard" or "crop:4,cutout:4x4".
@@ -83,7 +83,7 @@ def preview(
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a policy makes of some images, N of them."""
+    """The result of a policy on N images."""
 
     name: str
     canonical: str
@@ -95,17 +95,16 @@ class View:
     classes: list[str]
     captions: list[str]
     draws: list[str]
-    """What was drawn, in words."""
+    """A description of what was drawn for each image."""
 
     def text(self, index: Tensor) -> str:
-        """A line for each image: its place in the data set, its class, and what was drawn."""
         rows = zip(index.tolist(), self.classes, self.draws, strict=True)
         lines = [f"{place:8}  {name:20}  {draw}" for place, name, draw in rows]
         return "\n".join(["  ".join(filter(None, (self.name, self.canonical))), *lines])
 
 
 def view(text: str, dataset: ImageSet, key: Key, index: Tensor) -> View:
-    """The images at `index`, int64 (N,), under the policy that `text` describes."""
+    """Applies the policy `text` to the images at `index`, int64 (N,)."""
     policy = parse(text)
     height, width = dataset.images.shape[1:3]
     params = sample(policy, key, index, (height, width), len(dataset))
@@ -125,7 +124,7 @@ def class_name(dataset: ImageSet, place: int) -> str:
 
 
 def caption(mixing: Mixing | None, row: int, name: str, dataset: ImageSet) -> str:
-    """The class, and below it the partner's with its share, where two images are mixed."""
+    """The class, and below it the partner's class with its share where two images are mixed."""
     if mixing is None:
         return shortened(name, CAPTION)
     share, partner = int(mixing.share[row]) / 256, class_name(dataset, int(mixing.partner[row]))
@@ -133,7 +132,7 @@ def caption(mixing: Mixing | None, row: int, name: str, dataset: ImageSet) -> st
 
 
 def describe(params: Params, row: int, size: tuple[int, int], dataset: ImageSet) -> str:
-    """What was drawn for one sample, in words and in the order in which it is done."""
+    """Describes what was drawn for one sample, in the order of the operations."""
     words = [] if params.warp is None else describe_warp(params.warp[row].tolist(), size)
     for slot in params.slots:
         operation = Operation(int(slot.operation[row]))
@@ -149,16 +148,15 @@ def describe(params: Params, row: int, size: tuple[int, int], dataset: ImageSet)
 
 
 def describe_warp(numbers: Sequence[int], size: tuple[int, int]) -> list[str]:
-    """Mirror, then angle and shear, then where the centre went, from a map's six numbers in fixed point.
+    """Describes a map, given as six fixed-point numbers: mirror, angle, shear, and shift of the centre.
 
-    The map leads from output to input. Without its mirror it is a shear after a rotation, the latter being its second
-    row. Where quarter turns and a shear meet, that is the angle of the whole.
+    The map leads from output to input. Without its mirror it is a shear after a rotation, which is its second row. With
+    quarter turns and a shear, the angle is that of the whole.
     """
     a, b, c, d, e, f = (number / ONE for number in numbers)
     height, width = size
     determinant = a * e - b * d
-    # Where the output must be so that the input's centre is read: the map inverted, c and f including half a pixel of
-    # the output.
+    # Where the input's centre appears in the output: the inverted map, where c and f include half an output pixel.
     x, y = width / 2 - c + (a + b) / 2, height / 2 - f + (d + e) / 2
     right, down = (e * x - b * y) / determinant - width / 2, (a * y - d * x) / determinant - height / 2
     if determinant < 0:
@@ -173,7 +171,7 @@ def describe_warp(numbers: Sequence[int], size: tuple[int, int]) -> list[str]:
 
 
 def describe_box(box: Sequence[int]) -> str:
-    """Height and width, and the upper left corner; nothing for an empty box."""
+    """The size and the upper left corner of a box; empty for an empty box."""
     top, left, bottom, right = box
     return f"{bottom - top}x{right - left} at ({top}, {left})" if bottom > top and right > left else ""
 
@@ -185,19 +183,19 @@ def describe_mixing(mixing: Mixing, row: int, dataset: ImageSet) -> str:
 
 
 def pairs_of(view: View) -> tuple[np.ndarray, list[str], str]:
-    """What `plot_images` draws as a page of originals, each above what became of it."""
+    """The arguments of `plot_images` for a page of originals, each above its result."""
     title = "\n".join(filter(None, (view.name, view.canonical)))
     return np.stack((view.originals, view.images)), view.captions, wrapped(title, 24 * min(COLUMNS, len(view.captions)))
 
 
 def sheet_of(views: Sequence[View]) -> tuple[np.ndarray, list[str], str, list[str]]:
-    """What `plot_images` draws as the originals in a row, and below them a row for each policy."""
+    """The arguments of `plot_images` for a row of originals above a row for each policy."""
     labels = [wrapped("\n".join(filter(None, (view.name, view.canonical))), 28, 4) for view in views]
     images = np.stack([views[0].originals, *(view.images for view in views)])
     return images, [shortened(name, 10) for name in views[0].classes], "", ["original", *labels]
 
 
 def wrapped(text: str, width: int, lines: int | None = None) -> str:
-    """Lines of at most `width` letters, broken after commas too; what exceeds so many lines is left out."""
+    """Wraps to lines of at most `width` letters, after commas too; cuts what exceeds `lines`."""
     texts = [textwrap.wrap(line.replace(",", ", "), width) for line in text.split("\n")]
     return "\n".join([*itertools.chain(*texts)][:lines])

@@ -1,6 +1,4 @@
-"""`fastcifar profile`: a few steps of training under the clock and the profiler, and what a device's own rates would
-allow.
-"""
+"""`fastcifar profile`: times and profiles some training steps, and compares them to the rates of the device."""
 
 from __future__ import annotations
 
@@ -47,9 +45,9 @@ from fastcifar.runs.files import writing
 Batches = Iterator[tuple[Tensor, Tensor]]
 WARM_UP_STEPS = 3
 MOST_TRACED = 16
-"""Steps, rounded up to whole chunks: more would only make the trace larger."""
+"""Most steps in a trace, rounded up to whole chunks; more would only make the file larger."""
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
-"""The size of the tensor whose copying is timed: more than caches hold."""
+"""The size of the tensor whose copying is timed: larger than the caches."""
 COPY_SECONDS = 0.25
 NAMES = {
     "Batches": "data",
@@ -59,14 +57,14 @@ NAMES = {
     **dict.fromkeys(("Ascend", "Return", "Clip", "Update"), "optimiser"),
     "Average": "averages",
 }
-"""The part of the split that a part of training belongs to, by its class; `other` for those not named. The passes of a
-batch in slices are one part.
+"""The part of the split for each class of a part of training, else `other`. The passes of a sliced batch are one part.
 """
 
 
 def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Figures:
-    """Trains for `steps` steps, prints where their time goes, and writes figures, trace and picture into `out`,
-    `profile-ARCH` by default.
+    """Trains for `steps` steps, prints where time goes, and writes figures, trace and picture.
+
+    They go to the folder `out`, `profile-ARCH` by default.
 
     Raises:
         FastcifarError: as `engine.run.train`, or because the profiler sees nothing of the GPU.
@@ -87,7 +85,7 @@ def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Fig
 
 
 def on_data_at_hand(config: RunConfig) -> RunConfig:
-    """`config` with the drawn images in place of a data set that would have to be downloaded."""
+    """`config`, with the synthetic images in place of a data set that would be downloaded."""
     name = "cifar10" if config.data.dataset == "auto" else config.data.dataset
     if name in CIFAR_FORMATS and find(name, config.data.data_dir) is None:
         name = "synthetic"
@@ -95,9 +93,9 @@ def on_data_at_hand(config: RunConfig) -> RunConfig:
 
 
 class Watch:
-    """Adds up the seconds of parts of a step, and marks them in a trace; where it waits for the device, a GPU's work
-    falls within.
-    """
+    """Sums the seconds of the parts of a step and marks them in a trace.
+
+    It waits for the device, so that the marks enclose a GPU's work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, defaultdict[str, float](float)
@@ -113,10 +111,10 @@ class Watch:
 
 
 def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
-    """The figures of at least `steps` steps; a trace of some goes to `trace`, a .json.gz file.
+    """Measures at least `steps` steps, and writes a trace of some to `trace`, a .json.gz file.
 
-    On a CPU the parts are timed as they run. On a GPU, where the host is ahead, the steps are timed and traced just as
-    training launches them; how they divide is told by the time of the kernels in further steps, launched part by part.
+    On a CPU the parts are timed as they run. On a GPU, where the host is ahead, steps are timed and traced as training
+    launches them; their division comes from kernel times in further steps, launched part by part.
     """
     config, device, on_gpu = trainer.config, trainer.device, trainer.device.type == "cuda"
     chunk = trainer.loader.chunk_size // config.batch_size
@@ -154,7 +152,7 @@ def measure(trainer: Trainer, steps: int, trace: Path) -> Figures:
 def traced(
     trainer: Trainer, batches: Batches, steps: int, observe: Observer, path: Path | None = None
 ) -> Sequence[FunctionEvent]:
-    """Runs steps under the profiler, whose trace goes to `path`, and returns its events.
+    """Runs steps under the profiler, writes its trace to `path`, and returns its events.
 
     Raises:
         FastcifarError: the profiler sees nothing of the GPU.
@@ -174,18 +172,17 @@ def traced(
 
 
 def parts_on_gpu(trainer: Trainer, batches: Batches, steps: int) -> dict[str, float]:
-    """Seconds a step that kernels take, by part, in steps that the host launches and waits for part by part."""
+    """Kernel seconds of a step by part, in steps that the host launches and waits for part by part."""
     events = traced(trainer, batches, steps, Watch(trainer.device).on)
     return {name: seconds / steps for name, seconds in kernel_seconds(events).items()}
 
 
 def rates(trainer: Trainer) -> dict[str, float]:
-    """What a step has to compute and to move, and how fast the device does either."""
+    """The computation and traffic of a step, and the device's rate for each."""
     config, dtype, options = trainer.config, trainer.precision.dtype, trainer.options
     images = config.batch_size * (1 if config.optim.sharpness == "none" else 2)
     held = held_bytes(config, DataSize(0, 0), trainer.count)
-    # Weights are read by the pass, read and written by the update, and read by the averages; gradients are written and
-    # read.
+    # Weights are read by the pass, read and written by the update, read by the averages; gradients written and read.
     weights = 3 * held["weights"] + 2 * held["gradients"] + 2 * held["optimiser"] + 3 * held["averages"]
     return {
         "flops_per_step": images * trainer.count.training_flops,
@@ -196,7 +193,7 @@ def rates(trainer: Trainer) -> dict[str, float]:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the values of images and maps that convolutions read and write; a gradient each for inputs and weights."""
+    """Counts values of maps that convolutions read and write, with a gradient each for inputs and weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,9 +209,7 @@ class Traffic(TorchDispatchMode):
 
 
 def moved_values(arch: str, **options: Any) -> int:
-    """Values an image that convolutions read and write in training: the least to move, all else being done on their
-    way.
-    """
+    """Values an image that convolutions read and write in training: the least traffic, all else being fused."""
     counts = []
     with torch.random.fork_rng(devices=[]), torch.device("meta" if arch in ARCHITECTURES else "cpu"):
         model = build_model(arch, **options).train()
@@ -226,7 +221,7 @@ def moved_values(arch: str, **options: Any) -> int:
 
 
 def copy_bytes_per_second(device: torch.device) -> float:
-    """The rate of copying a large tensor, what is read and what is written, the best within a quarter of a second."""
+    """The best rate of copying a large tensor within a quarter of a second, counting both reads and writes."""
     source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     best, end = math.inf, time.perf_counter() + COPY_SECONDS

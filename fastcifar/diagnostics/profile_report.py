@@ -1,4 +1,4 @@
-"""What the events of a profiled training run come to, and how a profile is told: as lines, JSON and a picture."""
+"""Evaluates the events of a profiled training run, and reports a profile as lines, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from fastcifar.plots import draw, plot_split
 from fastcifar.runs.files import write_text
 
 PARTS = ("data", "forward", "backward", "optimiser", "averages", "other", "idle")
-"""The parts of the time of a step. `other` is what counts and measures; idle is the device's, and on a CPU that of
-the loop itself.
-"""
+"""The parts of a step's time. `other` is counting and measuring; `idle` is the device's, and on a CPU the loop's own
+time."""
 MARK = "part: "
-"""What the names of a step's parts begin with in a trace."""
+"""The prefix in a trace of the names of a step's parts."""
 SHOWN = 10
 """Kernels, or operations, in the list of the costliest."""
 LAUNCHES = re.compile(r"(cuda|cu)(Launch|GraphLaunch|Memcpy|Memset)")
@@ -30,12 +29,12 @@ LAUNCHES = re.compile(r"(cuda|cu)(Launch|GraphLaunch|Memcpy|Memset)")
 
 @dataclass(frozen=True)
 class OperationTime:
-    """What the kernels, or operations, of one name take in a step."""
+    """The time in a step of the kernels, or operations, of one name."""
 
     name: str
     calls: float
     seconds: float
-    """Without the operations called within."""
+    """Seconds without the operations called within."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,23 @@ class Figures:
     captured: bool
     """Whether steps were launched as CUDA graphs."""
     steps: int
-    """Under the clock."""
+    """Number of timed steps."""
     images_per_second: float
     step_seconds: float
     split: dict[str, float]
     """Seconds a step by `PARTS`, which sum to `step_seconds`."""
     launches: float
-    """Kernels, copies and fills a step; on a CPU, operations that the step calls."""
+    """Kernels, copies and fills in a step; on a CPU, operations that the step calls."""
     host_launches: float | None
-    """Calls a step by which the host launches them, fewer where a graph holds many; None on a CPU."""
+    """The host's launch calls in a step, fewer where a graph holds many kernels; None on a CPU."""
     flops_per_step: float
-    """A multiplication and an addition are two."""
+    """FLOPs of a step; a multiplication and an addition are two."""
     bytes_per_step: float
-    """That convolutions read and write, and that the update of the weights does: the least there is to move."""
+    """Bytes that convolutions and the weight update read and write: the least traffic of a step."""
     matmul_flops_per_second: float
     """The rate of a large matrix product on this device, measured beside the steps."""
     copy_bytes_per_second: float
-    """The rate of a large copy, measured likewise."""
+    """The rate of a large copy, measured beside the steps."""
     costliest: tuple[OperationTime, ...]
     peak_memory_bytes: int | None
     versions: dict[str, str]
@@ -75,7 +74,7 @@ class Figures:
 
     @property
     def floors(self) -> dict[str, float]:
-        """Seconds a step at the measured rates: of the arithmetic alone, and of moving the bytes alone."""
+        """Least seconds of a step at the measured rates: of arithmetic alone, and of traffic alone."""
         return {
             "arithmetic": self.flops_per_step / self.matmul_flops_per_second,
             "bandwidth": self.bytes_per_step / self.copy_bytes_per_second,
@@ -83,12 +82,12 @@ class Figures:
 
     @property
     def flop_utilization(self) -> float:
-        """The share of the rate of a large matrix product."""
+        """The rate of a step's FLOPs, as a share of that of a large matrix product."""
         return self.floors["arithmetic"] / self.step_seconds
 
     @property
     def bandwidth_share(self) -> float:
-        """The share of the rate of a large copy, at the least: what else is moved is not counted."""
+        """The traffic's share of the rate of a large copy, at the least: other traffic is not counted."""
         return self.floors["bandwidth"] / self.step_seconds
 
     def to_json(self) -> str:
@@ -103,12 +102,12 @@ def kernels_of(events: Sequence[FunctionEvent]) -> list[FunctionEvent]:
 
 
 def operations_of(events: Sequence[FunctionEvent]) -> list[FunctionEvent]:
-    """What the host calls, without the ranges that are marked in the code."""
+    """The operations that the host calls, without ranges marked in the code."""
     return [event for event in events if event.device_type == DeviceType.CPU and not event.is_user_annotation]
 
 
 def share_busy(events: Sequence[FunctionEvent]) -> float:
-    """The share of the time from the first kernel to the end of the last in which any kernel runs."""
+    """The share of the time from the first kernel's start to the last one's end in which any kernel runs."""
     kernels, busy, reached = kernels_of(events), 0.0, float("-inf")
     for time in (kernel.time_range for kernel in kernels):
         busy += max(0.0, time.end - max(time.start, reached))
@@ -127,9 +126,7 @@ def kernel_seconds(events: Sequence[FunctionEvent]) -> dict[str, float]:
 
 
 def split_of(parts: dict[str, float], idle: float, seconds: float) -> dict[str, float]:
-    """The seconds of a step by `PARTS`: `idle` is kept, and `parts` fill the rest in proportion, since some run at
-    the same time.
-    """
+    """The seconds of a step by `PARTS`: `parts` fill the time beside `idle` in proportion, since some run at once."""
     busy = sum(parts.values())
     scale = (seconds - idle) / busy if busy else 0.0
     split = {name: parts.get(name, 0.0) * scale for name in PARTS[:-1]}
@@ -137,7 +134,7 @@ def split_of(parts: dict[str, float], idle: float, seconds: float) -> dict[str, 
 
 
 def launches_of(events: Sequence[FunctionEvent], steps: int) -> dict[str, float | None]:
-    """Launches a step, on the device and by the host; on a CPU, the operations that no other one calls."""
+    """Launches in a step, on the device and by the host; on a CPU, the operations that no other calls."""
     kernels, operations = kernels_of(events), operations_of(events)
     if not kernels:
         outermost = [one for one in operations if one.cpu_parent is None or one.cpu_parent.is_user_annotation]
@@ -147,7 +144,7 @@ def launches_of(events: Sequence[FunctionEvent], steps: int) -> dict[str, float 
 
 
 def costliest(events: Sequence[FunctionEvent], steps: int) -> tuple[OperationTime, ...]:
-    """The kernels that take the most time in a step, or where there are none, the operations."""
+    """The kernels, or operations where there are none, that take the most time in a step."""
     seconds, calls = defaultdict[str, float](float), Counter[str]()
     kernels = kernels_of(events)
     for event in kernels or operations_of(events):
@@ -169,7 +166,6 @@ def write_report(figures: Figures, folder: Path) -> list[str]:
 
 
 def lines(figures: Figures) -> list[str]:
-    """The profile in words."""
     way = f"{'compiled' if figures.compiled else 'not compiled'}, {'captured' if figures.captured else 'not captured'}"
     on_gpu, floors = figures.host_launches is not None, figures.floors
     memory, step = figures.peak_memory_bytes, milliseconds(figures.step_seconds)

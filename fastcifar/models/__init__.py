@@ -1,4 +1,4 @@
-"""The network: the settings of it, and architectures by name; torch is imported where one is built."""
+"""The network's settings, and architectures by name; torch is imported only when one is built."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 GIVEN = "given"
-"""What a run records as its network or its data set where that was given in Python, so that only Python can give it
-again.
-"""
+"""Recorded as the name of a network or data set that was given as a Python object, which only Python can give again."""
 LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
 PLUG_IN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-"""package.module:function"""
+"""Matches package.module:function."""
 
 UNCHOSEN = ("block_dropout", "resnet_d", "entry_stride", "classes", "image_size")
-"""The fields of `ResNet` that are no settings."""
+"""The fields of `ResNet` that are not settings."""
 HINTS = {name: hint for name, hint in get_type_hints(ResNet).items() if name not in UNCHOSEN}
 NetworkOptions: Any = make_dataclass(
     "NetworkOptions",
@@ -34,8 +32,10 @@ NetworkOptions: Any = make_dataclass(
     ],
     frozen=True,
 )
-"""The settings of `ResNet`, where each stands with its help and its default, as what may be given: None where it is
-not. Their order, after three that `ModelConfig` declares, is that of every list of settings.
+"""A base class with the settings of `ResNet`, all optional: None where not given.
+
+Their help and defaults stand with `ResNet`. Their order, after three of `ModelConfig`, is that of every list of
+settings.
 """
 
 
@@ -62,7 +62,7 @@ class ModelConfig(NetworkOptions):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What was asked for besides the name, as keyword arguments of `build_model`."""
+        """The given options, as keyword arguments of `build_model`, without the name."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return {name: value for name, value in given.items() if name not in ("arch", "max_params")}
 
@@ -102,22 +102,20 @@ def wide_resnet(*, depth: int, widen: int, dropout: float = 0.0, **options: Any)
 
 @dataclass(frozen=True)
 class Architecture:
-    """How an architecture is built, and what it lets the user choose."""
+    """How an architecture is built, and which settings it reads."""
 
     summary: str
     """One line, shown by `fastcifar count`."""
     build: Callable[..., nn.Module]
-    """Takes `classes`, `image_size`, the options and the preset by keyword."""
+    """The function that builds it; takes `classes`, `image_size`, the options and the preset by keyword."""
     options: tuple[str, ...] = ()
-    """The settings of `ModelConfig` that it reads."""
+    """The fields of `ModelConfig` that it reads."""
     preset: Mapping[str, Any] = field(default_factory=dict)
-    """What `build` is told where the user gives nothing else."""
+    """Arguments of `build` that the user's options override."""
 
 
 PYTORCH = {"weight_init": "pytorch"}
-"""The setting of what reports 1 and 4 took from github.com/kuangliu/pytorch-cifar, which leaves the weights as
-PyTorch makes them.
-"""
+"""Weights initialised by PyTorch, as in the code behind reports 1 and 4, github.com/kuangliu/pytorch-cifar."""
 LAST = ("dropout", "stochastic_depth", "weight_init")
 SE = ("se_ratio", *LAST)
 V2 = ("final_norm", *SE)
@@ -131,20 +129,19 @@ RESNETRS50 = {
     "se_ratio": 1 / 16,
     "dropout": 0.25,
 }
-"""ResNet-RS-50 (Bello et al. 2021, arXiv:2103.07579) as in report 2, which names the stem's width, of 32 or 128, and
-gives no count of parameters.
+"""ResNet-RS-50 (Bello et al. 2021, arXiv:2103.07579) as in report 2.
 
-The reading: the width is that of the stem's first two convolutions and the third doubles it, as in the public codes
-that have such a setting. A strided 3x3 convolution of that many channels stands in place of max-pooling, and the first
-block of every stage has a convolution on its shortcut, as in the authors' code. For ten classes that is 26,115,738
-parameters at width 32 and 27,148,602 at width 128; at width 128 with `stem_out=64`, the stem's output in report 2's
-figure 1, it is 26,312,250. Squeeze-and-excitation has 1/16 of the features within in report 2, and 0.25 in the paper.
-At strides of 2 the maps of a 32x32 image are 8, 4, 2 and 1 pixels wide; at 1, 32, 16, 8 and 4.
+The report names the stem's width, 32 or 128, but gives no count of parameters. We read that as the width of the stem's
+first two convolutions, and the third doubles it, as in public codes with such a setting. A strided 3x3 convolution of
+that many channels replaces max-pooling, and the first block of every stage has a convolution on its shortcut, as in the
+authors' code. For ten classes that is 26,115,738 parameters at width 32 and 27,148,602 at width 128; at width 128 with
+`stem_out=64`, the stem's output in report 2's figure 1, it is 26,312,250. The inner width of squeeze-and-excitation is
+1/16 of the features in report 2, and 0.25 in the paper. At strides of 2 the maps of a 32x32 image are 8, 4, 2 and 1
+pixels wide; at 1, 32, 16, 8 and 4.
 """
 
 
 def stages(blocks: tuple[int, ...], channels: tuple[int, ...], **others: Any) -> dict[str, Any]:
-    """A preset of `resnet`."""
     return {"blocks": blocks, "channels": channels, **others}
 
 
@@ -174,7 +171,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "(final_norm false)",
         resnet,
         V2,
-        # Without it the features add up unbounded: 78 steps up to a rate of 0.1 ended in NaN on the drawn images.
+        # Without the norm features grow unbounded: 78 steps up to a rate of 0.1 ended in NaN on the synthetic images.
         {"pre_activation": True, "final_norm": True, **PYTORCH},
     ),
     "resnet_s3": Architecture("report 3's network", resnet, POOLED, stages((3, 3, 2, 3), (64, 128, 128, 256), pool=4)),
@@ -220,8 +217,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def find_architecture(name: str) -> Architecture:
-    """The entry of `name`, which may also be from a library or a plug-in; whether these exist is seen when
-    they are built.
+    """Finds an architecture by its name; one from a library, or a plug-in, may still fail when it is built.
 
     Raises:
         ConfigError: no such name, or not of that form.
@@ -245,7 +241,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def check_architecture(name: str, options: Mapping[str, Any]) -> Architecture:
-    """The entry of `name`, after checking that it reads each of `options`.
+    """Finds an architecture, and checks that it reads each of `options`.
 
     Raises:
         ConfigError: no such architecture, or one that does not read an option; the sentence names the valid ones.
@@ -261,14 +257,13 @@ def check_architecture(name: str, options: Mapping[str, Any]) -> Architecture:
 
 
 def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options: Any) -> nn.Module:
-    """The network `name`, freshly initialised from torch's global generator, on the CPU, in float32.
+    """Builds the network `name` on the CPU in float32, initialised from torch's global generator.
 
     Its input is (N, 3, image_size, image_size), normalised, best in channels_last; its output is the logits, (N,
     classes).
 
     Args:
         name: an architecture of `ARCHITECTURES`, `timm:NAME`, `torchvision:NAME` or `package.module:function`.
-        classes: number of classes.
         image_size: height and width of the images, in pixels.
         **options: what the architecture lets be chosen, such as `blocks=(3, 3, 2, 3)` for `resnet`.
 
@@ -280,7 +275,6 @@ def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options
 
 
 def check_parameters(parameters: int, limit: float | None) -> None:
-    """Raises ConfigError where a network has more `parameters` than the `limit`, if there is one."""
     if limit is not None and parameters > limit:
         raise ConfigError(
             f"the network has {parameters:,} parameters, above max_params {limit:,.0f}; choose a smaller one or "

@@ -1,4 +1,4 @@
-"""Residual blocks, the stems and pooling around them, and the networks that they make."""
+"""Residual blocks, stems, pooling, and the networks built of them."""
 
 from __future__ import annotations
 
@@ -16,43 +16,41 @@ from fastcifar.models.resnet import EXPANSION, ResNet
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """What a residual block is made of: one convolution for each of `kernels`, with the widths `channels[i] ->
-    channels[i + 1]`.
-    """
+    """A residual block: convolution i has size `kernels[i]` and widths `channels[i] -> channels[i + 1]`."""
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
-    """Odd sizes."""
+    """Sizes of the convolutions, odd."""
     stride: int = 1
     middle: int = 0
-    """Index of the convolution that carries the stride and the groups."""
+    """Index of the convolution with the stride and the groups."""
     groups: int = 1
     skip_kernel: int = 1
     """Size of the shortcut's convolution, odd."""
     project: bool = False
-    """A shortcut with a convolution even where the shape stays."""
+    """Use a convolution on the shortcut even where the shape stays."""
     pool_skip: bool = False
-    """The shortcut halves by 2x2 average pooling, not by a strided convolution (ResNet-D, arXiv:1812.01187)."""
+    """Halve the shortcut by 2x2 average pooling instead of a strided convolution (ResNet-D, arXiv:1812.01187)."""
     reduced: int = 0
-    """Width within squeeze-and-excitation; 0 for none."""
+    """Inner width of squeeze-and-excitation; 0 for none."""
     skip_probability: float = 0.0
-    """How likely the branch is skipped in training (stochastic depth)."""
+    """Probability of skipping the branch in training (stochastic depth)."""
     dropout: float = 0.0
-    """Before each convolution of the branch but the first, as in wide ResNets."""
+    """Probability of dropout before each convolution of the branch but the first, as in wide ResNets."""
     followed: bool = False
-    """By another block."""
+    """Whether another block follows."""
 
     @property
     def projects(self) -> bool:
         return self.project or self.stride != 1 or self.channels[0] != self.channels[-1]
 
     def convolution(self, i: int) -> nn.Conv2d:
-        """The i-th of the branch."""
+        """The i-th convolution of the branch."""
         stride, groups = (self.stride, self.groups) if i == self.middle else (1, 1)
         return convolution(self.channels[i], self.channels[i + 1], self.kernels[i], stride, groups)
 
     def branch(self) -> nn.Sequential:
-        """The convolutions, with norm and ReLU between them."""
+        """The convolutions of the branch, with norm and ReLU between them."""
         layers: list[nn.Module] = [self.convolution(0)]
         for i in range(1, len(self.kernels)):
             layers += [BatchNorm2d(self.channels[i], relu=True)]
@@ -61,12 +59,12 @@ class BlockShape:
         return nn.Sequential(*layers)
 
     def shortcut(self) -> nn.Sequential:
-        """A convolution, after average pooling if so chosen; nothing where the shape stays."""
+        """The shortcut: a convolution, after average pooling if so chosen; empty where the shape stays."""
         if not self.projects:
             return nn.Sequential()
         if not self.pool_skip or self.stride == 1:
             return nn.Sequential(convolution(self.channels[0], self.channels[-1], self.skip_kernel, self.stride))
-        # Rounding up, as strided convolutions do; what lies beyond an odd edge is left out of the mean.
+        # Rounds up, as strided convolutions do; the mean leaves out what lies beyond an odd edge.
         pool = nn.AvgPool2d(self.stride, ceil_mode=True, count_include_pad=False)
         return nn.Sequential(pool, convolution(self.channels[0], self.channels[-1], self.skip_kernel))
 
@@ -77,11 +75,11 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 
 
 class PostActivation(nn.Module):
-    """A residual block with the activation after the addition (He et al. 2015, arXiv:1512.03385); the shortcut's
-    convolution has a norm.
+    """A residual block with the activation after the addition (He et al. 2015, arXiv:1512.03385).
 
-    (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up; twice, for the branch and the shortcut of the block
-    that follows, if one does, so that the gradients of both are added without a kernel of its own.
+    The shortcut's convolution has a norm. (N, C, H, W) -> (N, C', H / stride, W / stride), rounded up. If another block
+    follows, the output is a pair, for its branch and its shortcut, so that their gradients are added without a separate
+    kernel.
     """
 
     def __init__(self, shape: BlockShape) -> None:
@@ -107,8 +105,8 @@ class PreActivation(nn.Module):
     """A residual block with norm and activation before each convolution (He et al. 2016, arXiv:1603.05027).
 
     Where the shape changes, the shortcut is a bare convolution of the activated input, else the untouched input. Shapes
-    as in `PostActivation`, but the block puts out the branch and the shortcut, a pair that whatever follows adds up:
-    the norm of the next block does so without a kernel of its own.
+    are as in `PostActivation`, but the output is the pair of branch and shortcut. The next layer adds them: the norm of
+    the next block does so without a separate kernel.
     """
 
     def __init__(self, shape: BlockShape) -> None:
@@ -129,10 +127,9 @@ class PreActivation(nn.Module):
 
 
 class Merge(nn.Module):
-    """Squeeze-and-excitation and stochastic depth of a branch, each where asked for; with a shortcut also its addition,
-    and a ReLU.
+    """Applies squeeze-and-excitation, stochastic depth, and the addition of a shortcut with a ReLU, where given.
 
-    The result comes twice with `skip`.
+    With `skip` the result is returned twice.
     """
 
     def __init__(self, shape: BlockShape) -> None:
@@ -154,10 +151,9 @@ class Merge(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """In training, zero for a sample with `probability`, else scaled so that the mean stays (Huang et al. 2016,
-    arXiv:1603.09382).
+    """Zeroes each sample's branch with `probability` in training, and scales the others to keep the mean.
 
-    Drawn for each sample by itself, on its device, from torch's generator.
+    Drawn for each sample on its device from torch's generator. Source: Huang et al. 2016, arXiv:1603.09382.
     """
 
     def __init__(self, probability: float) -> None:
@@ -176,9 +172,7 @@ class StochasticDepth(nn.Module):
 
 
 def deep_stem(width: int, out_channels: int, stride: int, entry_stride: int) -> nn.Sequential:
-    """ResNet-D's three 3x3 convolutions, the first strided, and the strided one that ResNet-RS has in place of
-    max-pooling.
-    """
+    """ResNet-D's three 3x3 convolutions, the first strided, then ResNet-RS's strided one in place of max-pooling."""
     shapes = [
         (3, width, stride),
         (width, width, 1),
@@ -192,11 +186,10 @@ def deep_stem(width: int, out_channels: int, stride: int, entry_stride: int) -> 
 
 
 class Pool(nn.Module):
-    """Average pooling over `size` x `size` windows, or the whole map where `size` is None: (N, C, H, W) -> (N,
-    features).
+    """Average pooling over `size` x `size` windows, or the whole map for None: (N, C, H, W) -> (N, features).
 
-    Windows are `stride` apart, `size` by default; what no window covers is not read: 5x5 on an 8x8 map is its top left
-    corner. Of a pair of maps the sum is pooled.
+    Windows are `stride` apart, `size` by default. What no window covers is not read: a 5x5 window on an 8x8 map sees
+    only the top left corner. A pair of maps is added first.
     """
 
     def __init__(self, size: int | None, stride: int | None = None) -> None:
@@ -212,7 +205,7 @@ class Pool(nn.Module):
 
 
 def assemble(options: ResNet) -> nn.Sequential:
-    """The network, initialised: normalised images (N, 3, image_size, image_size) -> logits (N, classes)."""
+    """Builds the network: normalised images (N, 3, image_size, image_size) -> logits (N, classes)."""
     layers = stem(options)
     style = PreActivation if options.pre_activation else PostActivation
     for stage, shapes in enumerate(block_shapes(options), 1):
@@ -232,17 +225,15 @@ def assemble(options: ResNet) -> nn.Sequential:
 
 
 def stem(options: ResNet) -> dict[str, nn.Module]:
-    """The layers before the stages, by name."""
     width, stride = options.stem_width, options.stem_stride
     if options.resnet_d:
         return {"stem": deep_stem(width, options.stem_features, stride, options.entry_stride)}
     layers: dict[str, nn.Module] = {"stem": convolution(3, width, 3, stride)}
-    # The first block of a pre-activation network begins with a norm of its own.
+    # The first block of a pre-activation network begins with its own norm.
     return layers if options.pre_activation else layers | {"stem_norm": BatchNorm2d(width, relu=True)}
 
 
 def block_shapes(options: ResNet) -> Iterator[list[BlockShape]]:
-    """The shapes of the blocks of each stage."""
     kernels, skip_kernels = options.per_stage("kernels"), options.per_stage("skip_kernels")
     width, before, depth = options.stem_features, 0, sum(options.blocks)
     basic = options.block == "basic"
@@ -273,12 +264,12 @@ def block_shapes(options: ResNet) -> Iterator[list[BlockShape]]:
 
 
 def initialize_by_he(network: nn.Module) -> None:
-    """Convolutions normal, with a variance of 2 over the fan-out (He et al. 2015, arXiv:1502.01852).
+    """Initialises convolutions from a normal with variance 2 / fan-out (He et al. 2015, arXiv:1502.01852).
 
-    PyTorch's own are uniform, with a variance of 1/3 over the fan-in, a sixth of He's. A pre-activation network adds up
-    its branches without a norm, so that its last map is as large as its branches are many. Where no norm stands before
-    the classifier either, He's rule makes the first logits so large that a learning rate of 0.1 diverges unless it is
-    reached very slowly; PyTorch's does not.
+    PyTorch's default is uniform with variance 1/3 over the fan-in, a sixth of He's. A pre-activation network adds up
+    its branches without a norm, so its last map grows with their number. Without a norm before the classifier, He's
+    rule makes the first logits so large that a learning rate of 0.1 diverges unless it is reached very slowly;
+    PyTorch's does not.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

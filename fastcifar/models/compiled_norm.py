@@ -1,6 +1,4 @@
-"""Batch norm, addition and ReLU for training on a CPU, written for torch.compile: two loops over the activation each
-way, and no more.
-"""
+"""Batch norm, addition and ReLU for CPU training under torch.compile: two loops over the activation each way."""
 
 from __future__ import annotations
 
@@ -11,16 +9,15 @@ from torch import Tensor
 
 
 class CompiledNorm(torch.autograd.Function):
-    """Batch norm by the batch's own statistics, the addition of a residual and ReLU. Source: Ioffe and Szegedy 2015,
-    arXiv:1502.03167.
+    """Batch norm by batch statistics, with the addition of a residual and ReLU. Source: arXiv:1502.03167.
 
-    PyTorch's own is decomposed into Welford's updates, divides and takes a root for every element, and hands rounded
-    statistics to the backward pass of a half-precision activation. Here one loop sums deviations and their squares, and
-    the values of a channel (mean, 1 / std) are results of the forward pass, which has the compiler store them once in
-    place of computing them for each element.
+    PyTorch's own (Ioffe and Szegedy 2015) decomposes into Welford's updates, divides and takes a root for every
+    element, and passes rounded statistics to the backward pass of half-precision activations. Here one loop sums
+    deviations and their squares, and the values of a channel (mean, 1 / std) are outputs of the forward pass, so that
+    the compiler stores them once instead of computing them for each element.
 
-    With d = x - s for any s, mean = s + E[d] and var = E[d^2] - E[d]^2, in which the less cancels, the nearer s is to
-    the mean: s is the channel's first value, as far from the mean as the data themselves are.
+    With d = x - s for any s, mean = s + E[d] and var = E[d^2] - E[d]^2. The nearer s is to the mean, the less cancels;
+    s is the channel's first value, as far from the mean as the data themselves.
 
     Backward, with xhat = (x - mean) / std, g the gradient where the ReLU is open, and n values a channel:
     d bias = sum(g), d weight = sum(g * xhat), d residual = g,
@@ -31,8 +28,9 @@ class CompiledNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`x` and `residual` (N, C, H, W), `weight` and `bias` (C,) -> the same as `x`, and the mean and the biased
-        variance (C,).
+        """Takes `x` and `residual` (N, C, H, W), `weight` and `bias` (C,).
+
+        Returns the output, which is like `x`, and the mean and the biased variance (C,).
         """
         values, share = widened(x), x.shape[1] / x.numel()
         shift = values[0, :, 0, 0]
@@ -43,7 +41,7 @@ class CompiledNorm(torch.autograd.Function):
         y = (values - per_channel(mean)) * per_channel(rstd * weight) + per_channel(bias)
         y = y if residual is None else y + residual
         y = cast(y.relu() if relu else y, x.dtype)
-        # Without a residual x tells where the ReLU is open, which spares reading y.
+        # Without a residual, x tells where the ReLU is open, which saves reading y.
         ctx.save_for_backward(x, y if relu and residual is not None else None, weight, bias, mean, rstd)
         ctx.relu, ctx.has_residual = relu, residual is not None
         ctx.mark_non_differentiable(mean, var)
@@ -70,17 +68,14 @@ class CompiledNorm(torch.autograd.Function):
 
 
 def widened(x: Tensor) -> Tensor:
-    """`x` in at least float32."""
+    """Casts `x` to at least float32."""
     return cast(x, torch.promote_types(x.dtype, torch.float32))
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`, spared where it does nothing: torch 2.11, compiling a forward pass that ends so, loses the
-    gradient.
-    """
+    """`x.to(dtype)`, skipped where it does nothing: torch 2.11 loses the gradient of a compiled forward ending so."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
 def per_channel(values: Tensor) -> Tensor:
-    """(C,) -> (C, 1, 1)."""
     return values[:, None, None]

@@ -1,6 +1,4 @@
-"""Layers, parameters, FLOPs and activations of a network, counted by PyTorch itself, for our own without computing
-anything.
-"""
+"""Counts layers, parameters, FLOPs and activations by PyTorch's means; our own networks are not computed for it."""
 
 from __future__ import annotations
 
@@ -19,46 +17,45 @@ BFLOAT16_BYTES = 2
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One layer that holds parameters."""
+    """A layer with parameters."""
 
     name: str
     kind: str
     output: tuple[int, ...]
-    """Shape of what it puts out for one image; () where it is no tensor."""
+    """Output shape for one image; () where the output is no tensor."""
     parameters: int
     flops: int
-    """Forward, for one image; a multiplication and an addition are two."""
+    """Forward FLOPs for one image; a multiplication and an addition are two."""
 
 
 @dataclass(frozen=True)
 class NetworkCount:
-    """A network's sums, and its layers in order."""
+    """The totals of a network, and its layers in order."""
 
     layers: tuple[LayerCount, ...]
     parameters: int
     buffer_bytes: int
-    """Running statistics and the like, which are weights too, though no gradient moves them."""
+    """Bytes of running statistics and other weights without a gradient."""
     forward_flops: int
     """For one image."""
     training_flops: int
-    """Forward and backward, for one image."""
+    """Forward and backward FLOPs for one image."""
     activation_bytes: int
-    """For one image: what the forward pass keeps for the backward pass, in bfloat16 (see `saved_bytes`)."""
+    """Bytes that the forward pass keeps for the backward pass of one image, in bfloat16 (see `saved_bytes`)."""
 
 
 def count_network(arch: str, *, classes: int = 10, image_size: int = 32, **options: Any) -> NetworkCount:
-    """The counts of an architecture, as `count_model` has them. Raises as `build_model`."""
+    """Counts an architecture as `count_model` does. Raises as `build_model`."""
     device = torch.device("meta" if arch in ARCHITECTURES else "cpu")
     with torch.random.fork_rng(devices=[]), device:
         return count_model(build_model(arch, classes=classes, image_size=image_size, **options), image_size)
 
 
 def count_model(model: nn.Module, image_size: int = 32) -> NetworkCount:
-    """The counts of a network for images (3, image_size, image_size); convolutions and linear layers carry all FLOPs
-    that are counted.
+    """Counts a network for images (3, image_size, image_size); only convolutions and linear layers count as FLOPs.
 
-    Two or three images go through it on the device of its parameters, which may be meta. They leave gradients, moved
-    running statistics and evaluation mode behind, so give a copy of a network that is still needed.
+    Two or three images pass through it on the device of its parameters, which may be meta. They leave gradients,
+    changed running statistics and evaluation mode behind, so pass a copy of a network that is still needed.
     """
     parameters = list(model.parameters())
     with torch.random.fork_rng(devices=[]):
@@ -98,7 +95,7 @@ def count_model(model: nn.Module, image_size: int = 32) -> NetworkCount:
 
 
 def remember(name: str, outputs: dict[str, tuple[int, ...]]) -> Callable[..., None]:
-    """A forward hook that notes the shape a layer puts out, of several tensors that of the first."""
+    """A forward hook that records the shape of a layer's output, of its first tensor if there are several."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
@@ -111,25 +108,23 @@ def remember(name: str, outputs: dict[str, tuple[int, ...]]) -> Callable[..., No
 def convolution_backward_flops(
     grad_out: list[int], x: list[int], weight: list[int], *arguments: Any, out_shape: Any = None
 ) -> int:
-    """As many as forward for each gradient asked for, given the shapes; PyTorch's own formula counts groups as if
-    they were one.
-    """
+    """As many FLOPs as forward for each gradient requested; PyTorch's own formula ignores groups."""
     *_, transposed, _, _, asked_for = arguments
     return sum(asked_for[:2]) * conv_flop_count(x, weight, grad_out, transposed=transposed)
 
 
 def own_flops(counts: dict[str, dict[Any, int]], name: str, module: nn.Module) -> int:
-    """The FLOPs of a module without those of the modules in it."""
+    """The FLOPs of a module without its children."""
     parts = [f"{name}.{child}" for child, _ in module.named_children()]
     return sum(counts.get(name, {}).values()) - sum(sum(counts.get(part, {}).values()) for part in parts)
 
 
 def saved_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes that autograd saves in one training pass over `images`, floating-point values counted in bfloat16.
+    """Bytes that autograd saves in a training pass over `images`, floating-point values counted in bfloat16.
 
-    Each memory counts once, however many operations save it; parameters and buffers do not. The operations are
-    PyTorch's own, one by one: what the compiler recomputes is counted. The difference between two batch sizes is free
-    of what does not belong to an image.
+    Each memory counts once, however many operations save it; parameters and buffers do not count. Operations are
+    PyTorch's eager ones, so values that a compiler would recompute are counted. The difference between two batch sizes
+    leaves out what does not belong to an image.
     """
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
 

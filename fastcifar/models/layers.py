@@ -1,8 +1,7 @@
-"""The layers that have a kernel of their own: batch norm and squeeze-and-excitation, with the addition and the ReLU
-that may follow.
+"""Layers with their own kernels: batch norm and squeeze-and-excitation, each with an optional addition and ReLU.
 
-On a GPU each is one op of `fastcifar.kernels`; on a CPU, in float64 and under `FASTCIFAR_KERNELS=reference` it is the
-plain expression, but for batch norm in training that is compiled for a CPU, which is `compiled_norm`.
+On a GPU each is one op of `fastcifar.kernels`. On a CPU, in float64 and under `FASTCIFAR_KERNELS=reference` it is the
+plain expression, except that batch norm compiled for training on a CPU is `compiled_norm`.
 """
 
 from __future__ import annotations
@@ -21,17 +20,12 @@ from fastcifar.models.compiled_norm import CompiledNorm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm, the addition of a residual and ReLU: (N, C, H, W) -> the same, in the dtype of the input, under
-    autocast too.
+    """Batch norm, the addition of a residual and ReLU: (N, C, H, W) -> the same.
 
-    The input may be a pair of tensors, whose sum is meant.
+    The output has the input's dtype, under autocast too. The input may be a pair of tensors, which are added.
 
-    `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel
-    launch a step. In training on a GPU all is one op, and its result channels_last.
-
-    Args:
-        channels: C.
-        relu: whether a ReLU comes last.
+    It is `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel
+    launch a step. In training on a GPU it is one op, with a channels_last result.
     """
 
     num_batches_tracked: None
@@ -47,9 +41,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(
         self, x: Tensor | tuple[Tensor, Tensor], residual: Tensor | None = None, skip: Skip | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`x` normalised, plus `residual`, which is like `x`, if there is one; and what a shortcut takes, if so
-        chosen by `skip`.
-        """
+        """Normalises `x`, adds `residual` if given, and returns the shortcut's input that `skip` selects, if any."""
         x, addend = x if isinstance(x, tuple) else (x, None)
         if self.training and takes_op(x, self.weight, residual, addend):
             parameters = self.weight, self.bias, self.running_mean, self.running_var
@@ -78,20 +70,17 @@ class BatchNorm2d(nn.BatchNorm2d):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
-        """Tells the base class that a file without version numbers, as safetensors is, lacks the counter on purpose."""
+        """Tells the base class that a file without version numbers, such as safetensors, rightly lacks the counter."""
         super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *rest)
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate that two dense layers compute from the means of all channels (Hu et al. 2018,
-    arXiv:1709.01507).
+    """Scales each channel by a gate computed from the means of all channels (Hu et al. 2018, arXiv:1709.01507).
+
+    Two dense layers, with width `reduced` between them, compute the gates.
 
     The addition of a residual and a ReLU may follow. (N, C, H, W) -> the same, in the dtype of the input. Under
     autocast a GPU's gates are computed in float32, a CPU's in the autocast dtype.
-
-    Args:
-        channels: C.
-        reduced: width between the two dense layers.
     """
 
     def __init__(self, channels: int, reduced: int) -> None:
@@ -102,9 +91,7 @@ class SqueezeExcite(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, relu: bool = False, skip: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """`x` scaled, plus `residual`, which is like `x`, if there is one, and through a ReLU if so chosen; twice
-        with `skip`.
-        """
+        """Scales `x`, adds `residual` if given, applies a ReLU if `relu`; returns the result twice with `skip`."""
         if takes_op(x, self.reduce.weight, residual):
             weights = self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias
             return squeeze_excite(as_channels_last(x), *weights, as_channels_last(residual), relu, skip)
@@ -114,15 +101,16 @@ class SqueezeExcite(nn.Module):
 
 
 def takes_op(x: Tensor, weight: Tensor, *added: Tensor | None) -> bool:
-    """Whether an op of `fastcifar.kernels` computes a layer: where kernels run, for an input in a float type of theirs,
-    with what is added to it in the same, and weights in float32.
+    """Whether an op of `fastcifar.kernels` computes a layer.
+
+    It does where kernels run, for an input of a supported float type, additions of the same, and float32 weights.
     """
     same_dtype = all(tensor is None or tensor.dtype == x.dtype for tensor in added)
     return use_triton(x) and x.dtype in FLOATS and weight.dtype == torch.float32 and same_dtype
 
 
 def with_skip(y: Tensor, x: Tensor, skip: Skip | None) -> Tensor | tuple[Tensor, Tensor]:
-    """The result `y`, and with it what a shortcut takes, if there is one: what was normalised, or the result again."""
+    """Returns `y`, with the shortcut's input if `skip` is given: what was normalised, or the result again."""
     return y if skip is None else (y, x if skip == "input" else y)
 
 
@@ -135,11 +123,11 @@ def as_channels_last(x: None) -> None: ...
 
 
 def as_channels_last(x: Tensor | None) -> Tensor | None:
-    """`x` itself where it is channels_last already, as behind a convolution of a channels_last network."""
+    """Converts to channels_last; returns `x` itself where it is so already, as after such a network's convolution."""
     return None if x is None else x.contiguous(memory_format=torch.channels_last)
 
 
 def add_and_activate(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """`x`, plus `residual` if there is one, through a ReLU if so chosen."""
+    """Adds `residual` if given, and applies a ReLU if `relu`."""
     x = x if residual is None else x + residual
     return F.relu(x) if relu else x

@@ -1,4 +1,4 @@
-"""Residual networks for small images, as what there is to choose about them; torch is imported where one is built."""
+"""The options of residual networks for small images; torch is imported only when one is built."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from fastcifar.checks import check_name, check_range
 from fastcifar.errors import ConfigError
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
-"""What each block puts out, in widths of its stage."""
+"""Output channels of each block, in widths of its stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet:
-    """A residual network of `len(blocks)` stages: a stem, the stages (each after the first halves the map), pooling, a
-    linear layer.
+    """A residual network: a stem, `len(blocks)` stages (each after the first halves the map), pooling, a linear layer.
 
     Raises:
         ConfigError: values that make no network; the sentence names them.
@@ -92,7 +91,7 @@ class ResNet:
         self.check_together()
 
     def check_together(self) -> None:
-        """Raises ConfigError where one value needs another."""
+        """Raises ConfigError where values do not fit together."""
         if self.final_norm and not self.pre_activation:
             raise ConfigError("final_norm belongs to pre-activation networks; add pre_activation or leave it out.")
         if self.groups == 1 and self.group_width is not None:
@@ -120,12 +119,11 @@ class ResNet:
 
     @property
     def stem_features(self) -> int:
-        """What the stem puts out."""
         return (self.stem_out or 2 * self.stem_width) if self.resnet_d else self.stem_width
 
     @property
     def inner_widths(self) -> list[int]:
-        """Width of the middle convolutions, by stage."""
+        """Widths of the middle convolutions, by stage."""
         if self.group_width is None:
             return list(self.channels)
         return [self.groups * self.group_width * channels // self.channels[0] for channels in self.channels]
@@ -139,7 +137,7 @@ class ResNet:
         return size
 
     def per_stage(self, name: str) -> tuple[int, ...]:
-        """One odd size a stage, from the field `name`, whose only value may serve all. Raises ConfigError."""
+        """One odd size a stage, from the field `name`, which may have one value for all. Raises ConfigError."""
         values, stages = tuple(getattr(self, name)), len(self.blocks)
         values = values * stages if len(values) == 1 else values
         if len(values) != stages or any(value < 1 or value % 2 == 0 for value in values):

@@ -30,8 +30,7 @@ class OptimConfig:
     """Largest norm of the whole gradient; unclipped by default."""
     sharpness: Literal["none", "sam", "asam"] = "none"
     """Step by the gradient at the worst point nearby (SAM), or nearby in relation to each weight (ASAM); doubles the
-    work.
-    """
+    work."""
     rho: float | None = None
     """Radius of that neighbourhood."""
     eta: float | None = None
@@ -51,33 +50,34 @@ class OptimConfig:
 
     @property
     def resolved(self) -> OptimConfig:
-        """With what was left out filled in, where it is read."""
+        """Returns a copy with None replaced by the default where the setting is read."""
         return filled(self, OPTIMIZERS[self.optimizer].defaults | SHARPNESS[self.sharpness])
 
     def peak_lr(self, batch_size: int) -> float:
-        """The highest learning rate of a run."""
+        """The highest learning rate of a run, scaled to the batch size."""
         ratio = batch_size / 128
         return given(self.resolved.lr) * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.scale_lr]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What an optimiser is, and what trains well with it at batch size 128."""
+    """An optimiser, with settings that train well at batch size 128."""
 
     target: str
-    """`module:class`, of a `torch.optim.Optimizer`."""
+    """`module:class` of a `torch.optim.Optimizer`."""
     lr: float
     weight_decay: float
     momentum: float | None = None
-    """None where it has none."""
+    """The default momentum; None where the optimiser has none."""
     nesterov: bool = False
-    """Whether the gradient is taken as if after the step of the momentum; without momentum there is no difference."""
+    """Whether Nesterov's momentum is used; without momentum there is no difference."""
     form: Literal["fused", "foreach", "own"] = "fused"
-    """One kernel for all parameters, one for each operation, or neither, in an optimiser that is not torch's."""
+    """One kernel for all parameters (fused), one for each operation (foreach), or a class that is not of torch (own).
+    """
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What it reads of `OptimConfig`, and what it makes of None."""
+        """The settings of `OptimConfig` that it reads, with the values that stand for None."""
         own = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
         return {name: value for name, value in own.items() if value is not None}
 
@@ -93,12 +93,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adadelta": Optimizer("torch.optim:Adadelta", lr=1.0, weight_decay=1e-4, form="foreach"),
     "muon": Optimizer("fastcifar.optim.muon:Muon", lr=0.1, weight_decay=1e-2, momentum=0.9, form="own"),
 }
-"""The learning rates are the best of a grid (factors of 2 to 3) for a small pre-activation ResNet, 10,000 images and
-three epochs; the decays are customary.
+"""The optimisers by name.
+
+The learning rates are the best of a grid (factors of 2 to 3) for a small pre-activation ResNet, 10,000 images and three
+epochs; the decays are customary.
 """
 
 SHARPNESS: dict[str, dict[str, Any]] = {"none": {}, "sam": {"rho": 0.05}, "asam": {"rho": 0.5, "eta": 0.01}}
-"""What each kind of sharpness-aware minimisation reads of `OptimConfig`, and what it makes of None."""
+"""The settings of `OptimConfig` that each kind of sharpness-aware minimisation reads, with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,7 @@ class AverageConfig:
     """Decays a step of exponential averages, at most four, each warmed up from 0; 0 keeps none."""
     swa_start: str | None = None
     """From here on, average the weights at the end of every epoch (SWA), such as 75%; batch norm statistics are
-    measured anew.
-    """
+    measured anew."""
 
     def __post_init__(self) -> None:
         for decay in self.ema_decay:
@@ -125,5 +126,4 @@ class AverageConfig:
 
     @property
     def decays(self) -> tuple[float, ...]:
-        """Those of the averages that are kept."""
         return tuple(decay for decay in self.ema_decay if decay)

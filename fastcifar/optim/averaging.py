@@ -1,4 +1,4 @@
-"""Averages of the weights along the run, kept beside the weights themselves."""
+"""Averages of the weights during a run, kept beside the weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fastcifar.optim import AverageConfig
 from fastcifar.optim.schedules import Duration
 
 ALIGNMENT = 16
-"""Elements: 64 bytes."""
+"""In elements; equal to 64 bytes."""
 
 SWA = "swa"
 
 Flat = tuple[Tensor, ...]
-"""All parameters, and all buffers, of a model: two float32 vectors."""
+"""All parameters and all buffers of a model: two float32 vectors."""
 
 
 class Buckets:
-    """A model's parameters and its buffers, each moved into one flat float32 tensor of which they become views.
+    """Moves a model's parameters and its buffers into one flat float32 tensor each, of which they become views.
 
-    So whatever runs over all weights is one kernel. Shapes and strides (channels_last) stay. Parameters and buffers are
-    kept apart, because a forward pass writes the buffers, and a compiled one must see that it does not write the
+    So an operation over all weights is one kernel. Shapes and strides (channels_last) stay. Parameters and buffers are
+    separate, because a forward pass writes the buffers, and a compiled one must see that it does not write the
     parameters. Integer buffers, whose average would mean nothing, are left where they are.
 
     Raises:
@@ -49,13 +49,13 @@ class Buckets:
         return tuple(flat.clone() for flat in self.flat)
 
     def load(self, flat: Flat) -> None:
-        """Copies what `copies` returned, or an average, into the model."""
+        """Copies a result of `copies`, or an average, into the model."""
         for target, origin in zip(self.flat, flat, strict=True):
             target.copy_(origin)
 
     @contextmanager
     def holding(self, flat: Flat) -> Iterator[None]:
-        """Within the block the model holds the weights `flat`; after it, its own again, to the bit."""
+        """A context in which the model holds the weights `flat`; afterwards its own return, to the bit."""
         if flat is self.flat:
             yield
             return
@@ -68,7 +68,7 @@ class Buckets:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """One float32 tensor with the contents of `tensors`, each of which is repointed to its part of it.
+    """One float32 tensor with the contents of `tensors`, each of which becomes a view of its part.
 
     Every part starts at a multiple of `ALIGNMENT` elements, with zeros between: the compiler copies what it finds less
     aligned at every call, and kernels over the whole load 16 bytes at a time.
@@ -84,8 +84,10 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def decay_table(decays: Sequence[float], steps: int) -> Tensor:
-    """The decays of each step, float32 (steps, decays): `min(decay, (1 + step) / (10 + step))`, so that the start is
-    soon forgotten.
+    """The decays of each step, float32 (steps, decays): `min(decay, (1 + step) / (10 + step))`.
+
+    The warm-up lets the start be forgotten soon; it is that of TensorFlow's
+    `ExponentialMovingAverage(num_updates=...)`.
 
     The warm-up is TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
     """
@@ -94,13 +96,7 @@ def decay_table(decays: Sequence[float], steps: int) -> Tensor:
 
 
 class Averages:
-    """The averages that a run keeps, by name: `ema-0.999` for a decay, `swa` for the mean over epochs.
-
-    Args:
-        buckets: the weights to follow.
-        config: which averages.
-        steps_per_epoch: of the run.
-        epochs: length of the run.
+    """The averages of a run by name: `ema-0.999` for a decay, `swa` for the mean over epochs.
 
     Raises:
         ConfigError: SWA starts after the last epoch.
@@ -131,14 +127,14 @@ class Averages:
             """By the epochs that the mean is of already, float32 (epochs,)."""
 
     def update(self, decays: Tensor) -> None:
-        """Takes the weights after a step into the exponential averages, given its row of `decays`."""
+        """Updates the exponential averages after a step, given its row of `decays`."""
         for average, source in zip(self.ema, self.buckets.flat, strict=True):
             ema_update_(average, source, decays)
 
     def end_epoch(self, epoch: int) -> None:
-        """Takes the weights after `epoch` epochs into the mean over epochs, once it has started.
+        """Adds the weights after `epoch` epochs to the mean over epochs, once that has started.
 
-        Izmailov et al. 2018, arXiv:1803.05407. The mean of batch norm statistics belongs to no network; see
+        Source: Izmailov et al. 2018, arXiv:1803.05407. The mean of batch norm statistics fits no network; see
         `estimate_statistics`.
         """
         if self.swa_start is None or epoch * self.steps_per_epoch <= self.swa_start:
@@ -153,9 +149,7 @@ class Averages:
     def estimate_statistics(
         self, model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]
     ) -> None:
-        """Measures the batch norm statistics of SWA's weights over `batches`, each of which `forward` puts through
-        `model`.
-        """
+        """Measures batch norm statistics for SWA's weights: `forward` puts each of `batches` through `model`."""
         with self.buckets.holding(self.flat[SWA]):
             estimate_statistics(model, forward, batches)
             self.flat[SWA][1].copy_(self.buckets.flat[1])
@@ -163,8 +157,9 @@ class Averages:
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, forward: Callable[[Tensor], object], batches: Iterable[Tensor]) -> None:
-    """Sets the running statistics of every batch norm to their mean over `batches`, as
-    `torch.optim.swa_utils.update_bn` does.
+    """Sets the running statistics of every batch norm to their mean over `batches`.
+
+    As `torch.optim.swa_utils.update_bn`.
 
     The model must be in training mode, and stays so.
     """

@@ -17,32 +17,29 @@ from torch.optim.sgd import sgd
 from fastcifar.device import native_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""The coefficients of an odd quintic that takes all of (0, 1] to about 1 when iterated: steepest at 0 rather than
-exact at 1.
-"""
+"""The coefficients of an odd quintic whose iteration takes all of (0, 1] to about 1: steep at 0, not exact at 1."""
 ITERATIONS = 5
-"""They take every singular value above a hundredth of the norm to between 0.68 and 1.14."""
+"""So many iterations take every singular value above a hundredth of the norm to between 0.68 and 1.14."""
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights to orthogonalise: of two dimensions or more, but for the last, whose rows are classes."""
+    """The weights to orthogonalise: those of two dimensions or more, except the last, whose rows are classes."""
     return [parameter for parameter in model.parameters() if parameter.dim() > 1][:-1]
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised in the groups whose `orthogonalize` is set, plain in the others.
+    """Nesterov momentum, orthogonalised in the groups with `orthogonalize`, plain in the others.
 
     Convolution weights (O, I, H, W) are matrices (O, H * W * I); those of one shape are multiplied as one batch.
-    Nothing waits for the device, under a gradient scaler neither.
+    Nothing waits for the device, even under a gradient scaler.
 
     Args:
-        params: parameters, or groups of them with any of the settings below. What is orthogonalised has two dimensions
-            or more.
+        params: parameters, or groups of them with any of the settings below. Orthogonalised ones have two dimensions or
+            more.
         lr: the root mean square of an update is about `lr / max(rows, columns) ** 0.5`, times the factor above.
         weight_decay: share of the weights lost in a step, over `lr`.
         momentum: share of the momentum kept in a step.
-        orthogonalize: whether to orthogonalise.
-        dtype: in which matrices are multiplied; what suits their device by default.
+        dtype: of the matrix products; by default as suits the device.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         settings = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, orthogonalize=orthogonalize, dtype=dtype)
         super().__init__(params, settings)
-        # A scaler that sees this hands over its scale and whether the gradient overflowed, in place of waiting to know.
+        # This tells a scaler to pass its scale and whether the gradient overflowed, instead of waiting to know.
         self._step_supports_amp_scaling = True
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -77,8 +74,7 @@ class Muon(torch.optim.Optimizer):
         if scale is not None:
             gradients = list(torch._foreach_div(gradients, scale))
         if overflowed is not None:
-            # Then momenta are kept and weights moved by nothing. What is not finite must go first, since 0 times it is
-            # NaN.
+            # On overflow, momenta and weights stay. Non-finite values are removed first, since 0 times them is NaN.
             skipped = overflowed.bool()
             gradients = [torch.where(skipped, 0.0, gradient) for gradient in gradients]
             lr, momentum = lr * (1 - overflowed), torch.where(skipped, 1.0, momentum)
@@ -116,8 +112,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize_all(tensors: Sequence[Tensor], lr: float | Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """`lr * max(1, rows / columns) ** 0.5` times the nearest orthogonal matrix to each of `tensors`, in their shapes
-    and float32.
+    """`lr * max(1, rows / columns) ** 0.5` times the nearest orthogonal matrix to each of `tensors`.
+
+    Results are float32 in the shapes of `tensors`.
 
     The channels of a convolution come last in its matrix, as they do in memory; the order of the columns does not
     matter.
@@ -140,10 +137,10 @@ def orthogonalize_all(tensors: Sequence[Tensor], lr: float | Tensor, dtype: torc
 
 
 def newton_schulz(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """About the nearest orthogonal matrix to each of `matrices`, (B, rows, columns), in `dtype` and contiguous; zero
-    for zero.
+    """The approximately nearest orthogonal matrix to each of `matrices` (B, rows, columns), contiguous in `dtype`.
 
-    Of `U diag(s) V'` with the norm 1 it is `U diag(p(...p(s))) V'`, where `p(x) = a x + b x**3 + c x**5`.
+    Zero stays zero. A matrix `U diag(s) V'` of norm 1 becomes `U diag(p(...p(s))) V'`, where `p(x) = a x + b x**3 + c
+    x**5`.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.size(1) > matrices.size(2)

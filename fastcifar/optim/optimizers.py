@@ -1,4 +1,4 @@
-"""Optimisers by name, in the form that needs the fewest kernels and no host sync."""
+"""Builds optimisers by name, in the form with the fewest kernels and no host sync."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fastcifar.optim import OPTIMIZERS, OptimConfig
 from fastcifar.optim.muon import hidden_matrices
 
 MUON_LR_RATIO = 2.0
-"""Learning rate of what Muon does not orthogonalise over that of what it does."""
+"""The learning rate of weights that Muon does not orthogonalise, over that of the others."""
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser that `optim` names, over the parameters of `model`, with the state of its first step, all zero.
+    """Builds the optimiser of `optim` for the parameters of `model`, with its initial state, all zero.
 
-    Each of its groups has a learning rate of its own, to be set to that of the run times the group's `lr_ratio`. On a
-    GPU it is a float32 tensor () there, so that a step neither waits nor is captured anew where it changes.
+    Each group has its own learning rate, to be set to the run's times the group's `lr_ratio`. On a GPU it is a float32
+    tensor () there, so that a change costs neither a wait nor a new capture.
     """
     optim, own = optim.resolved, OPTIMIZERS[optim.optimizer]
     kind, device = resolve_name(own.target), next(model.parameters()).device
@@ -37,14 +37,14 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
 
     optimizer = construct(own.form)
     if own.form == "fused" and device.type == "cuda" and not getattr(optimizer, "_step_supports_amp_scaling", False):
-        # Adagrad in torch 2.11 is fused on a CPU alone, and says so no sooner than at its first step.
+        # In torch 2.11 fused Adagrad works only on a CPU, and fails only at its first step.
         optimizer = construct("foreach")
     create_state(optimizer)
     return optimizer
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device) -> list[dict[str, Any]]:
-    """The parameters of `model`, in their order, by what `optim`, which is resolved, does to them."""
+    """The groups of the parameters of `model`, in order, by the treatment that `optim`, resolved, gives them."""
     muon = optim.optimizer == "muon"
     matrices = set(hidden_matrices(model)) if muon else set()
     members: dict[tuple[bool, bool], list[Tensor]] = {}
@@ -67,11 +67,10 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, device: torch.device)
 
 @torch.no_grad()
 def create_state(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the state that torch would make at the first step, which is zero in all optimisers here; parameters stay,
-    to the bit.
+    """Creates the state of the first step, which is zero in all optimisers here, without moving parameters.
 
-    So a checkpoint can be copied into it before any step. Left to itself, fused SGD moreover makes its momenta
-    uninitialised, and keeps them so where the loss scale of the first step overflows.
+    So a checkpoint can be copied into it before any step. Moreover, fused SGD would create its momenta uninitialised,
+    and keep them so where the loss scale of the first step overflows.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kept = [parameter.clone() for parameter in parameters]

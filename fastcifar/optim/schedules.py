@@ -1,8 +1,8 @@
-"""Learning-rate schedules: pure functions of how far a run has come, tabulated once for every step.
+"""Learning-rate schedules: pure functions of the progress of a run, tabulated once for every step.
 
-Where `torch.optim.lr_scheduler` has a schedule, the table is torch's at every step up to the horizon; from there on the
-end is held. Torch's lengths know nothing of the run, so they are easily mistaken; the mistakes of report 4 are written
-so, all without warm-up (0%):
+Where `torch.optim.lr_scheduler` has a schedule, the table equals torch's at every step up to the horizon, after which
+the last value is held. Torch's lengths are independent of the run, so they are easily mistaken. The mistakes of report
+4 are written as follows, all without warm-up (0%):
 
 - `LinearLR` with its defaults: linear, start_lr 1/3, final_lr 1, horizon 5ep, per epoch;
 - `PolynomialLR` with its defaults: polynomial, horizon 5ep, per epoch, after which the rate is 0;
@@ -25,9 +25,10 @@ from fastcifar.checks import check_name, check_range, check_reads, filled, given
 from fastcifar.errors import ConfigError
 
 AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
-"""The warm-up where none is asked for: a share of the run, but at least so many steps, unless they are more than the
-larger share of it. A share alone takes a short run to its peak within a few steps, which is too soon for networks
-without a norm before their classifier.
+"""The default warm-up: a share of the run, but at least so many steps, up to the larger share of the run.
+
+A share alone takes a short run to its peak within a few steps, too soon for networks without a norm before their
+classifier.
 """
 Pace = Literal["step", "epoch"]
 
@@ -84,12 +85,12 @@ class ScheduleConfig:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What the schedule reads, and what it makes of None."""
+        """The settings that the schedule reads, with the values that stand for None."""
         return {"warmup": AUTO, **options(SCHEDULES[self.schedule])}
 
     @property
     def resolved(self) -> ScheduleConfig:
-        """With what was left out filled in, where it is read."""
+        """Returns a copy with None replaced by the default where the setting is read."""
         return filled(self, self.defaults)
 
 
@@ -102,7 +103,7 @@ class Duration:
 
     @staticmethod
     def parse(text: str) -> Duration:
-        """Raises ConfigError where `text` is no duration."""
+        """Parses a duration. Raises ConfigError where `text` is none."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|%)", text.strip())
         if not match:
             raise ConfigError(
@@ -111,50 +112,48 @@ class Duration:
         return Duration(float(match[1]), match[2])
 
     def exact(self, steps_per_epoch: int, total_steps: int) -> float:
-        """In steps and parts of one."""
+        """The length in steps, not rounded."""
         return self.amount * {"ep": steps_per_epoch, "st": 1, "%": total_steps / 100}[self.unit]
 
     def steps(self, steps_per_epoch: int, total_steps: int) -> int:
-        """The nearest number of whole steps."""
+        """The length in steps, rounded."""
         return round(self.exact(steps_per_epoch, total_steps))
 
 
 @dataclass(frozen=True)
 class Course:
-    """The time of a schedule in one run, in ticks, which are steps or epochs, from 0 where the warm-up ends."""
+    """The time of a schedule in a run, in ticks (steps or epochs) since the end of the warm-up."""
 
     steps_per_epoch: int
     total: int
     """Steps of the run."""
     warmup: int
-    """Steps."""
+    """Steps of the warm-up."""
     tick: int
-    """Steps from one value to the next."""
+    """Steps in a tick."""
     length: int
-    """Ticks to the horizon."""
+    """Ticks until the horizon."""
 
     def ticks(self, step: int) -> int:
-        """The time at a step after the warm-up; once an epoch means at the epoch's beginning."""
+        """The ticks at a step after the warm-up; once an epoch, those at the epoch's beginning."""
         return step // self.tick - self.warmup // self.tick
 
     def step(self, ticks: float) -> int:
-        """The step at that time."""
+        """The step at a number of ticks."""
         return round((self.warmup // self.tick + ticks) * self.tick)
 
     def progress(self, ticks: int) -> float:
-        """From 0, when the warm-up ends, to 1 at the horizon and ever after."""
+        """The progress from 0 at the end of the warm-up to 1 at the horizon and after it."""
         return min(ticks / self.length, 1.0)
 
     def place(self, text: str) -> int:
-        """The time of a place in the run."""
+        """The ticks at a place in the run, written as a `Duration`."""
         return round(Duration.parse(text).steps(self.steps_per_epoch, self.total) / self.tick) - (
             self.warmup // self.tick
         )
 
     def period(self, name: str, text: str) -> int:
-        """The ticks of a period, whose share is one of what follows the warm-up. Raises ConfigError where it has
-        none.
-        """
+        """The ticks of a period; a share is one of what follows the warm-up. Raises ConfigError for no length."""
         ticks = whole_period(text, self.steps_per_epoch, self.total - self.warmup, self.tick)
         if ticks < 1:
             raise ConfigError(f"{name} is {text}; expected some length, such as 30ep or 25%.")
@@ -163,30 +162,29 @@ class Course:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a schedule comes to in one run."""
+    """The values of a schedule in a run."""
 
     factor: Callable[[int], float]
-    """Share of the peak, given the ticks since the warm-up."""
+    """The share of the peak, given the ticks since the warm-up."""
     kinks: Iterable[float] = ()
-    """Ticks at which the curve jumps or bends, ascending, perhaps without end; those of warm-up and horizon left
-    out.
-    """
+    """Ticks at which the curve jumps or bends, ascending, maybe endless, without those of warm-up and horizon."""
 
 
 Schedule = Callable[..., Curve]
 """Takes the run's `Course`, and by keyword the settings of `ScheduleConfig` that it reads, with its own defaults.
-`per` and `horizon` have gone into the course already, and `warmup` too.
+
+The `Course` already accounts for `per`, `horizon` and `warmup`.
 """
 
 
 def options(schedule: Schedule) -> dict[str, Any]:
-    """The settings that a schedule reads, and their defaults."""
+    """The settings that a schedule reads, with their defaults."""
     parameters = signature(schedule).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
 
 
 def swing(start: float, end: float, share: float) -> float:
-    """Half a cosine from `start` to `end`, `share` of the way along."""
+    """The value on half a cosine from `start` to `end`, `share` of the way along."""
     return end + (start - end) * (1.0 + math.cos(math.pi * share)) / 2
 
 
@@ -195,7 +193,7 @@ def constant(course: Course) -> Curve:
 
 
 def step(course: Course, *, per: Pace = "step", step_size: str = "30%", gamma: float = 0.1) -> Curve:
-    """Times gamma after every `step_size`."""
+    """Multiplies by gamma after every `step_size`."""
     size = course.period("step_size", step_size)
     return Curve(lambda ticks: gamma ** (ticks // size), count(size, size))
 
@@ -207,13 +205,13 @@ def multistep(
     milestones: tuple[str, ...] = ("30%", "60%", "80%"),
     gamma: float = 0.2,
 ) -> Curve:
-    """Times gamma at every milestone; the defaults are those of Zagoruyko and Komodakis 2016, arXiv:1605.07146."""
+    """Multiplies by gamma at every milestone; defaults of Zagoruyko and Komodakis 2016, arXiv:1605.07146."""
     places = sorted(map(course.place, milestones))
     return Curve(lambda ticks: gamma ** bisect_right(places, ticks), places)
 
 
 def cosine(course: Course, *, per: Pace = "step", horizon: str = "100%", final_lr: float = 0.0) -> Curve:
-    """Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts."""
+    """Cosine annealing without restarts: Loshchilov and Hutter 2017, arXiv:1608.03983."""
     return Curve(lambda ticks: swing(1.0, final_lr, course.progress(ticks)))
 
 
@@ -226,7 +224,7 @@ def warm_restarts(
     final_lr: float = 0.0,
     snapshots: bool = False,
 ) -> Curve:
-    """The same with restarts, each cycle `restart_factor` times as long as the one before it."""
+    """Cosine annealing with restarts, each cycle `restart_factor` times as long as the last."""
     first = course.period("restart_period", restart_period)
 
     def factor(ticks: int) -> float:
@@ -253,7 +251,7 @@ def polynomial(
 
 
 RISE = 0.3
-"""Share of a one-cycle until its peak."""
+"""Share of the one-cycle schedule before its peak."""
 
 
 def one_cycle(
@@ -265,9 +263,7 @@ def one_cycle(
     start_lr: float = 0.04,
     final_lr: float = 4e-6,
 ) -> Curve:
-    """Up by half a cosine, then down by another: Smith and Topin 2018, arXiv:1708.07120, in the two phases of
-    torch's `OneCycleLR`.
-    """
+    """Rises by half a cosine, then falls by another: Smith and Topin 2018, arXiv:1708.07120, as in `OneCycleLR`."""
     peak, last = RISE * course.length - 1, course.length - 1
 
     def factor(ticks: int) -> float:
@@ -279,17 +275,18 @@ def one_cycle(
 
 
 def plateau(course: Course, *, gamma: float = 0.1, patience: int = 10, final_lr: float = 0.0) -> Curve:
-    """Constant, but for what `Plateau` makes of it as the run goes on."""
+    """Constant; `Plateau` lowers it as the run goes on."""
     return constant(course)
 
 
 LEVEL, SLOPE = 0.5, 0.4
-"""Shares of the way that the schedule of stochastic weight averaging stays at the peak, and then falls."""
+"""Shares of the averaging schedule that stay at the peak, and then fall."""
 
 
 def swa(course: Course, *, per: Pace = "step", horizon: str = "100%", final_lr: float = 0.1) -> Curve:
-    """Constant, linear, constant: Izmailov et al. 2018, arXiv:1803.05407, whose code has the horizon where the
-    averaging starts.
+    """Constant, linear, constant: Izmailov et al. 2018, arXiv:1803.05407.
+
+    In the authors' code the horizon is where the averaging starts.
     """
 
     def factor(ticks: int) -> float:
@@ -311,12 +308,11 @@ SCHEDULES: dict[str, Schedule] = {
     "plateau": plateau,
     "swa": swa,
 }
-"""By name. Defaults are torch's where it has any and nothing else is said."""
+"""The schedules by name. Defaults are torch's where it has any and nothing else is said."""
 
 
 def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs: int) -> list[float]:
-    """The learning rate of each step of a run: in the warm-up, a line from 0 to where the schedule begins; then the
-    schedule.
+    """The learning rate of each step of a run: a linear warm-up from 0, then the schedule.
 
     For a plateau this is the table that `Plateau` scales.
 
@@ -330,9 +326,7 @@ def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs
 
 
 def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
-    """The steps of a run at which its curve jumps or bends, ascending, but for the steps of an epoch each. Raises as
-    `lr_table`.
-    """
+    """The steps of a run at which its curve jumps or bends, ascending, without epoch stairs. Raises as `lr_table`."""
     course, curve = lay_out(schedule, steps_per_epoch, epochs)
     own = takewhile(lambda step: step < course.total, map(course.step, curve.kinks))
     steps = {course.warmup, course.step(course.length), *own}
@@ -340,14 +334,15 @@ def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[i
 
 
 ALL_BUT_COMPLETE, MOST_SNAPSHOTS = 0.95, 20
-"""Share of the last cycle after which it counts as ended where the run ends, since periods are rounded up (to whole
-epochs, with a value an epoch, which may be more than this share allows for: `fastcifar plan` lists the snapshots); and
-snapshots of a run."""
+"""The share of the last cycle that must be done for it to count as ended with the run; and most snapshots of a run.
+
+The share is below 1 since periods are rounded up. Once an epoch, rounding may exceed this: `fastcifar plan` lists the
+snapshots.
+"""
 
 
 def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
-    """How many steps of a run are done where a cycle of warm restarts ends, ascending; the run's own end among them
-    where it is one.
+    """The numbers of steps after which a cycle of warm restarts ends, ascending, the run's end included if it is one.
 
     Raises:
         ConfigError: as `lr_table`; or no cycle ends, or more than `MOST_SNAPSHOTS` do.
@@ -368,9 +363,7 @@ def cycle_ends(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> l
 
 
 def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> ScheduleConfig:
-    """`schedule` as it is in a run of that length, with its lengths written in steps; a horizon at the end of the
-    run stays there.
-    """
+    """`schedule` with its lengths in steps, for a run of that length; a horizon at the end of the run stays there."""
     resolved, total = schedule.resolved, steps_per_epoch * epochs
     warmup = warmup_steps(given(resolved.warmup), steps_per_epoch, total)
 
@@ -391,26 +384,27 @@ def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Sch
 
 
 def warmup_steps(text: str, steps_per_epoch: int, total_steps: int) -> int:
-    """The length of a warm-up, a `Duration` or `auto`. Raises ConfigError where `text` is neither."""
+    """The length in steps of a warm-up, a `Duration` or `auto`. Raises ConfigError where `text` is neither."""
     if text == AUTO:
         return round(min(max(WARMUP_SHARE * total_steps, SHORTEST_WARMUP), LONGEST_WARMUP_SHARE * total_steps))
     return Duration.parse(text).steps(steps_per_epoch, total_steps)
 
 
 def whole_period(text: str, steps_per_epoch: int, steps: int, tick: int = 1) -> int:
-    """A length in ticks, `steps` being what its share is of; rounded up: a run of four quarters must not end with
-    the peak of a fifth.
+    """A length in ticks, rounded up; a share is one of `steps`.
+
+    Rounded down, a run of four quarters would end with the peak of a fifth.
     """
     return math.ceil(Duration.parse(text).exact(steps_per_epoch, steps) / tick - 1e-6)
 
 
 def horizon_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> int:
-    """The step at which the schedule has come to its end, or would after the run's."""
+    """The step at which the schedule ends, which may be after the run's end."""
     return Duration.parse(schedule.resolved.horizon or "100%").steps(steps_per_epoch, steps_per_epoch * epochs)
 
 
 def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tuple[Course, Curve]:
-    """A schedule in a run of that length. Raises as `lr_table`."""
+    """The course and the curve of a schedule in a run of that length. Raises as `lr_table`."""
     resolved, total = schedule.resolved, steps_per_epoch * epochs
     tick = steps_per_epoch if resolved.per == "epoch" else 1
     warmup = warmup_steps(given(resolved.warmup), steps_per_epoch, total)
@@ -430,13 +424,12 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tupl
 
 
 THRESHOLD, LEAST_CHANGE = 1e-4, 1e-8
-"""A loss must fall by this share to count as better, and the factor by this much to change at all: torch's defaults."""
+"""The relative fall for a loss to count as better, and the least change of the factor: torch's defaults."""
 
 
 @dataclass
 class Plateau:
-    """Lowers the learning rate once the loss has not improved for `patience` epochs, as torch's `ReduceLROnPlateau`
-    does.
+    """Lowers the learning rate after `patience` epochs without a better loss, as torch's `ReduceLROnPlateau`.
 
     Args:
         gamma: what the rate is multiplied by.
@@ -452,7 +445,7 @@ class Plateau:
     bad_epochs: int = 0
 
     def observe(self, loss: float) -> float:
-        """Takes in the loss after an epoch; returns the factor of the rest of the table."""
+        """Records the loss of an epoch; returns the factor for the rest of the table."""
         better = loss < self.best * (1.0 - THRESHOLD)
         self.best, self.bad_epochs = (loss, 0) if better else (self.best, self.bad_epochs + 1)
         if self.bad_epochs > self.patience:
@@ -461,9 +454,8 @@ class Plateau:
         return self.factor
 
     def state(self) -> dict[str, float]:
-        """What changes from epoch to epoch, as plain numbers; `best` is infinite before the first."""
+        """The state as plain numbers; `best` is infinite before the first epoch."""
         return {"factor": self.factor, "best": self.best, "bad_epochs": float(self.bad_epochs)}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Goes on from `state`."""
         self.factor, self.best, self.bad_epochs = state["factor"], state["best"], int(state["bad_epochs"])

@@ -1,9 +1,9 @@
-"""Sharpness-aware minimisation: the gradient is taken at the worst point nearby, and applied to the weights themselves.
+"""Sharpness-aware minimisation: takes the gradient at the worst point nearby and applies it to the original weights.
 
 A step is: forward, backward, `Ascend`, forward, backward, `Return`, and then whatever reads the gradient.
 
-Sources: SAM, Foret et al. 2021, arXiv:2010.01412; ASAM, whose neighbourhood is measured in relation to each weight,
-Kwon et al. 2021, arXiv:2102.11600.
+Sources: SAM, Foret et al. 2021, arXiv:2010.01412; ASAM, whose neighbourhood is relative to each weight, Kwon et al.
+2021, arXiv:2102.11600.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ from fastcifar.optim.averaging import Buckets
 
 
 class Ascend:
-    """The part of a step that moves the weights to the worst point nearby, by the gradients, which are dropped.
+    """Moves the weights to the worst point nearby by the gradients, which are then dropped.
 
     With SAM the weights move by `rho * g / |g|`. With ASAM they move by `rho * t**2 * g / |t * g|`, where `t` is `|w| +
-    eta` in the parameters that are called weights and 1 in the others, as in the authors' code. A positive factor
-    common to all gradients, such as that of a scaled loss, makes no difference. Where the norm is zero or not finite,
-    the weights stay. Nothing waits for the device.
-
-    Args:
-        model: the network, whose parameters lie in `buckets`.
-        buckets: its parameters and buffers.
-        optim: what kind, `rho` and `eta`.
+    eta` in the parameters named weight and 1 in the others, as in the authors' code. A positive factor of all
+    gradients, such as a loss scale, makes no difference. Where the norm is zero or not finite, the weights stay.
+    Nothing waits for the device.
     """
 
     def __init__(self, model: nn.Module, buckets: Buckets, optim: OptimConfig) -> None:
@@ -61,16 +56,14 @@ class Ascend:
 
     @staticmethod
     def stretch(weights: list[Tensor], extents: tuple[Tensor, ...]) -> None:
-        """Multiplies the gradients of `weights` by `extents`; without weights, which no foreach kernel takes,
-        nothing.
-        """
+        """Multiplies the gradients of `weights` by `extents`; skips an empty list, which foreach kernels refuse."""
         if weights:
             torch._foreach_mul_([given(weight.grad) for weight in weights], extents)
 
 
 @dataclass(frozen=True)
 class Return:
-    """The part of a step that puts back the weights, and the running statistics of the first pass, to the bit.
+    """Restores the weights, and the running statistics of the first pass, to the bit.
 
     The gradients stay, which are those of the worst point.
     """

@@ -1,5 +1,4 @@
-"""Recipes by name: zero-argument functions that return a `RunConfig`, one file for each report and one for our own;
-free of torch.
+"""Recipes by name: functions without arguments that return a `RunConfig`, in a file for each report. Free of torch.
 
 The plain name is the reading that makes sense; `NAME_as_written` is what the report did where that was a mistake. What
 a report leaves open is read from the source that it builds on, and said in the docstring. A report that chose by the
@@ -23,14 +22,14 @@ for module in ("report1", "report2", "report3", "report4", "report5", "own"):
 
 
 def recipe(name: str) -> RunConfig:
-    """The configuration of the recipe `name`, which carries that name. Raises ConfigError where there is none."""
+    """The configuration of the recipe `name`, which records that name. Raises ConfigError where there is none."""
     if name not in RECIPES:
         raise ConfigError(unknown("recipe", name, RECIPES))
     return RECIPES[name].config
 
 
 def select(patterns: Sequence[str]) -> list[Recipe]:
-    """The recipes that any of `patterns`, names or globs such as `r1_*`, stands for, each once.
+    """The recipes that match any of `patterns`, names or globs such as `r1_*`, each once.
 
     Raises:
         ConfigError: none is given, or one stands for nothing.

@@ -1,4 +1,4 @@
-"""Recipes as text, for the command line; free of torch."""
+"""Recipes as text for the command line; free of torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fastcifar.recipes.registry import RECIPES, Recipe, difference
 
 
 def overview() -> str:
-    """All recipes: name, source, claim in percent, and the parent with what changes."""
+    """A table of all recipes: name, source, claim in percent, and the parent with the changes."""
     rows = [("recipe", "source", "claim", "made of")]
     rows += [(entry.name, entry.source, claimed(entry), made_of(entry)) for entry in RECIPES.values()]
     return aligned(rows)
 
 
 def description(entry: Recipe) -> str:
-    """One recipe: what it is for, and every setting that is not the default."""
+    """The text on one recipe: its purpose, and every setting that is not the default."""
     changed = difference(entry.config, RunConfig())
     facts = {
         "source": entry.source,
@@ -35,27 +35,25 @@ def description(entry: Recipe) -> str:
 
 
 def claimed(entry: Recipe) -> str:
-    """The claim in percent, and of what it is where not of the weights."""
+    """The claim in percent, and its measure where that is not the weights."""
     if entry.claim is None:
         return ""
     return f"{100 * entry.claim:.2f}" + ("" if entry.measure == "weights" else f" ({entry.measure})")
 
 
 def made_of(entry: Recipe) -> str:
-    """The parent, and the settings changed."""
     changed = " ".join(f"{name}={written(value)}" for name, value in entry.changes.items())
     return f"{entry.parent}: {changed}" if entry.parent else changed
 
 
 def written(value: Any) -> str:
-    """A setting's value, much as a flag takes it."""
+    """Formats a setting's value, much as a flag takes it."""
     if isinstance(value, tuple):
         return ",".join(map(written, value))
     return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows of text with their columns flush left, the last of any width."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

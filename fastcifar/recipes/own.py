@@ -1,6 +1,4 @@
-"""Our own recipes. Each claim is the reported figure that the recipe is to reach; what it did reach stands in
-RESULTS.md.
-"""
+"""Our own recipes. Each claim is the reported figure to reach; RESULTS.md has what was reached."""
 
 from fastcifar.config import AverageConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.recipes.registry import declare, derive

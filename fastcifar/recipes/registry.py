@@ -1,4 +1,4 @@
-"""How a recipe is declared, and how one is made from another; free of torch."""
+"""Declares recipes, and derives one from another; free of torch."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ from fastcifar.checks import Section, check_name
 from fastcifar.config import ModelConfig, RunConfig, ScheduleConfig
 
 Measure = Literal["weights", "average", "ensemble"]
-"""What a claim is of: a run's weights, the one average that it keeps, or several runs together."""
+"""The subject of a claim: a run's weights, the one average that it keeps, or several runs together."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration with a name, and what is claimed for it."""
+    """A configuration with a name, and the claim for it."""
 
     name: str
     config: RunConfig
     parent: str | None
-    """Name of the recipe that this one is made from."""
+    """The recipe that this one is derived from."""
     about: str
-    """What it is for; empty where its one change says it."""
+    """Its purpose; empty where its one change says it."""
     source: str
     """Where it is reported, such as R1 T5 (report 1, table 5), or `ours`."""
     claim: float | None
-    """Reported test accuracy, a fraction; for our own recipes the reported one that they are to reach."""
+    """Reported test accuracy as a fraction; for our own recipes, the reported one to reach."""
     measure: Measure
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Settings that differ from the parent's, or from the defaults where there is none."""
+        """The settings that differ from the parent's, or from the defaults where there is none."""
         return difference(self.config, RECIPES[self.parent].config if self.parent else RunConfig())
 
 
 RECIPES: dict[str, Recipe] = {}
-"""By name."""
 
 
 def add(name: str, config: RunConfig, about: str, source: str, claim: float | None, measure: Measure) -> None:
-    """Makes `config`, which still carries its parent's name, the recipe `name`."""
+    """Registers `config`, which still has its parent's name, as the recipe `name`."""
     if name in RECIPES:
         raise ValueError(f"the recipe {name} is declared twice")
     RECIPES[name] = Recipe(name, replace(config, recipe=name), config.recipe, about, source, claim, measure)
@@ -51,7 +50,7 @@ def add(name: str, config: RunConfig, about: str, source: str, claim: float | No
 def declare(
     source: str, claim: float | None = None, measure: Measure = "weights"
 ) -> Callable[[Callable[[], RunConfig]], Callable[[], RunConfig]]:
-    """Makes what the decorated function returns the recipe of its name, which it returns from then on."""
+    """Decorates a function so that its configuration is registered, and returned, as the recipe of its name."""
 
     def register(function: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
         name = function.__name__
@@ -70,12 +69,12 @@ def variant(
     about: str = "",
     **changes: Any,
 ) -> None:
-    """Declares the recipe that is `parent` but for `changes`, with what there is to say `about` it beyond them."""
+    """Declares a recipe that is `parent` with `changes`; `about` adds what they do not say."""
     add(name, derive(RECIPES[parent].config, **changes), about, source, claim, measure)
 
 
 def derive(parent: Section, **changes: Any) -> Section:
-    """`parent` with settings changed, each by the name of its flag.
+    """Returns `parent` with settings changed, each by the name of its flag.
 
     Raises:
         ConfigError: no setting has such a name, a value is out of range, or what was chosen does not read a setting.
@@ -92,9 +91,7 @@ def derive(parent: Section, **changes: Any) -> Section:
 
 
 def without_replaced(start: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """`start` without the options of an architecture, an optimiser, a schedule or a loss that `changes` replace by
-    another.
-    """
+    """Drops the options of an architecture, optimiser, schedule or loss that `changes` replace by another."""
 
     def replaced(setting: str, current: str) -> bool:
         return changes.get(setting) not in (None, current)
@@ -111,13 +108,12 @@ def without_replaced(start: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def difference(config: RunConfig, base: RunConfig) -> dict[str, Any]:
-    """The settings of `config` that are not those of `base`, by the names of their flags; the recipe's name is none."""
+    """The settings of `config` that differ from `base`, by the names of their flags, without the recipe's name."""
     before = settings(base)
     return {name: value for name, value in settings(config).items() if value != before[name] and name != "recipe"}
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Every setting by the name of its flag."""
     found: dict[str, Any] = {}
     for field in fields(config):
         value = getattr(config, field.name)

@@ -10,7 +10,7 @@ from fastcifar.recipes.registry import declare, derive, variant
 
 
 def baseline(model: ModelConfig) -> RunConfig:
-    """What all of the report's runs share."""
+    """The settings that all runs of the report share."""
     return RunConfig(model, optim=OptimConfig("sgd", lr=0.1, weight_decay=5e-4), epochs=200, watch_test=True)
 
 
@@ -36,16 +36,15 @@ ABOUT = {
     "swa_early": "Averaging from 10% of the epochs on, which the report tried as well.",
 }
 SWA = {"weight_decay": 3e-4, "ema_decay": (0.0,), "schedule": "swa", "final_lr": 0.1, "horizon": "75%"}
-"""The averaging authors' recipe for PreResNet on CIFAR-10, github.com/timgaripov/swa, with its start at the report's
-75%.
+"""The SWA authors' settings for PreResNet on CIFAR-10, github.com/timgaripov/swa, with the report's start at 75%.
 
-The rate is constant, falls from half the way to the start on, and stays at 0.01 from 90% of it; what is averaged still
-moves.
+The rate is constant, falls from half the way to the start on, and stays at 0.01 from 90% of it, so the averaged weights
+still move.
 """
 
 
 def network_recipes(network: str, averaged: float, **transforms: float) -> None:
-    """Declares what the report did with a network, given the claims of averaging and of the transforms."""
+    """Declares the report's recipes for a network, given its claims for averaging and for the transforms."""
     standard = f"{network}_standard"
     for name, claim in transforms.items():
         variant(f"{network}_{name}", standard, "R1 T5", claim, about=ABOUT[name], augment=name)
@@ -54,7 +53,7 @@ def network_recipes(network: str, averaged: float, **transforms: float) -> None:
         variant(f"{network}_{augment}", f"{network}_{name}", "R1 4", about=ABOUT["reflect"], augment=augment)
     swa, written, early = f"{network}_swa", f"{network}_swa_as_written", f"{network}_swa_early_as_written"
     variant(swa, standard, "R1 T5", averaged, "average", ABOUT["swa"], swa_start="75%", **SWA)
-    # Along the falling cosine, as the report says that its rate was not tuned for averaging.
+    # With the falling cosine, as the report says that its rate was not tuned for averaging.
     along = {"ema_decay": (0.0,)}
     variant(written, standard, "R1 T5", averaged, "average", ABOUT["swa_as_written"], swa_start="75%", **along)
     variant(early, standard, "R1 1.3", None, "average", ABOUT["swa_early"], swa_start="10%", **along)

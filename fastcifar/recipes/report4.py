@@ -71,17 +71,18 @@ variant("r4_augment_crop", "r4_augment_none", "R4 T3", 0.9402, augment="crop:4")
 variant("r4_augment_flip", "r4_augment_none", "R4 T3", 0.9339, augment="flip:0.5")
 variant("r4_augment_crop_flip", "r4_augment_none", "R4 T3", 0.9555, augment="standard")
 variant("r4_augment_norm05", "r4_augment_none", "R4 T3", 0.8915, normalize="half")
-# By mean 0.49 and the true deviation: the report says that this is not the baseline's normalisation, and gives no
-# deviation. It is the better of the two; with crop and flip, only the deviation is not the baseline's.
+# Mean 0.49 and the true deviation: the report says that this is not the baseline's normalisation, and gives no
+# deviation. It is the better of the two; with crop and flip, only the deviation differs from the baseline.
 variant("r4_augment_norm049", "r4_augment_none", "R4 T3", 0.8936, normalize="true")
 variant("r4_augment_crop_norm", "r4_augment_norm049", "R4 T3", 0.9407, augment="crop:4")
 variant("r4_augment_flip_norm", "r4_augment_norm049", "R4 T3", 0.9351, augment="flip:0.5")
 variant("r4_augment_all", "r4_augment_norm049", "R4 T3", 0.953, augment="standard")
 
 OWN: dict[str, Any] = {"lr": None, "weight_decay": None, "warmup": None}
-"""An optimiser's own rate and decay, warmed up as the report came to wish."""
+"""An optimiser's own rate and decay, with the warm-up that the report later wished for."""
 SGDS = {"lr": 0.1, "weight_decay": 5e-4, "warmup": "0%"}
-"""SGD's rate and decay, which the report gave every optimiser: for Adam, a rate some hundred times its own."""
+"""The rate and decay of SGD, which the report gave every optimiser; for Adam, the rate is some hundred times its own.
+"""
 
 for name, claim in {"adam": 0.6855, "rmsprop": 0.7485, "adamw": 0.9306, "adagrad": 0.8988, "adadelta": 0.943}.items():
     own, as_written = f"r4_optimizer_{name}", f"r4_optimizer_{name}_as_written"
@@ -117,7 +118,7 @@ variant("r4_dropout_05", "r4_baseline", "R4 T7", 0.9543, dropout=0.5)
 
 
 def with_shape(arch: str) -> RunConfig:
-    """The baseline with other stages; a map below 8x8 is pooled whole, since 5x5 does not fit it."""
+    """The baseline with other stages; a map below 8x8 is pooled whole, since a 5x5 window does not fit it."""
     return derive(r4_baseline(), arch=arch, pool=None, dropout=None)
 
 

@@ -1,5 +1,4 @@
-"""Report 5: ResNet-18 by adaptive sharpness-aware minimisation, and an ensemble; and the table it takes from ASAM's
-paper.
+"""Report 5: ResNet-18 by adaptive sharpness-aware minimisation, an ensemble, and its table from the ASAM paper.
 
 The paper's settings are those of its authors' code, github.com/SamsungLabs/ASAM, with the paper's eta: batch 128, lr
 0.1, weight decay 5e-4, smoothing 0.1, a cosine. It prints the best test accuracy of any epoch, and the report follows
@@ -11,7 +10,7 @@ from fastcifar.recipes.registry import declare, derive, variant
 
 
 def by_sgd(arch: str) -> RunConfig:
-    """The paper's setting, for SGD with twice the epochs, since the others take two passes a step."""
+    """The paper's setting, with twice the epochs for SGD, since the others take two passes a step."""
     return RunConfig(
         ModelConfig(arch),
         DataConfig(normalize="kuangliu"),
