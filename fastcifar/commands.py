@@ -18,13 +18,30 @@ Positional = Annotated[T, "positional"]
 Shell = Literal["bash", "zsh", "fish"]
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train a network, into a run folder."""
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """The arguments of commands that start from a configuration."""
 
     run: RunConfig = field(default_factory=RunConfig)
     config: Path | None = None
     """Start from the config.json of another run; further flags override it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The arguments of commands that read trained networks."""
+
+    weights: str | None = None
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an
+    average. An ensemble says itself which vote."""
+    trust: bool = False
+    """Execute the code that a run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Configured):
+    """Train a network, into a run folder."""
+
     out: Path | None = None
     """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
     resume: Path | None = None
@@ -52,13 +69,10 @@ class Resume:
         resume(self.run, epochs=self.epochs, console=Console())
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Configured):
     """Show the learning rate and the cost of a run, and what looks like a mistake, before anything trains."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    config: Path | None = None
-    """Start from the config.json of another run; further flags override it."""
     out: Path = Path("plan.png")
     """A .png file for the picture of the learning rate."""
 
@@ -68,19 +82,14 @@ class Plan:
         print_plan(self.run, self.out)
 
 
-@dataclass(frozen=True)
-class Eval:
-    """Measure a run, or an ensemble, on its test set: accuracy, classes, calibration, mistakes, speed; the pictures
-    go into its folder.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Eval(Trained):
+    """Measure a run, or an ensemble, on its test set, and draw pictures of its mistakes."""
 
     run: Positional[Path]
     """Folder of the run, or of an ensemble, of which every member that votes is measured, and all of them together."""
     data_dir: Path | None = None
     """Folder to look for the data set in; the run's own by default."""
-    weights: str | None = None
-    """Weights of a run to look at closely: weights, or an average such as ema-0.999; the best on the validation split,
-    or else an average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     images: tuple[str, ...] = ()
@@ -91,8 +100,6 @@ class Eval:
     """Measure latency and throughput by batch size."""
     out: Path | None = None
     """Folder for evaluation.json and the pictures; `evaluation` in the run's by default."""
-    trust: bool = False
-    """Execute the code that the run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
         from fastcifar.inference.evaluate import FOLDER, evaluate_run
@@ -105,8 +112,8 @@ class Eval:
         print(f"{'pictures':10}  {self.out or self.run / FOLDER}")
 
 
-@dataclass(frozen=True)
-class Predict:
+@dataclass(frozen=True, kw_only=True)
+class Predict(Trained):
     """Classify unlabelled images by one run, or by several together, into a .csv file."""
 
     runs: Positional[tuple[Path, ...]]
@@ -117,15 +124,10 @@ class Predict:
     Images of another size than the run's are cut to their largest centred square and resized."""
     out: Path = Path("predictions.csv")
     """The table: file,prediction for pictures, else index,prediction."""
-    weights: str | None = None
-    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an
-    average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     probabilities: bool = False
     """Add a column for each class."""
-    trust: bool = False
-    """Execute the code that a run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
         from fastcifar.inference.predict import write_predictions
@@ -139,11 +141,9 @@ class Predict:
         print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Let runs and their snapshots vote, chosen on a validation split: runs that are there, or a recipe's, trained
-    several at a time.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Trained):
+    """Let runs vote together, those that a validation split chooses; a recipe's runs are trained first."""
 
     runs: Positional[tuple[Path, ...]] = ()
     """Folders of runs; none with --recipe."""
@@ -167,8 +167,6 @@ class Ensemble:
     split, or else an average."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
-    trust: bool = False
-    """Execute the code that a run's architecture names, if it is package.module:function."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __call__(self) -> None:
@@ -205,11 +203,9 @@ class Ensemble:
         return [job.folder for job in jobs]
 
 
-@dataclass(frozen=True)
-class Export:
-    """Write a run's network, or an ensemble's, as a file that needs no fastcifar, from bytes to probabilities, with
-    a model card.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Export(Trained):
+    """Write the network of a run, or of an ensemble, and a model card, as files that need no fastcifar."""
 
     run: Positional[Path]
     """Folder of the run, or of an ensemble, whose members that vote become one file."""
@@ -217,13 +213,8 @@ class Export:
     """safetensors (with the network as a Python file), torch (.pt2) or onnx."""
     out: Path | None = None
     """The file; `model` in the run's folder by default."""
-    weights: str | None = None
-    """Weights of a run to export: weights, or an average such as ema-0.999; the best on the validation split, or else
-    an average. An ensemble says itself which vote."""
     data_dir: Path | None = None
     """Folder to look for the data set in, on which the file is checked."""
-    trust: bool = False
-    """Execute the code that the run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
         from fastcifar.inference.export import export_run
@@ -288,9 +279,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Look at this machine: what training would use, and what to install or change; exits with 1 where it could not
-    train.
-    """
+    """Say what training would use on this machine, and what to change; the exit status is 1 if it could not train."""
 
     device: str = "auto"
     """The device that would train: auto, cpu, cuda or cuda:INDEX."""
@@ -306,13 +295,10 @@ class Doctor:
         return diagnose(self.device, self.data_dir, quick=self.quick)
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, kw_only=True)
+class Profile(Configured):
     """Train for a few steps, and show where their time goes."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    config: Path | None = None
-    """Start from the config.json of another run; further flags override it."""
     steps: int = 16
     """Steps under the clock, rounded up to whole chunks of augmented images."""
     out: Path | None = None
@@ -340,9 +326,7 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run recipes by seed, and set what comes out beside what was claimed; the same command goes on where it was
-    stopped.
-    """
+    """Train recipes by several seeds, and compare the results with the claims; repeat the command to go on."""
 
     recipes: Positional[tuple[str, ...]]
     """Names, or globs such as 'r1_*'."""
@@ -368,9 +352,7 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Completion:
-    """Print a script by which a shell completes commands, flags and names, as in: source <(fastcifar completion
-    bash)
-    """
+    """Print a script that lets a shell complete what is typed, for: source <(fastcifar completion bash)."""
 
     shell: Positional[Shell]
     """The shell that the script is for."""

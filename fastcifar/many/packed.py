@@ -56,8 +56,7 @@ def plan_members(recipe: Recipe, seeds: Sequence[int], out: Path, overrides: Ove
         raise ConfigError("an ensemble takes two members or more; give more --seeds, or a recipe that keeps snapshots.")
     jobs = [Job(recipe, overrides.apply(own, seed), out / f"seed{seed}") for seed in seeds]
     for job in jobs:
-        job.check_same_reading()
-        job.check_same_length()
+        job.check_folder()
     return jobs
 
 

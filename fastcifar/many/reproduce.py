@@ -51,7 +51,7 @@ def reproduce(
         if row := done.get(job.key):
             check_settings(job, row.settings, f"results.json beside {job.folder.parent}")
         else:
-            job.check_same_reading()
+            job.check_folder()
     failures = {}
     for number, job in enumerate(jobs, start=1):
         if job.key in done:
