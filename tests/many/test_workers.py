@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_run import RESULT
+from made_run import CONFIG, RESULT
 
-from fastcifar.config import DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.engine.memory import DataSize
 from fastcifar.errors import FastcifarError
 from fastcifar.many import packed, workers
@@ -23,9 +22,6 @@ from fastcifar.recipes import RECIPES
 from fastcifar.runs.console import Silence
 from fastcifar.runs.interrupt import Interrupted
 
-CONFIG = RunConfig(
-    ModelConfig("resnet", blocks=(1,), channels=(4,)), DataConfig("synthetic"), engine=EngineConfig("cpu"), epochs=3
-)
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
