@@ -19,6 +19,7 @@ from fastcifar.commands import COMMANDS, Ensemble, Reproduce, Resume
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import check_data_dir
 from fastcifar.errors import ConfigError, FastcifarError, unknown
+from fastcifar.models import check_trusted
 from fastcifar.recipes import recipe
 from fastcifar.recipes.registry import derive, settings, without_replaced
 from fastcifar.runs.interrupt import Interrupted
@@ -171,11 +172,11 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         raise ConfigError(unknown("command", name, COMMANDS))
     given = given_settings(name, rest)
     if "resume" in given:
-        if not given.keys() <= {"resume", "epochs"}:
+        if not given.keys() <= {"resume", "epochs", "trust"}:
             raise ConfigError(
                 "--resume RUN keeps the settings of that run, but for --epochs N; leave the other flags out."
             )
-        return Resume(given["resume"], given.get("epochs"))
+        return Resume(given.pop("resume"), **given)
     check_data_dir(given.get("data_dir"))
     return build(COMMANDS[name], given)
 
@@ -235,6 +236,8 @@ def build(kind: type, given: Mapping[str, Any]) -> Callable[[], int | None]:
         part: type = hints[field.name]
         if is_dataclass(part):
             start = without_replaced(starting_point(given), given) if part is RunConfig else part()
+            if part is RunConfig and "arch" not in given:
+                check_trusted(start.model.arch, given.get("config"), given.get("trust", False))
             own = settings(start)
             values[field.name] = derive(start, **{name: value for name, value in given.items() if name in own})
         elif field.name in given:

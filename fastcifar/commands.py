@@ -25,6 +25,9 @@ class Configured:
     run: RunConfig = field(default_factory=RunConfig)
     config: Path | None = None
     """Start from the config.json of another run; further flags override it."""
+    trust: bool = False
+    """Execute the code that a file names as its architecture, if it is package.module:function; what --arch names needs
+    no trust."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +48,14 @@ class Train(Configured):
     out: Path | None = None
     """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings; the only flag beside it is --epochs, to train for longer
-    than planned."""
+    """Go on with the run in this folder, by its own settings; the only flags beside it are --epochs, to train for
+    longer than planned, and --trust."""
 
     def __call__(self) -> None:
         from fastcifar.engine.run import train
         from fastcifar.runs.console import Console
 
-        train(self.run, self.out, console=Console())
+        train(self.run, self.out, console=Console(), trust=self.trust)
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,14 @@ class Resume:
     """The command that `train --resume RUN` runs."""
 
     run: Path
-    epochs: int | None
+    epochs: int | None = None
+    trust: bool = False
 
     def __call__(self) -> None:
         from fastcifar.engine.run import resume
         from fastcifar.runs.console import Console
 
-        resume(self.run, epochs=self.epochs, console=Console())
+        resume(self.run, epochs=self.epochs, console=Console(), trust=self.trust)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +312,7 @@ class Profile(Configured):
         check_range("steps", self.steps, 1)
         from fastcifar.diagnostics.profile import print_profile
 
-        print_profile(self.run, self.steps, self.out)
+        print_profile(self.run, self.steps, self.out, self.trust)
 
 
 @dataclass(frozen=True)

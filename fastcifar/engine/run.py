@@ -24,7 +24,7 @@ from fastcifar.engine.compile import Obstacle, Why
 from fastcifar.engine.setup import build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
-from fastcifar.models import GIVEN
+from fastcifar.models import GIVEN, check_trusted
 from fastcifar.optim.schedules import Duration, in_steps, lr_table
 from fastcifar.plots import draw, plot_run
 from fastcifar.runs import checkpoint as checkpoints
@@ -46,6 +46,7 @@ def train(
     train_set: ImageSet | None = None,
     test_set: ImageSet | None = None,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Result:
     """Trains as `config` says, in a new run folder; the other arguments are those of `fastcifar.train`.
 
@@ -62,7 +63,7 @@ def train(
     config, notes = resolve(config)
     images = open_images(config, train_set, test_set)
     with naming_failures():
-        trainer = build_trainer(config, began, images, model)
+        trainer = build_trainer(config, began, images, model, trust)
     run = Run.create(Path(out) if out else None, trainer.config)
     with run.locked():
         if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
@@ -80,6 +81,7 @@ def resume(
     train_set: ImageSet | None = None,
     test_set: ImageSet | None = None,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Result:
     """Resumes the run in the folder `path` from its last checkpoint, with the choices stored there.
 
@@ -87,6 +89,7 @@ def resume(
         epochs: the number of epochs in all, more than the run was made for; the run may have ended already.
         model, train_set, test_set: what was given to `train`, given again.
         console: where to show progress; by default only a notebook shows it.
+        trust: whether an architecture of the run's own code (`package.module:function`) may be imported.
 
     Raises:
         FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` does not exceed the run's.
@@ -99,10 +102,12 @@ def resume(
         if finished is not None and epochs is None:
             console.note(f"{run.path} has ended already; --epochs beyond its {stored.epochs} would make it go on.")
             return finished
+        if model is None:
+            check_trusted(stored.model.arch, run.path, trust)
         images = open_images(stored, train_set, test_set)
         config = stored if epochs is None else lengthened(stored, epochs, images.steps_per_epoch(stored), run.path)
         with naming_failures():
-            trainer = build_trainer(config, began, images, model)
+            trainer = build_trainer(config, began, images, model, trust)
             if checkpoint := checkpoints.load(run.checkpoints):
                 trainer.state.restore(checkpoint)
         console.note(f"Going on with {run.path} after epoch {trainer.state.epoch} of {config.epochs}.")

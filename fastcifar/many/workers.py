@@ -30,7 +30,8 @@ from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import EpochRecord, read_records
 
-COMMAND = (sys.executable, "-m", "fastcifar.many.workers")
+COMMAND = (sys.executable, "-P", "-m", "fastcifar.many.workers")
+"""With -P, Python imports nothing from the current folder, which may be a stranger's."""
 POLL_SECONDS = 0.2
 STDIN = 0
 

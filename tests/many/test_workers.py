@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -73,10 +74,16 @@ def test_one_that_fails_leaves_the_others_to_run_and_is_tried_again(act, tmp_pat
     assert [name for word, name, *_ in calls(tmp_path) if word == "begin"][4:] == ["seed1"]
 
 
-def test_one_that_is_killed_says_by_what(act, tmp_path):
+def test_one_that_is_killed_says_by_what_and_nothing_of_others_where_there_are_none(act, tmp_path):
     act("os.kill(os.getpid(), 9)")
-    with pytest.raises(FastcifarError, match="since it was killed by signal 9"):
+    with pytest.raises(FastcifarError, match=r"since it was killed by signal 9; see .*seed0\.log\.$"):
         train_seeds(tmp_path, 1)
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path):
+    for name in ("json", "rich", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was imported')")
+    assert subprocess.run(workers.COMMAND, cwd=tmp_path, stdin=subprocess.DEVNULL).returncode == 0
 
 
 def test_so_many_at_once_with_a_share_of_the_threads(act, tmp_path):

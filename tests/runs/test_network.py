@@ -90,7 +90,7 @@ def test_a_strangers_code_is_executed_where_it_is_trusted_alone(
     run = make_run(tmp_path / "run", data, arch="strangers_net:build", options={"image_size": SIZE})
     for use in (load, evaluate_run, lambda run: predict(run, data), lambda run: export_run(run, "torch")):
         with pytest.raises(
-            FastcifarError, match=r"'strangers_net:build', code that comes with the run .*; add --trust"
+            FastcifarError, match=r"'strangers_net:build', code that would be executed; add --trust"
         ):
             use(run)
     assert not marker.exists()
