@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
 import sys
 import textwrap
@@ -18,8 +17,9 @@ import fastcifar
 from fastcifar.commands import COMMANDS, Ensemble, Reproduce, Resume
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import check_data_dir
-from fastcifar.errors import ConfigError, FastcifarError, unknown
+from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
 from fastcifar.models import check_trusted
+from fastcifar.output import complain, discard, prepare_streams
 from fastcifar.recipes import recipe
 from fastcifar.recipes.registry import derive, settings, without_replaced
 from fastcifar.runs.interrupt import Interrupted
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The status is 0; 1 where `doctor` finds that training could not run; 2 for bad input; or 128 plus the number of the
     signal that stopped it.
     """
+    prepare_streams()
     try:
         try:
             command = parse(sys.argv[1:] if arguments is None else arguments)
@@ -83,18 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except FastcifarError as error:
-        print(f"fastcifar: {error}", file=sys.stderr)
+        complain(f"fastcifar: {error}")
         return EXIT_BAD_INPUT
     except Interrupted as stop:
         goes_on = isinstance(command, Ensemble | Reproduce)
-        print("Stopped and saved; the same command goes on." if goes_on else stop, file=sys.stderr)
+        complain("Stopped and saved; the same command goes on." if goes_on else stop)
         return EXIT_SIGNALLED + stop.signal_number
     except KeyboardInterrupt:
-        print("fastcifar: stopped.", file=sys.stderr)
+        complain("fastcifar: stopped.")
         return EXIT_SIGNALLED + 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        discard(sys.stdout)
         return EXIT_SIGNALLED + SIGPIPE
+    except OSError as error:
+        if error.filename is None:
+            discard(sys.stdout)
+        place = error.filename or "standard output"
+        complain(f"fastcifar: {place} cannot be used ({reason(error)}); see that it is there and has room.")
+        return EXIT_BAD_INPUT
 
 
 class Help(argparse.HelpFormatter):

@@ -10,6 +10,7 @@ from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA, ExportFormat
+from fastcifar.output import show
 from fastcifar.recipes import Recipe, select
 
 T = TypeVar("T")
@@ -112,8 +113,8 @@ class Eval(Trained):
         options = {"which": self.weights, "tta": self.tta, "pairs": self.images, "speed": self.speed}
         report = evaluate_run(self.run, self.data_dir, **options, out=self.out, trust=self.trust)
         for line in lines_of(report, self.per_class):
-            print(line)
-        print(f"{'pictures':10}  {self.out or self.run / FOLDER}")
+            show(line)
+        show(f"{'pictures':10}  {self.out or self.run / FOLDER}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,8 @@ class Predict(Trained):
         options = {"tta": self.tta, "probabilities": self.probabilities}
         images = write_predictions(self.runs, self.images, self.out, loading, **options)
         if images.note:
-            print(images.note)
-        print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
+            show(images.note)
+        show(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +193,8 @@ class Ensemble(Trained):
         runs = self.runs or self.trained_members(chosen[0], out)
         loading = LoadOptions(self.weights, self.trust)
         for line in lines_of(evaluate_ensemble(runs, out, loading, data_dir=self.data_dir, tta=self.tta)):
-            print(line)
-        print(out / "ensemble.json")
+            show(line)
+        show(out / "ensemble.json")
 
     def trained_members(self, recipe: Recipe, out: Path) -> list[Path]:
         """Trains the recipe with each seed where not yet done; returns the run folders in the order of the seeds."""
@@ -225,9 +226,9 @@ class Export(Trained):
 
         options = {"which": self.weights, "data_dir": self.data_dir, "trust": self.trust}
         made = export_run(self.run, self.format, self.out, **options)
-        print(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
+        show(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
         for file in made.files:
-            print(file)
+            show(file)
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ class Preview:
         dataset = load_dataset(name, "train", self.data_dir)
         options = {"seed": self.seed, "epoch": self.epoch, "count": self.count, "show_params": self.show_params}
         for path in preview(policies, dataset, self.out, **options):
-            print(path)
+            show(path)
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ class Recipes:
     def __call__(self) -> None:
         from fastcifar.recipes.listing import description, overview
 
-        print("\n\n".join(map(description, select(self.names))) if self.names else overview())
+        show("\n\n".join(map(description, select(self.names))) if self.names else overview())
 
 
 @dataclass(frozen=True)
@@ -367,7 +368,7 @@ class Completion:
         from fastcifar.completion import SCRIPTS, candidates
 
         for line in candidates(self.words, COMMANDS) if self.words else [SCRIPTS[self.shell]]:
-            print(line)
+            show(line)
 
 
 COMMANDS: dict[str, type] = {

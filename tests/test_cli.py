@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -147,17 +146,6 @@ def test_help_says_the_default_of_each_choice_or_else_of_the_recipe(capsys):
         assert f"[default: {default}]" in says("train")
     assert "Peak learning rate. [default: 0.2]" in says("plan", "--recipe", "quickstart")
     assert "unknown recipe 'quickstar'" in refusal(capsys, "train", "--recipe", "quickstar", "--help")
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="has no SIGPIPE")
-def test_a_reader_that_leaves_ends_it_quietly():
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "fastcifar", "recipes"], stdout=writing, stderr=subprocess.PIPE, text=True
-    )
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_data_dir_that_is_not_there_is_not_made(capsys, monkeypatch, tmp_path):

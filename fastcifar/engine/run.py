@@ -152,12 +152,13 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         with stopped_at_once(request, run, console):
             resolved = compile_and_capture(trainer, console)
         run.write_config(resolved)
-        sinks = (JsonLines(run.metrics, state.epoch), tensorboard := TensorBoard(run.path, state.epoch), console)
+        lines = JsonLines(run.metrics, state.epoch)
+        sinks = (lines, tensorboard := TensorBoard(run.path, lines.kept, console.note))
         console.begin(state.steps_done, state.total_steps, config.batch_size)
         try:
             with ExitStack() as at_the_end:
-                for sink in sinks:
-                    at_the_end.callback(sink.close)
+                for shown in (*sinks, console):
+                    at_the_end.callback(shown.close)
                 train_epochs(run, trainer, sinks, console, request)
                 evaluations = trainer.evaluate(test, state.chosen())
                 accuracies = {name: evaluation.accuracy for name, evaluation in evaluations.items()}
@@ -182,8 +183,8 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
     while state.epoch < total:
         ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)
         totals = trainer.read_totals()
-        if ended:
-            record = trainer.end_epoch(totals)
+        record = trainer.end_epoch(totals) if ended else None
+        if record:
             for sink in sinks:
                 sink.write(record)
         elapsed, signal_number = trainer.clock.elapsed, request.signal_number
@@ -191,6 +192,8 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
             start = time.perf_counter()
             checkpoints.save(run.checkpoints, state.checkpoint())
             saved, cost = elapsed, time.perf_counter() - start
+        if record:
+            console.write(record)
         if signal_number is not None and state.epoch < total:
             raise Interrupted(signal_number, run.path)
 
