@@ -261,9 +261,9 @@ def starting_point(given: Mapping[str, Any]) -> RunConfig:
         start = recipe(given["recipe"])
     if path:
         try:
-            text = path.read_text(errors="replace")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror}); give the config.json of a run.") from error
+            text = path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({reason(error)}); give the config.json of a run.") from error
         start = RunConfig.from_json(text, str(path))
     return start
 

@@ -36,6 +36,7 @@ def test_json_loads_back(config):
         ({"epochs": None}, "epochs is None; expected int"),
         ({"epochs": True}, "epochs is True; expected int"),
         ({"epochs": 0}, "the configuration: epochs is 0; expected 1 or more"),
+        ({"data": {"data_dir": "a\0b"}}, r"data_dir is 'a\\x00b'; expected text without the character NUL"),
         ({"model": []}, r"model is \[\]; expected an object"),
         ({"model": {"arch": "resnet", "blocks": [1, "2"]}}, "blocks is '2'; expected int"),
         ({"optim": {"lr": 10**400}}, r"lr is 1000[0.]+0; expected float"),

@@ -66,7 +66,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
 
 def absolute(path: Path) -> Path:
-    return path.expanduser().resolve()
+    return Path(os.path.expanduser(path)).resolve()  # which leaves an unknown user as it is
 
 
 @dataclass(frozen=True)
