@@ -91,7 +91,9 @@ class Setting:
     def read(self, text: str) -> Any:
         """Converts one value. Raises ConfigError where `text` is invalid."""
         if "\0" in text:
-            raise ConfigError(f"{self.flags[0] if self.flags else self.metavar} is {text!r}; expected text without NUL.")
+            raise ConfigError(
+                f"{self.flags[0] if self.flags else self.metavar} is {text!r}; expected text without NUL."
+            )
         if self.choices and text not in self.choices:
             raise ConfigError(unknown(self.name.replace("_", " "), text, self.choices))
         try:
