@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from fastcifar.checks import check_range
@@ -53,6 +54,8 @@ class ModelConfig(NetworkOptions):
     """Convolutions and linear layers on the longest path of a wide ResNet, 6 n + 4 for n blocks a stage."""
     widen: int | None = None
     """Factor of the stages' width in a wide ResNet."""
+    shake_drop: float | None = None
+    """Probability of disturbing the last block's branch in a PyramidNet; in the others it grows towards it."""
     max_params: float | None = None
     """Refuse a network of more parameters, such as 5e6."""
 
@@ -98,6 +101,15 @@ def wide_resnet(*, depth: int, widen: int, dropout: float = 0.0, **options: Any)
         block_dropout=dropout,
         **options,
     )
+
+
+def family(name: str) -> Callable[..., nn.Module]:
+    """The function `name` of the module `name` of this package, which is imported when a network is built."""
+
+    def build(**options: Any) -> nn.Module:
+        return getattr(import_module(f"fastcifar.models.{name}"), name)(**options)
+
+    return build
 
 
 @dataclass(frozen=True)
@@ -213,6 +225,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "wrn28_2": Architecture("WRN-28-2; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 2}),
     "wrn28_10": Architecture("WRN-28-10; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 10}),
+    "densenet121": Architecture(
+        "DenseNet-121 with a 3x3 stem (Huang et al. 2017)",
+        family("densenet"),
+        preset={"blocks": (6, 12, 24, 16), "growth": 32},
+    ),
+    "vgg19_bn": Architecture(
+        "VGG19 with norms and one linear layer (Simonyan and Zisserman 2015)",
+        family("vgg"),
+        preset={"depths": (2, 2, 4, 4, 4)},
+    ),
+    "pyramidnet272": Architecture(
+        "PyramidNet-272 of bottlenecks, alpha 200 (Han et al. 2017)",
+        family("pyramidnet"),
+        ("shake_drop",),
+        {"depth": 272, "alpha": 200},
+    ),
 }
 
 

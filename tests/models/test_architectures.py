@@ -27,6 +27,7 @@ VALUES = {
     "se_ratio": 0.5,
     "dropout": 0.3,
     "stochastic_depth": 0.2,
+    "shake_drop": 0.5,
 }
 NEEDS = {
     "groups": {"block": "bottleneck"},
@@ -70,6 +71,9 @@ def on_meta(name: str, **options: object) -> nn.Module:
         ("wrn28_10", {}, 36_479_194),
         ("wrn", {"depth": 40, "widen": 4}, 8_949_210),
         ("resnext29", {"groups": 8, "group_width": 64}, 34_426_698),
+        ("densenet121", {}, 6_956_298),
+        ("vgg19_bn", {}, 20_040_522 - 5_504),
+        ("pyramidnet272", {}, 26_210_842),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
