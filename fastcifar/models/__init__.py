@@ -194,7 +194,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         stages((4, 4, 3), (64, 128, 256), dropout=0.4, **PYTORCH),
     ),
     "resnet_s4_deep": Architecture(
-        "report 4, table 8: three stages of 13 blocks", resnet, POOLED, stages((13, 13, 13), (32, 64, 128), **PYTORCH)
+        "report 4, table 8: three stages of 13 blocks, with the stem of its code; its text reads as stem_channels 32",
+        resnet,
+        ("stem_channels", *POOLED),
+        stages((13, 13, 13), (32, 64, 128), stem_channels=16, **PYTORCH),
     ),
     "resnet_s4_4stages": Architecture(
         "report 4, table 8: four stages", resnet, POOLED, stages((4, 4, 3, 3), (32, 64, 128, 256), **PYTORCH)
@@ -207,6 +210,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         resnet,
         ("stem_stride", *RS),
         {**RESNETRS50, "stem_stride": 2, "entry_stride": 2},
+    ),
+    "resnetrs101": Architecture(
+        "report 2's ResNet-RS-101",
+        resnet,
+        ("stem_stride", *RS),
+        {**RESNETRS50, "blocks": (3, 4, 23, 3), "stem_stride": 2, "entry_stride": 2},
     ),
     "resnetrs50_cifar": Architecture(
         "ResNet-RS-50 with an unstrided stem: maps of 32, 16, 8 and 4 pixels", resnet, RS, RESNETRS50
@@ -239,7 +248,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "PyramidNet-272 of bottlenecks, alpha 200 (Han et al. 2017)",
         family("pyramidnet"),
         ("shake_drop",),
-        {"depth": 272, "alpha": 200},
+        {"depth": 272, "alpha": 200, "shake_drop": 0.0},
     ),
 }
 

@@ -68,7 +68,7 @@ class ShakeDrop(nn.Module):
         return f"probability={self.probability:.4g}"
 
 
-def pyramidnet(*, depth: int, alpha: int, shake_drop: float = 0.0, classes: int, image_size: int) -> nn.Sequential:
+def pyramidnet(*, depth: int, alpha: int, shake_drop: float, classes: int, image_size: int) -> nn.Sequential:
     """An additive PyramidNet of bottlenecks (Han et al. 2017, arXiv:1610.02915): (N, 3, H, W) -> logits (N, classes).
 
     After a stem of 16 channels, three stages of (`depth` - 2) / 9 blocks each, whose width grows evenly by `alpha` in

@@ -12,7 +12,7 @@ from fastcifar.models.pyramidnet import PyramidBlock, ShakeDrop, pyramidnet
 def test_widths_grow_evenly_and_the_map_halves_twice():
     """The paper's formula for the width of the block k of n: 16 + alpha k / n, rounded."""
     with torch.device("meta"):
-        network = pyramidnet(depth=29, alpha=50, classes=10, image_size=32)
+        network = pyramidnet(depth=29, alpha=50, shake_drop=0.0, classes=10, image_size=32)
         maps, x = [], torch.empty(1, 3, 32, 32)
         for name, layer in network.named_children():
             for block in layer if name.startswith("stage") else [layer]:
