@@ -317,18 +317,20 @@ def plot_landscape(losses: Mapping[str, np.ndarray], places: Sequence[float]) ->
     """
     from matplotlib.figure import Figure
 
-    heights = {name: np.log10(np.ma.masked_invalid(values).clip(1e-6)) for name, values in losses.items()}
-    limits = min(height.min() for height in heights.values()), max(height.max() for height in heights.values())
-    shades = {"cmap": "viridis", "vmin": limits[0], "vmax": limits[1]}
+    heights = {name: np.log10(np.where(np.isfinite(z), z, np.nan).clip(1e-6)) for name, z in losses.items()}
+    every = np.stack(list(heights.values()))
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    shades = {"cmap": "viridis", "vmin": low, "vmax": high}
+    ends = (places[0], 0, places[-1])
     figure = Figure(figsize=(5 * len(heights), 9), layout="constrained")
     x, y = np.meshgrid(places, places, indexing="ij")
     for number, (name, height) in enumerate(heights.items(), 1):
         surface = figure.add_subplot(2, len(heights), number, projection="3d")
-        surface.plot_surface(x, y, height.filled(np.nan), **shades)
-        surface.set(zlim=limits, zlabel="log10 loss")
-        surface.set_title(shortened(name, 40), parse_math=False)
+        surface.plot_surface(x, y, height, **shades)
+        surface.set(zlim=(low, high), zlabel="log10 of the loss", xticks=ends, yticks=ends)
+        surface.set_title(shortened(name[-48:], 48), parse_math=False)
         contours = figure.add_subplot(2, len(heights), len(heights) + number, aspect="equal")
-        lines = contours.contour(x, y, height, levels=np.linspace(*limits, 16), **shades)
+        lines = contours.contour(x, y, height, levels=np.linspace(low, high, 16), **shades)
         contours.clabel(lines, fmt=lambda level: f"{10**level:.2g}", fontsize=7)
         contours.set(xlabel="first direction", ylabel="second direction")
     return figure
