@@ -83,7 +83,7 @@ class ImageSet:
         )
 
     def digest(self) -> str:
-        """A SHA-256 of shape, images and labels, in hexadecimal; the same on every device. Pieces are hashed at once."""
+        """A SHA-256 of shape, images and labels, in hexadecimal, the same on every device."""
         pieces = (*self.images.cpu().flatten().split(2**24), self.labels.cpu())
         with ThreadPoolExecutor() as pool:
             hashes = pool.map(lambda piece: hashlib.sha256(piece.contiguous().numpy()).hexdigest(), pieces)

@@ -113,38 +113,6 @@ def test_endless_headers_stop_early(tiny: Tiny, tmp_path: Path, monkeypatch: pyt
         read_cifar(tiny.form, archive, "train")
 
 
-ROWS = np.zeros((2, 3072), np.uint8)
-FOREIGN = {
-    "no data": {b"labels": [0, 1]},
-    "no labels": {b"data": ROWS},
-    "text keys": {"data": ROWS, "labels": [0, 1]},
-    "data is a list": {b"data": [[0] * 3072] * 2, b"labels": [0, 1]},
-    "data is float": {b"data": ROWS.astype(np.float32), b"labels": [0, 1]},
-    "data is flat": {b"data": ROWS.ravel(), b"labels": [0, 1]},
-    "rows too short": {b"data": ROWS[:, :1024].copy(), b"labels": [0, 1]},
-    "too few labels": {b"data": ROWS, b"labels": [0]},
-    "label out of range": {b"data": ROWS, b"labels": [0, 3]},
-    "negative label": {b"data": ROWS, b"labels": [0, -1]},
-    "huge label": {b"data": ROWS, b"labels": [0, 2**80]},
-    "label is text": {b"data": ROWS, b"labels": [0, b"1"]},
-    "label is a boolean": {b"data": ROWS, b"labels": [0, True]},
-}
-
-
-@pytest.mark.parametrize("batch", FOREIGN.values(), ids=FOREIGN.keys())
-def test_foreign_batch(tiny: Tiny, tmp_path: Path, batch: object) -> None:
-    files = {**tiny.files, "data_batch_2": pickle.dumps(batch, protocol=4)}
-    with pytest.raises(DataError, match=r"data_batch_2 (has not the form of CIFAR|lacks one label)"):
-        read_cifar(form_of(files), replace(tiny, files=files).folder(tmp_path), "train")
-
-
-@pytest.mark.parametrize("meta", [{}, {b"label_names": []}, {b"label_names": [1]}, {b"label_names": ["a"]}], ids=repr)
-def test_foreign_meta(tiny: Tiny, tmp_path: Path, meta: object) -> None:
-    files = {**tiny.files, "batches.meta": pickle.dumps(meta, protocol=4)}
-    with pytest.raises(DataError, match=r"batches\.meta does not list the class names"):
-        read_cifar(form_of(files), replace(tiny, files=files).folder(tmp_path), "train")
-
-
 @pytest.mark.data
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_equals_torchvision(split: str, real_cifar: Path) -> None:

@@ -11,12 +11,7 @@ from fake_cifar import UNREACHABLE, Tiny
 from fake_server import Server
 
 from fastcifar.data import cifar, sources
-from fastcifar.data.sources import (
-    find,
-    is_known,
-    load_dataset,
-    resolve_auto,
-)
+from fastcifar.data.sources import find, is_known, load_dataset, resolve_auto
 from fastcifar.errors import DataError
 
 
@@ -118,14 +113,21 @@ def test_unknown_split_costs_no_download(name: str, mirror: Server) -> None:
     assert mirror.asked == []
 
 
-@pytest.mark.parametrize("layout", ["folder", "archive", "the folder itself"])
-@pytest.mark.parametrize("place", ["data_dir", "FASTCIFAR_DATA", "cache"])
+@pytest.mark.parametrize(
+    ("layout", "place"),
+    [
+        ("folder", "data_dir"),
+        ("archive", "FASTCIFAR_DATA"),
+        ("the folder itself", "FASTCIFAR_DATA"),
+        ("folder", "cache"),
+    ],
+)
 def test_found(
     tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, layout: str, place: str
 ) -> None:
     home = isolated if place == "cache" else tmp_path / "home"
     there = tiny.archive(home) if layout == "archive" else tiny.folder(home)
-    named = there if layout == "the folder itself" and place != "cache" else home
+    named = there if layout == "the folder itself" else home
     if place == "FASTCIFAR_DATA":
         monkeypatch.setenv("FASTCIFAR_DATA", str(named))
     data_dir = named if place == "data_dir" else None
