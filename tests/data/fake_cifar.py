@@ -43,17 +43,14 @@ class Tiny:
         return pack({f"{self.form.folder}/{name}": content for name, content in self.files.items()})
 
 
-def pack(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
-    """Packs a .tar.gz of files by name, or of ready-made headers without contents."""
+def pack(members: dict[str, bytes]) -> bytes:
+    """Packs a .tar.gz of files by name."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, content in members.items():
-            if isinstance(content, tarfile.TarInfo):
-                archive.addfile(content)
-            else:
-                header = tarfile.TarInfo(name)
-                header.size = len(content)
-                archive.addfile(header, io.BytesIO(content))
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
     return gzip.compress(plain.getvalue(), mtime=0)
 
 

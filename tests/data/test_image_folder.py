@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def cached(isolated: Path) -> list[Path]:
-    return sorted(isolated.iterdir()) if isolated.exists() else []
+    return sorted(path for path in isolated.iterdir() if path.suffix != ".lock") if isolated.exists() else []
 
 
 def test_pictures_in_order(folder: Path) -> None:
