@@ -108,7 +108,7 @@ def check_classes(names: Sequence[str]) -> None:
     for name in names:
         if not (isinstance(name, str) and name.isprintable() and name.strip() and len(name) <= LONGEST_NAME):
             expected = f"1 to {LONGEST_NAME} characters that can be printed"
-            raise DataError(f"a class is called {name!a:.80}; give it a name of {expected}.")
+            raise DataError(f"a class is called {str(name)[:40]!a}; give it a name of {expected}.")
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise DataError(f"two classes are called {twice!r}; give each a name of its own.")

@@ -204,7 +204,8 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
     genuine = np.lib.format.read_array
 
     def read_small(file: object, **options: bool) -> np.ndarray:
-        assert (array := genuine(file, **options)).nbytes < 2**16
+        array = genuine(file, **options)
+        assert array.nbytes < 2**16
         return array
 
     monkeypatch.setattr(np.lib.format, "read_array", read_small)
