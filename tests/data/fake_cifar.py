@@ -69,8 +69,9 @@ def form_of(files: dict[str, bytes]) -> CifarFormat:
 
 def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation of each channel, as fractions of 255, from exact counts of the 256 levels."""
-    levels = np.arange(256) / 255
-    counts = [torch.bincount(channel.flatten(), minlength=256).numpy() for channel in images.unbind(3)]
-    means = [float(np.average(levels, weights=count)) for count in counts]
-    variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
-    return means, [float(variance**0.5) for variance in variances]
+    means, deviations = [], []
+    for channel in images.unbind(3):
+        values = np.repeat(np.arange(256) / 255, torch.bincount(channel.flatten(), minlength=256))
+        means.append(values.mean())
+        deviations.append(values.std())
+    return means, deviations

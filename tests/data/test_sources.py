@@ -115,38 +115,16 @@ def test_unknown_split_costs_no_download(name: str, mirror: Server) -> None:
     assert mirror.asked == []
 
 
-@pytest.mark.parametrize(
-    ("layout", "place"),
-    [
-        ("folder", "data_dir"),
-        ("archive", "FASTCIFAR_DATA"),
-        ("the folder itself", "FASTCIFAR_DATA"),
-        ("folder", "cache"),
-    ],
-)
-def test_found(
-    tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch, layout: str, place: str
-) -> None:
-    home = isolated if place == "cache" else tmp_path / "home"
-    there = tiny.archive(home) if layout == "archive" else tiny.folder(home)
-    named = there if layout == "the folder itself" else home
-    if place == "FASTCIFAR_DATA":
-        monkeypatch.setenv("FASTCIFAR_DATA", str(named))
-    data_dir = named if place == "data_dir" else None
-    assert find("cifar10", data_dir) == there
-    dataset = load_dataset("cifar10", "train", data_dir, download=False)
-    assert torch.equal(dataset.images, torch.from_numpy(tiny.images))
-
-
 def test_search_order(tiny: Tiny, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     second.mkdir()
     monkeypatch.setenv("FASTCIFAR_DATA", str(second))
     for folder in (isolated, second, first):
-        there = tiny.archive(folder)
-        assert find("cifar10", first) == there
-    unpacked = tiny.folder(first)
-    assert find("cifar10", first) == unpacked
+        for make in (tiny.archive, tiny.folder):
+            there = make(folder)
+            assert find("cifar10", first) == there
+            assert torch.equal(load_dataset("cifar10", data_dir=first).images, torch.from_numpy(tiny.images))
+    assert find("cifar10", there) == there
 
 
 def test_an_unfinished_folder_is_not_the_data_set(tiny: Tiny, tmp_path: Path) -> None:
@@ -208,20 +186,10 @@ def test_mirrors_follow_the_official_address(tiny: Tiny, monkeypatch: pytest.Mon
     assert sources.addresses(tiny.form) == expected
 
 
-def test_no_network_is_one_sentence(isolated: Path) -> None:
-    with pytest.raises(
-        DataError, match=f"^could not fetch .*; put the file into {isolated}, or use --dataset synthetic.$"
-    ):
-        load_dataset("cifar10")
-
-
-def test_auto_takes_what_is_at_hand(tiny: Tiny, tmp_path: Path) -> None:
+def test_auto_takes_what_is_at_hand_or_fetches(mirror: Server, tiny: Tiny, isolated: Path, tmp_path: Path) -> None:
+    assert resolve_auto() == ("cifar10", f"CIFAR-10, fetched to {isolated / tiny.form.archive}")
     folder = tiny.folder(tmp_path)
     assert resolve_auto(tmp_path) == ("cifar10", f"CIFAR-10, found at {folder}")
-
-
-def test_auto_fetches(mirror: Server, isolated: Path, tiny: Tiny) -> None:
-    assert resolve_auto() == ("cifar10", f"CIFAR-10, fetched to {isolated / tiny.form.archive}")
 
 
 @pytest.mark.parametrize("habit", ["absent", "slow"])

@@ -92,6 +92,7 @@ HOSTILE = {
     "huge bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"abc.",
     "huge string": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.",
     "huge frame": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"}.",
+    "millions of lists": b"\x80\x02" + b"]" * 2_000_000 + b".",
     "text that is no utf-8": b"\x80\x02X\x01\x00\x00\x00\xff.",
     "not a pickle": b"<!DOCTYPE html><html>",
 }
