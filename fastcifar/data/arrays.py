@@ -110,7 +110,10 @@ def class_names(path: Path, labels: np.ndarray) -> tuple[str, ...]:
     if header.dtype.kind != "U" or len(header.shape) != 1:
         raise DataError(f"classes of {path} are {header}; expected a name for each class, as strings of shape (K,).")
     check_memory(header.bytes + BYTES_OF_A_STRING * header.shape[0], f"reading classes of {path}")
-    return tuple(load_array(path, "classes").tolist())
+    try:
+        return tuple(load_array(path, "classes").tolist())
+    except Exception as error:  # not every four bytes are a character
+        raise DataError(f"classes of {path} are no text ({reason(error)}); save them anew.") from None
 
 
 def read_header(path: Path, name: str) -> Header:

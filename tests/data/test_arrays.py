@@ -114,6 +114,7 @@ REFUSED = {
     "negative labels": ({"train_labels": LABELS - 1}, "run from -1 to 1"),
     "unknown test label": ({"test_labels": LABELS[:10] + 1}, "test_labels of .* run from 1 to 3"),
     "too few names": ({"classes": np.array(["ant", "bee"])}, "run from 0 to 2; number the 2 classes 0 to 1"),
+    "names of no characters": ({"classes": np.frombuffer(b"\xff" * 12, "<U1")}, r"classes of .* are no text \(.*\)"),
     "one name": ({"classes": np.array("ant")}, r"classes of .* are <U3 \(\)"),
 }
 
