@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shlex
-import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +28,7 @@ from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import Console, notebook_console
 from fastcifar.runs.folder import Result, Run, check_free
 from fastcifar.runs.interrupt import Interrupted, StopRequest
+from fastcifar.runs.provenance import commit, versions
 from fastcifar.runs.records import EpochRecord, JsonLines, Sink, TensorBoard, read_records
 
 CHECKPOINT_SHARE = 0.02
@@ -92,8 +89,7 @@ def resume(
         FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` does not exceed the run's.
         Interrupted: a signal stopped the run, which was saved.
     """
-    console, began = console or notebook_console(), time.perf_counter()
-    run = Run.open(Path(path))
+    console, began, run = console or notebook_console(), time.perf_counter(), Run.open(Path(path))
     with run.locked():
         finished, stored = run.result(), run.config()
         if finished is not None and epochs is None:
@@ -143,8 +139,8 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         f"{config.data.dataset} ({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, "
         f"{trainer.precision.name}, seed {config.seed}"
     )
-    with StopRequest() as request, naming_failures(run.path):
-        with stopped_at_once(request, run, console):
+    with StopRequest() as request, naming_failures(run.path), closing(console):
+        with request.answered_at_once(run.path):
             resolved = compile_and_capture(trainer, console)
         run.write_config(resolved)
         sinks = (JsonLines(run.metrics, state.epoch), tensorboard := TensorBoard(run.path, state.epoch), console)
@@ -199,25 +195,13 @@ def naming_failures(run: Path | None = None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise FastcifarError(
             f"the GPU's memory ran out ({reason(error)}); close what else uses the card and go on with {command}, or "
-            "start anew with a "
-            "smaller --batch-size, or with --micro-batch, which splits the batches."
+            "start anew with a smaller --batch-size, or with --micro-batch, which splits the batches."
         ) from error
     except torch.AcceleratorError as error:
         raise FastcifarError(
             f"the GPU failed ({reason(error)}); what was saved is whole: go on with {command}, or ask fastcifar "
             "doctor if that fails too."
         ) from error
-
-
-@contextmanager
-def stopped_at_once(request: StopRequest, run: Run, console: Console) -> Iterator[None]:
-    """Raises Interrupted as soon as `request` is made within the block, which has nothing to save."""
-    try:
-        with request.answered_at_once():
-            yield
-    except KeyboardInterrupt:
-        console.stop_waiting()
-        raise Interrupted(request.signal_number or signal.SIGINT, run.path) from None
 
 
 NOT_COMPILED = {
@@ -308,26 +292,3 @@ def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
         if record.test_accuracy is not None
     ]
     return max(highest, default=None)
-
-
-def versions() -> dict[str, str]:
-    packages = ("fastcifar", "torch", "triton", "nvidia-dali-cuda130", "numpy")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """Returns the git commit of the package's own checkout, marked -dirty where its files differ."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        described = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(described, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

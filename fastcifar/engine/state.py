@@ -70,11 +70,8 @@ class TrainingState:
         clock: Clock,
     ) -> None:
         self.model, self.network, self.device, self.clock = model, network, device, clock
-        self.epochs, self.steps_per_epoch, self.total_steps = (
-            config.epochs,
-            steps_per_epoch,
-            config.epochs * steps_per_epoch,
-        )
+        self.epochs, self.steps_per_epoch = config.epochs, steps_per_epoch
+        self.total_steps = config.epochs * steps_per_epoch
         self.epoch, self.batch = 0, 0
         """Epochs done, and batches done in the current one."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from made_run import weight_files
 from matplotlib.figure import Figure
 from small_training import CONFIG, DROPOUT, image_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,11 +34,6 @@ from fastcifar.runs.network import read_network
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
-
-
-def weight_files(run: Path) -> dict[str, bytes]:
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +122,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(finished, tmp_path):
     command = ["train", "--config", str(finished / "config.json"), "--out", str(run)]
     process = subprocess.Popen([*FASTCIFAR, *command])
     deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "latest").exists():
+    while not weight_files(run):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)

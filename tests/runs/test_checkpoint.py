@@ -174,9 +174,3 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before(tmp_path, 
         checkpoints.save(tmp_path, state(2))
     assert checkpoints.load(tmp_path).progress["step"] == 1
     assert not list(tmp_path.glob(".*"))
-
-
-def test_a_place_below_a_file_is_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(FastcifarError, match=r"cannot be written \(Not a directory\)"):
-        checkpoints.save(tmp_path / "file" / "checkpoints", state(1))

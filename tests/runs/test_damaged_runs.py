@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_run import CONFIG, NETWORK, PROGRESS, RESULT, record
+from made_run import CONFIG, NETWORK, RESULT, record
 from safetensors.torch import load_file, save_file
 
 from fastcifar.errors import FastcifarError
@@ -48,8 +47,6 @@ def test_a_whole_run_is_read(run: Run) -> None:
     assert run.config() == CONFIG
     assert run.result() == RESULT
     assert read_records(run.metrics) == [record(1), record(2)]
-    loaded = checkpoints.load(run.checkpoints)
-    assert (loaded.progress, loaded.network) == (PROGRESS, NETWORK)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -73,12 +70,16 @@ def test_missing_files_of_a_checkpoint(run: Run) -> None:
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(position=st.floats(0, 1), junk=st.binary(max_size=6))
 def test_bytes_gone_astray(run: Run, name: str, position: float, junk: bytes) -> None:
+    """Reading ends in content of the right type or in a sentence about that file."""
     file = run.path / name
-    whole = file.read_bytes()
+    whole, kind = file.read_bytes(), type(READERS[name](run))
     at = int(position * len(whole))
     file.write_bytes(whole[:at] + junk + whole[at + 3 :])
-    with suppress(FastcifarError):
-        READERS[name](run)
+    try:
+        found = READERS[name](run)
+    except FastcifarError as error:
+        found = str(error)
+    assert isinstance(found, kind) or found.startswith(str(file))
     file.write_bytes(whole)
 
 
@@ -154,16 +155,3 @@ def test_networks_that_are_none(run: Run, metadata: dict[str, Any] | None, expec
     text = sentence(lambda: read_network(run.path).load(torch.device("cpu"), "weights"))
     assert text.startswith(str(run.path))
     assert expected in text
-
-
-def test_weights_with_other_keys(run: Run) -> None:
-    averaged = run.path / CHECKPOINT / "ema-0.999.safetensors"
-    tensors = load_file(averaged)
-    lacking = {name: tensor for name, tensor in tensors.items() if name != "stem.weight"}
-    for others, expected in (
-        (lacking, "lacks stem.weight"),
-        (tensors | {"extra": torch.zeros(1)}, "has an unknown extra"),
-    ):
-        save_file(others, averaged)
-        text = sentence(lambda: read_network(run.path).load(torch.device("cpu"), "ema-0.999"))
-        assert f"ema-0.999 {expected}; " in text
