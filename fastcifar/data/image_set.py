@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,6 +81,13 @@ class ImageSet:
         return (
             f"ImageSet({len(self):,} images of {width}x{height}, {len(self.classes)} classes, on {self.images.device})"
         )
+
+    def digest(self) -> str:
+        """A SHA-256 of shape, images and labels, in hexadecimal; the same on every device. Pieces are hashed at once."""
+        pieces = (*self.images.cpu().flatten().split(2**24), self.labels.cpu())
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(lambda piece: hashlib.sha256(piece.contiguous().numpy()).hexdigest(), pieces)
+            return hashlib.sha256(repr((tuple(self.images.shape), *hashes)).encode()).hexdigest()
 
     def subset(self, index: Tensor) -> ImageSet:
         """The samples at `index`, int64 (M,), in that order, with the same classes and statistics."""
