@@ -17,7 +17,7 @@ from fastcifar.config import ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes
 from fastcifar.engine.compile import Obstacle, Why
-from fastcifar.engine.setup import build_trainer, open_images, resolve
+from fastcifar.engine.setup import Images, build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models import GIVEN
@@ -60,6 +60,7 @@ def train(
     images = open_images(config, train_set, test_set)
     with naming_failures():
         trainer = build_trainer(config, began, images, model)
+    trainer.state.images = digests(images)
     run = Run.create(Path(out) if out else None, trainer.config)
     with run.locked():
         if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
@@ -91,6 +92,8 @@ def resume(
     """
     console, began, run = console or notebook_console(), time.perf_counter(), Run.open(Path(path))
     with run.locked():
+        run.sweep()
+        checkpoints.sweep(run.checkpoints)
         finished, stored = run.result(), run.config()
         if finished is not None and epochs is None:
             console.note(f"{run.path} has ended already; --epochs beyond its {stored.epochs} would make it go on.")
@@ -99,13 +102,29 @@ def resume(
         config = stored if epochs is None else lengthened(stored, epochs, images.steps_per_epoch(stored), run.path)
         with naming_failures():
             trainer = build_trainer(config, began, images, model)
+            trainer.state.images = digests(images)
             if checkpoint := checkpoints.load(run.checkpoints):
+                known = checkpoint.progress.get("images", {})
+                check_images(run.path, known, trainer.state.images, console)
                 trainer.state.restore(checkpoint)
         console.note(f"Going on with {run.path} after epoch {trainer.state.epoch} of {config.epochs}.")
         if epochs is not None:
             console.note(change_of_rate(stored, trainer), prominent=True)
             run.set_aside_result(stored.epochs)
         return carry_out(run, trainer, images.test, console)
+
+
+def digests(images: Images) -> dict[str, str]:
+    return {"train": images.train.digest(), "test": images.test.digest()}
+
+
+def check_images(run: Path, known: dict[str, str], given: dict[str, str], console: Console) -> None:
+    """Raises FastcifarError where the digests `given` are not those that the run's checkpoint holds, `known`."""
+    if not known:
+        line = "is of an earlier version, without digests: damage to it, and other images than its own, go unnoticed."
+        console.note(f"{run} {line}", prominent=True)
+    elif bad := [split for split, digest in given.items() if known.get(split) != digest]:
+        raise FastcifarError(f"the {bad[0]} images are others than those of {run}; bring those back, or train anew.")
 
 
 def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path) -> RunConfig:
@@ -174,6 +193,7 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
         ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)
         totals = trainer.read_totals()
         if ended:
+            run.check_there()
             record = trainer.end_epoch(totals)
             for sink in sinks:
                 sink.write(record)

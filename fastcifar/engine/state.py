@@ -74,6 +74,8 @@ class TrainingState:
         self.total_steps = config.epochs * steps_per_epoch
         self.epoch, self.batch = 0, 0
         """Epochs done, and batches done in the current one."""
+        self.images: dict[str, str] = {}
+        """Digests of the training and the test set, by split; empty where they are not known."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved
         self.buckets = Buckets(model)
         self.optimizer = build_optimizer(model, config.optim)
@@ -188,6 +190,8 @@ class TrainingState:
             "snapshots": list(self.snapshots),
             "best": {name: best.score for name, best in self.best.items()},
         }
+        if self.images:
+            progress["images"] = self.images
         last = {name: self.named(flat) for name, flat in self.last().items()}
         best = {name: self.named(best.flat) for name, best in self.best.items()}
         return Checkpoint(last | self.snapshots, best, self.tensors(), progress, self.network)
@@ -207,6 +211,7 @@ class TrainingState:
         self.snapshots = {name: checkpoint.weights[name] for name in snapshots}
         copy_tensors(checkpoint.state, own, "the checkpoint's state")
         self.turn_to(progress["epoch"], progress["batch"])
+        self.images = progress.get("images", {})
         try:
             set_random_state(self.device, own["random"])
             if self.scaler.is_enabled():
