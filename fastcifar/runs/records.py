@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fastcifar.runs.files import exists, reading, write_text, writing
+from fastcifar.runs.files import reading, write_text, writing
 from fastcifar.serialization import build
 
 
@@ -46,7 +47,7 @@ class Sink(Protocol):
 
 def read_records(path: Path) -> list[EpochRecord]:
     """Reads a metrics.jsonl without a half-written last line. Raises FastcifarError where it is damaged."""
-    if not exists(path):
+    if not os.path.exists(path):
         return []
     with reading(path, "delete it"):
         lines = path.read_text("utf-8").split("\n")[:-1]
