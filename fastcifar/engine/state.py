@@ -21,7 +21,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.optim.averaging import Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
-from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors, load_weights
+from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors
 
 
 class Clock:
@@ -201,11 +201,11 @@ class TrainingState:
         progress, own = checkpoint.progress, self.tensors()
         snapshots = self.check_fit(checkpoint)
         for name, tensors in checkpoint.best.items():
-            load_weights(self.model, tensors, f"the checkpoint's best {name}")
+            copy_tensors(tensors, self.model.state_dict(), f"the checkpoint's best {name}")
             self.best[name] = BestWeights(progress["best"][name], self.buckets.copies())
         # The weights themselves, which come last, stay in the model.
         for name, flat in reversed(self.last().items()):
-            load_weights(self.model, checkpoint.weights[name], f"the checkpoint's {name}")
+            copy_tensors(checkpoint.weights[name], self.model.state_dict(), f"the checkpoint's {name}")
             for target, origin in zip(flat, self.buckets.flat, strict=True):
                 target.copy_(origin)
         self.snapshots = {name: checkpoint.weights[name] for name in snapshots}

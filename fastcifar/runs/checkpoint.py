@@ -46,12 +46,12 @@ class Best(TypedDict):
     loss: float
 
 
-class Images(TypedDict, total=False):
+class Digests(TypedDict, total=False):
     images: dict[str, str]
     """Digests of the training and the test set, by split; missing in runs of earlier versions."""
 
 
-class Progress(Images):
+class Progress(Digests):
     epoch: int
     """Epochs done."""
     batch: int
@@ -222,11 +222,6 @@ def read_network(path: Path) -> Network:
             check_range("mean", mean, 0, 1)
             check_range("std", std, 0, 1, exclusive=True)
         return network
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copies `weights` into the tensors of `model`. Raises FastcifarError, as `copy_tensors`, where they do not fit."""
-    copy_tensors(weights, model.state_dict(), source)
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class StoredNetwork:
         """Loads the network with the weights that `choose` names, in eval mode. Raises FastcifarError on a misfit."""
         name, network, size = self.choose(which), self.network, self.image_size
         model = build_network(self.path, network, size) if self.model is None else copy.deepcopy(self.model)
-        checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
+        checkpoints.copy_tensors(self.weights[name], model.state_dict(), f"{self.path}'s {name}")
         model = model.to(device).to(memory_format=torch.channels_last).eval()
         normalization = Normalization(network["mean"], network["std"])
         classes = tuple(network["classes"])
