@@ -32,6 +32,7 @@ from fastcifar.inference.metrics import (
 from fastcifar.inference.report import Calibration, Report, Score, Speed, write_report
 from fastcifar.models import GIVEN
 from fastcifar.runs.ensembles import SplitObstacle, is_ensemble
+from fastcifar.runs.files import inside
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import LoadOptions, TrainedNetwork, joint_logits, load_networks, read_network
 
@@ -127,7 +128,7 @@ def evaluate_run(
         sets={text: classify(classifier, *pair, tta).score for text, pair in extra.items()},
         speed=measure_speed(classifier, tta) if speed else (),
     )
-    write_report(Path(out) if out else path / FOLDER, report, answers.logits, test)
+    write_report(Path(out) if out else inside(path, FOLDER), report, answers.logits, test)
     return report
 
 

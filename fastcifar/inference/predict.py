@@ -89,7 +89,7 @@ def write_predictions(
     classifier = open_classifier(runs, options)
     source, classes = open_images(images, classifier.image_size), classifier.classes
     # What UTF-8 lacks, such as the bytes of a file's name that are none, is written as an escape.
-    with appearing(out, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with appearing(out, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("file" if source.names else "index", "prediction", *(classes if probabilities else ())))
         names = iter(source.names or range(len(source)))

@@ -44,6 +44,14 @@ def test_the_numbers(run: Path, data: Path) -> None:
     assert report.calibration.scaled_loss <= report.score.loss + 1e-9
 
 
+def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path) -> None:
+    (outside := tmp_path / "outside").mkdir()
+    (run / "evaluation").symlink_to(outside)
+    with pytest.raises(FastcifarError, match="evaluation is a link that may lead out of"):
+        evaluate_run(run)
+    assert not list(outside.iterdir())
+
+
 def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: Path) -> None:
     best = {"weights": {"epoch": 1, "accuracy": 0.5, "loss": 1.0}}
     run = make_run(tmp_path / "validated", data, val_split=21, run_seed=5, split_seed=7, best=best)
