@@ -22,7 +22,7 @@ from test_batch_norm_kernel import SPEC, check_a_large_mean
 from torch import Tensor
 from triton.runtime import interpreter
 
-from fastcifar.kernels import batch_norm
+from fastcifar.kernels import batch_norm_kernels
 from fastcifar.kernels.averaging import ema_kernel
 
 
@@ -142,11 +142,11 @@ def test_kernels_give_the_bits_of_the_reference(
         assert_same_bits(spec, ours, outcome(spec, spec.op, make(spec, case, dtype, device)))
 
 
-@pytest.fixture(params=[0, batch_norm.ROWS_OF_ONE_PART], ids=["two-launches", "one-launch"])
+@pytest.fixture(params=[0, batch_norm_kernels.ROWS_OF_ONE_PART], ids=["two-launches", "one-launch"])
 def several_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the tiles of batch norm small, in each of its ways."""
-    monkeypatch.setattr(batch_norm, "ROWS_OF_ONE_PART", request.param)
-    monkeypatch.setattr(batch_norm, "TILE", 64)
+    monkeypatch.setattr(batch_norm_kernels, "ROWS_OF_ONE_PART", request.param)
+    monkeypatch.setattr(batch_norm_kernels, "TILE", 64)
 
 
 TILED = [

@@ -13,15 +13,8 @@ from op_specs import Arguments
 from op_specs.batch_norm import INTO_A_BLOCK, OUT_OF_A_BLOCK, SPEC, case
 from torch import Tensor, nn
 
-from fastcifar.kernels.batch_norm import (
-    MOST_CHANNELS,
-    MOST_PARTS,
-    TILE,
-    batch_norm_relu,
-    batch_norm_relu_backward,
-    batch_norm_relu_forward,
-    split,
-)
+from fastcifar.kernels.batch_norm import batch_norm_relu, batch_norm_relu_backward, batch_norm_relu_forward
+from fastcifar.kernels.batch_norm_kernels import MOST_CHANNELS, MOST_PARTS, TILE, split
 
 
 def check_a_large_mean(size: tuple[int, ...], device: torch.device) -> None:
