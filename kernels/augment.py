@@ -26,11 +26,16 @@ LONGEST_SIDE = 32767
 BLOCK = 1024
 
 
+def luma(images: Tensor) -> Tensor:
+    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W)."""
+    red, green, blue = (channel.int() for channel in images.unbind(3))
+    return red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000) >> 16
+
+
 def greyscale_reference(images: Tensor, grey: Tensor) -> Tensor:
-    """Replaces the colours of some images by PIL's luminance: uint8 (N, H, W, 3), bool (N,) -> the same shape."""
-    red, green, blue = (images[..., channel].to(torch.int32) for channel in range(3))
-    luminance = (red * 19595 + green * 38470 + blue * 7471 + (1 << 15) >> 16).to(torch.uint8)
-    return torch.where(upload(grey, images.device)[:, None, None, None], luminance[..., None], images)
+    """Replaces the colours of some images by their luma: uint8 (N, H, W, 3), bool (N,) -> the same shape."""
+    chosen = upload(grey, images.device)[:, None, None, None]
+    return torch.where(chosen, luma(images).to(torch.uint8)[..., None], images)
 
 
 def erase_reference(images: Tensor, boxes: Tensor, colour: Sequence[int] = BLACK) -> Tensor:
@@ -171,8 +176,7 @@ def augment_kernel(
     sample = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel, column, row = offsets % 3, offsets // 3 % WIDTH, offsets // (3 * WIDTH)
-    image = tl.load(index_ptr + sample) if HAS_INDEX else sample
-    image_ptr = images_ptr + image * (HEIGHT * WIDTH * 3)
+    image_ptr = images_ptr + (tl.load(index_ptr + sample) if HAS_INDEX else sample) * (HEIGHT * WIDTH * 3)
 
     if HAS_WARP:
         map_ptr = warp_ptr + sample * 6
@@ -198,11 +202,9 @@ def augment_kernel(
     if NORMALIZED:
         # Adding zero rounds the product by itself, as in the reference; a plain product might be fused with the sum.
         product = tl.fma(value.to(tl.float32), tl.load(scale_ptr + channel), 0.0)
-        result = product + tl.load(offset_ptr + channel)
-    else:
-        result = value
+        value = product + tl.load(offset_ptr + channel)
     output = output_ptr + sample * (HEIGHT * WIDTH * 3) + offsets
-    tl.store(output, result.to(output_ptr.dtype.element_ty), offsets < HEIGHT * WIDTH * 3)
+    tl.store(output, value.to(output_ptr.dtype.element_ty), offsets < HEIGHT * WIDTH * 3)
 
 
 def launch_augment(kernel: Any, given: Inputs) -> Tensor:
@@ -279,9 +281,7 @@ def augment(
     """
     given = Inputs(images, index, warp, grey, boxes, scale, offset, out_dtype, fill, colour, bilinear, erase_colour)
     check(given)
-    if use_triton(images):
-        return launch_augment(wrap_triton(augment_kernel), given)
-    return augment_reference(*given)
+    return launch_augment(wrap_triton(augment_kernel), given) if use_triton(images) else augment_reference(*given)
 
 
 def check(given: Inputs) -> None:

@@ -20,7 +20,6 @@ from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample, slot_warp
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.warp import ONE
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 EXACT = [
@@ -62,34 +61,6 @@ def apply(
 
 def drawn(policy: Policy, dataset: ImageSet, epoch: int = 0) -> Params:
     return sample(policy, Key(7, epoch), torch.arange(len(dataset)), tuple(dataset.images.shape[1:3]), len(dataset))
-
-
-def with_pil(image: torch.Tensor, warp: torch.Tensor) -> np.ndarray:
-    """Resamples with PIL by the same map; PIL adds the half pixel itself, so it is taken out of the offsets."""
-    a, b, c, d, e, f = (warp.double() / ONE).tolist()
-    matrix = (a, b, c - (a + b) / 2, d, e, f - (d + e) / 2)
-    picture = Image.fromarray(image.numpy())
-    return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("standard", (17, 23)),
-        ("standard", (32, 32)),
-        ("transform2", (5, 8)),
-        ("transform2", (32, 32)),
-        ("turns", (8, 8)),
-    ],
-    ids=str,
-)
-def test_warps_equal_pil_to_the_last_bit(backend, text, size):
-    dataset, policy = image_set(60, size), parse(text)
-    params = drawn(policy, dataset)
-    augmented = apply(backend, policy, dataset, params).permute(0, 2, 3, 1)
-    for image, warp, got in zip(dataset.images, params.warp, augmented, strict=True):
-        assert np.array_equal(got, with_pil(image, warp))
 
 
 @pytest.mark.parametrize(

@@ -54,18 +54,7 @@ def shifts_and_mirrors(count: int, width: int, device: torch.device) -> Tensor:
 
 
 def by_indexing(
-    images: Tensor,
-    index: Tensor | None,
-    warp: Tensor | None,
-    grey: Tensor | None,
-    boxes: Tensor | None,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    out_dtype: torch.dtype,
-    fill: str,
-    colour: Sequence[int],
-    bilinear: bool,
-    erase_colour: Sequence[int],
+    images, index, warp, grey, boxes, scale, offset, out_dtype, fill, colour, bilinear, erase_colour
 ) -> Tensor:
     """Computes what `augment` is by definition, a pixel at a time by indexing; normalises in the dtype of `scale`."""
     images = images if index is None else images[index]
