@@ -16,7 +16,7 @@ from torch.library import triton_op, wrap_triton
 from .checks import FLOATS, check_tensor, described
 from .dispatch import jit, launch, tl, triton, use_triton
 from .transfer import upload
-from .warp import BLACK, FILLS, WEIGHT_BITS, packed_colour, repeated, warp_reference
+from .warp import BLACK, WEIGHT_BITS, packed_colour, repeated, warp_reference
 
 LONGEST_SIDE = 32767
 """The longest side of an image in pixels, which is as far as int32 reaches in fixed point."""
@@ -270,7 +270,7 @@ def augment(
         scale: float32 (3,), by which bytes are multiplied; needed unless `out_dtype` is uint8.
         offset: float32 (3,), added after that; needed unless `out_dtype` is uint8.
         out_dtype: uint8, float32, bfloat16 or float16.
-        fill: one of `warp.FILLS`, which says what a warp finds beyond the border.
+        fill: constant, reflect or clamp, as in `warp.warp_reference`.
         colour: the three bytes of the constant fill.
         bilinear: interpolates between pixel centres instead of taking the nearest pixel.
         erase_colour: the three bytes with which boxes are painted.
@@ -311,9 +311,3 @@ def check(given: Inputs) -> None:
     for name in ("scale", "offset"):
         if (getattr(given, name) is None) != (given.out_dtype == torch.uint8):
             raise ValueError(f"{name} must be given for every out_dtype but uint8, and for that be None.")
-    if given.fill not in FILLS:
-        raise ValueError(f"fill must be one of {', '.join(FILLS)}, not {given.fill!r}.")
-    for name in ("colour", "erase_colour"):
-        value = getattr(given, name)
-        if len(value) != 3 or not all(0 <= byte <= 255 for byte in value):
-            raise ValueError(f"{name} must be three numbers of 0 to 255, not {tuple(value)}.")

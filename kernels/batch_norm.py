@@ -84,8 +84,8 @@ def batch_norm_relu_forward(
         launch(kernel, how.grid, partials, *of_sum, rows, channels, HAS_ADDEND=has_addend, **how.blocks)
         if has_addend:
             of_sum, has_addend = (total, total, total), False
-    outputs, summed = (y, saved, running_mean, running_var), (*of_sum, x if residual is None else residual)
-    arguments = *outputs, *summed, weight, bias, partials, rows, channels, momentum, eps
+    inputs = *of_sum, x if residual is None else residual, weight, bias, partials
+    arguments = y, saved, running_mean, running_var, *inputs, rows, channels, momentum, eps
     flags = {"HAS_ADDEND": has_addend, "HAS_RESIDUAL": residual is not None, "RELU": relu}
     launch(wrap_triton(normalize_kernel), how.grid, *arguments, **flags, PARTS=how.parts, **how.blocks)
     return y, saved, total
@@ -120,8 +120,7 @@ def batch_norm_relu_backward(
         mean, rstd = statistics
         g = grad_y if grad_skip is None or skip == "input" else grad_y + grad_skip
         if relu:
-            column = (-1, 1, 1)
-            z = (x - mean.view(column)) * (rstd * weight).view(column) + bias.view(column) if y is None else y
+            z = (x - mean[:, None, None]) * (rstd * weight)[:, None, None] + bias[:, None, None] if y is None else y
             g = g.masked_fill(z <= 0, 0)
         # In any other layout torch rounds the gradients of weight and bias to half precision.
         g = torch.empty_like(x).copy_(g)
@@ -142,16 +141,16 @@ def batch_norm_relu_backward(
     of_residual, y = (grad_residual, y) if from_y else (grad_x, x)
     grad_skip = x if grad_skip is None else grad_skip.contiguous(memory_format=torch.channels_last)
     g = grad_y.contiguous(memory_format=torch.channels_last)
-    vectors = weight, bias, statistics
+    others = grad_skip, x, y, weight, bias, statistics
     flags = {"SKIP_OF_Y": skip == "output", "FROM_Y": from_y, "RELU": relu}
     if how.parts > 1:
-        kernel, inputs = wrap_triton(reduce_gradient_kernel), (g, grad_skip, x, y, *vectors)
-        launch(kernel, how.grid, partials, of_residual, *inputs, rows, channels, **flags, **how.blocks)
+        kernel = wrap_triton(reduce_gradient_kernel)
+        launch(kernel, how.grid, partials, of_residual, g, *others, rows, channels, **flags, **how.blocks)
         if from_y:
             g, flags = grad_residual, dict.fromkeys(flags, False)
-    outputs, inputs = (grad_x, grad_weight, grad_bias, of_residual), (g, grad_skip, x, y, *vectors, partials)
+    arguments = grad_x, grad_weight, grad_bias, of_residual, g, *others, partials, rows, channels
     flags |= {"SKIP_OF_X": skip == "input", "PARTS": how.parts}
-    launch(wrap_triton(input_gradient_kernel), how.grid, *outputs, *inputs, rows, channels, **flags, **how.blocks)
+    launch(wrap_triton(input_gradient_kernel), how.grid, *arguments, **flags, **how.blocks)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 

@@ -8,7 +8,8 @@ from pkgutil import resolve_name
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
+from test_colour import WITH_PIL
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import (
     AutoAugment,
@@ -107,9 +108,7 @@ def every_draw(name: str, choice: int, size: tuple[int, int]) -> tuple[list[tupl
     return draws, sample_slot(table, torch.tensor(draws)[:, 0], choice, words, size)
 
 
-def assert_images(
-    backend: str, name: str, slot: Slot, size: tuple[int, int], expected: Callable[..., Image.Image]
-) -> None:
+def assert_images(backend: str, name: str, slot: Slot, size: tuple[int, int], expected: Callable) -> None:
     """Every third image lies within a narrow range, where contrast is stretched, and every tenth has one colour."""
     images = image_set(len(slot.operation), size).images.clone()
     images[::3] = images[::3] // 5 + 90
@@ -143,14 +142,14 @@ def test_every_operation_in_every_bin_is_torchvisions(backend, name, theirs, cho
         branch, place = draws[row]
         called = "".join(part.capitalize() for part in operation.name.split("_"))
         magnitudes, signed = space[called]
-        level = {"randaugment": 9, "trivialaugment": place // 2 if signed else place}.get(name)
         if name == "autoaugment_tv":
             policy, _, level = theirs.policies[branch][choice]
             assert called == policy
+        else:
+            level = 9 if name == "randaugment" else place // 2 if signed else place
         magnitude = float(magnitudes[level].item()) if magnitudes.ndim else 0.0
-        return _apply_op(
-            picture, called, -magnitude if signed and place % 2 else magnitude, InterpolationMode.NEAREST, [0] * 3
-        )
+        magnitude = -magnitude if signed and place % 2 else magnitude
+        return _apply_op(picture, called, magnitude, InterpolationMode.NEAREST, fill=[0, 0, 0])
 
     assert_images(backend, name, slot, size, expected)
 
@@ -164,23 +163,17 @@ def by_the_authors(picture: Image.Image, operation: Operation, level: int, sign:
     def affine(*six: float) -> Image.Image:
         return picture.transform(picture.size, Image.Transform.AFFINE, six, fillcolor=GREY)
 
-    enhance = level * 1.8 / 10 + 0.1
-    return {
+    moved = {
         Operation.SHEAR_X: lambda: affine(1, sign * level * 0.3 / 10, 0, 0, 1, 0),
         Operation.SHEAR_Y: lambda: affine(1, 0, 0, sign * level * 0.3 / 10, 1, 0),
         Operation.TRANSLATE_X: lambda: affine(1, 0, -sign * int(level * 10 / 10), 0, 1, 0),
         Operation.TRANSLATE_Y: lambda: affine(1, 0, 0, 0, 1, -sign * int(level * 10 / 10)),
         Operation.ROTATE: lambda: picture.rotate(sign * int(level * 30 / 10), fillcolor=GREY),
-        Operation.AUTO_CONTRAST: lambda: ImageOps.autocontrast(picture),
-        Operation.INVERT: lambda: ImageOps.invert(picture),
-        Operation.EQUALIZE: lambda: ImageOps.equalize(picture),
-        Operation.SOLARIZE: lambda: ImageOps.solarize(picture, 256 - int(level * 256 / 10)),
-        Operation.POSTERIZE: lambda: ImageOps.posterize(picture, 4 - int(level * 4 / 10)),
-        Operation.CONTRAST: lambda: ImageEnhance.Contrast(picture).enhance(enhance),
-        Operation.COLOR: lambda: ImageEnhance.Color(picture).enhance(enhance),
-        Operation.BRIGHTNESS: lambda: ImageEnhance.Brightness(picture).enhance(enhance),
-        Operation.SHARPNESS: lambda: ImageEnhance.Sharpness(picture).enhance(enhance),
-    }[operation]()
+    }
+    if operation in moved:
+        return moved[operation]()
+    values = {Operation.SOLARIZE: 256 - int(level * 256 / 10), Operation.POSTERIZE: 4 - int(level * 4 / 10)}
+    return WITH_PIL[operation](picture, values.get(operation, level * 1.8 / 10 + 0.1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -66,26 +66,6 @@ def test_on_a_gpu_the_compiled_step_holds_one_kernel_that_writes_the_averages(
     assert kernel_writes(ema_update_, *given) == [["averages_ptr"]]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("averages", torch.zeros(8, dtype=torch.float64), TypeError),
-        ("averages", torch.zeros(1, 1, 8), ValueError),
-        ("averages", torch.zeros(8, requires_grad=True), ValueError),
-        ("averages", torch.zeros(5, 8), ValueError),
-        ("averages", torch.zeros(0, 8), ValueError),
-        ("source", torch.zeros(8, dtype=torch.float64), TypeError),
-        ("source", torch.zeros(8, device="meta"), ValueError),
-        ("decays", torch.zeros(1), ValueError),
-    ],
-    ids=lambda value: "" if isinstance(value, type) else None,
-)
-def test_a_bad_argument_is_named(name: str, value: Tensor, error: type[Exception]) -> None:
-    good = {"averages": torch.zeros(8), "source": torch.zeros(8), "decays": torch.tensor(0.9)}
-    with pytest.raises(error, match=rf"^{name} must .*\.$"):
-        ema_update_(**{**good, name: value})
-
-
 @pytest.mark.gpu
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,7 +11,6 @@ import torch
 from harness import CPU, CUDA, check, make, needs_kernels
 from op_specs import Arguments
 from op_specs.batch_norm import INTO_A_BLOCK, OUT_OF_A_BLOCK, SPEC, case
-from torch import Tensor
 
 from fastcifar.kernels.batch_norm import batch_norm_relu, batch_norm_relu_backward, batch_norm_relu_forward
 from fastcifar.kernels.batch_norm_kernels import MOST_CHANNELS, MOST_PARTS, TILE, split
@@ -73,27 +72,3 @@ def test_the_split_covers_the_rows_and_stays_small(rows: int, channels: int) -> 
     assert block_c <= MOST_CHANNELS
     assert tile_rows * block_c <= TILE
     assert all(size & (size - 1) == 0 for size in (parts_held, block_c, tile_rows))
-
-
-GOOD = make(SPEC, case((3, 5, 4, 2), residual=True, addend=True), torch.float32, CPU)
-VECTORS = ("weight", "bias", "running_mean", "running_var")
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("x", GOOD["x"].double(), TypeError),
-        ("x", GOOD["x"].contiguous(), ValueError),
-        ("x", GOOD["x"][:1, :, :1, :1], ValueError),
-        *((name, GOOD[name].half(), TypeError) for name in VECTORS),
-        ("weight", GOOD["weight"][1:], ValueError),
-        ("bias", GOOD["bias"].to("meta"), ValueError),
-        ("running_mean", torch.ones(10)[::2], ValueError),
-        ("residual", GOOD["residual"].to("meta"), ValueError),
-        ("addend", GOOD["addend"].contiguous(), ValueError),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_bad_argument_is_named(name: str, value: Tensor, error: type[Exception]) -> None:
-    with pytest.raises(error, match=rf"^{name} must .*\.$"):
-        batch_norm_relu(**{**GOOD, name: value})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -80,27 +79,3 @@ def test_on_a_gpu_the_compiled_step_launches_one_and_two_kernels_or_is_the_refer
     y, *intermediates = squeeze_excite_forward(*inputs)
     saved = given["x"], y, *intermediates, given["reduce_weight"], given["expand_weight"]
     assert kernel_writes(squeeze_excite_backward, y, y, *saved, True) == (BACKWARD if fits else [])
-
-
-GOOD = make(SPEC, ODD, torch.float32, CPU)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("x", GOOD["x"].double(), TypeError),
-        ("x", GOOD["x"][:, :, :0], ValueError),
-        ("reduce_weight", GOOD["reduce_weight"].half(), TypeError),
-        ("reduce_weight", GOOD["reduce_weight"][:0], ValueError),
-        ("reduce_weight", GOOD["reduce_weight"][:, :, None, None], ValueError),
-        ("reduce_bias", GOOD["reduce_bias"].to("meta"), ValueError),
-        ("expand_weight", GOOD["expand_weight"].bfloat16(), TypeError),
-        ("expand_weight", GOOD["expand_weight"].T.contiguous(), ValueError),
-        ("expand_bias", GOOD["expand_bias"][:, None], ValueError),
-        ("residual", GOOD["residual"].contiguous(), ValueError),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_bad_argument_is_named(name: str, value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=rf"^{name} must .*\.$"):
-        squeeze_excite(**{**GOOD, name: value})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.kernels.augment import augment
-from fastcifar.kernels.warp import CPU_CHUNK, FILLS, ONE, WEIGHT_BITS
+from fastcifar.kernels.warp import CPU_CHUNK, ONE, WEIGHT_BITS
 
 from .declaration import Arguments, Case, OpSpec
 
@@ -125,7 +125,7 @@ SPEC = OpSpec(
         *(
             Case(f"17x23-{fill}-{how}", {"count": 5, "size": (17, 23), "fill": fill, "bilinear": how == "bilinear"})
             for how in ("bilinear", "nearest")
-            for fill in FILLS
+            for fill in ("constant", "reflect", "clamp")
         ),
         *(
             Case(f"without-{name}", {"count": 3, "size": (5, 8), "absent": (name,)})
