@@ -128,15 +128,14 @@ class Predict:
     """Execute the code that a run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.predict import write_predictions
+        from fastcifar.inference.predict import lines_of, write_predictions
         from fastcifar.runs.network import LoadOptions
 
         loading = LoadOptions(self.weights, self.trust)
         options = {"tta": self.tta, "probabilities": self.probabilities}
         images = write_predictions(self.runs, self.images, self.out, loading, **options)
-        if images.note:
-            print(images.note)
-        print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
+        for line in lines_of(images, self.out):
+            print(line)
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ class Export:
 
         options = {"which": self.weights, "data_dir": self.data_dir, "trust": self.trust}
         made = export_run(self.run, self.format, self.out, **options)
-        print(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
+        print(f"{made.weights}: equal to within {made.check.difference:.1e} on {made.check}")
         for file in made.files:
             print(file)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,32 @@ The probabilities are the mean of those of these networks, each with its own nor
 """
 
 
+@dataclass(frozen=True)
+class Check:
+    """How an exported file was compared with the trained networks, in float32."""
+
+    images: int
+    dataset: str
+    at_hand: bool
+    """Whether the images are the first ones of the data set's test set, and not random."""
+    difference: float
+    """Largest difference of a probability from the trained network's, or from the mean of several networks."""
+
+    def __str__(self) -> str:
+        if self.at_hand:
+            return f"the first {self.images} test images of {self.dataset}"
+        return f"{self.images} random images, since {self.dataset} was not at hand"
+
+
 def card(
     path: Path,
     networks: Sequence[TrainedNetwork],
     configs: Sequence[RunConfig],
     exported: Format,
     file: Path,
-    checked: str,
-    difference: float,
+    check: Check,
 ) -> str:
-    """Writes the card of the `file` that holds `networks` of the run or the ensemble at `path`.
-
-    `configs` are those of the networks' runs, `checked` describes the images of the check, and `difference` is the
-    largest difference of a probability on them.
-    """
+    """Writes the card of the `file` that holds `networks`, of runs with `configs`, of the run or ensemble at `path`."""
     first, several = networks[0], len(networks) > 1
     dataset, archs = dataset_name(configs[0]), ", ".join(dict.fromkeys(map(arch_name, networks)))
     total = sum(map(parameters_of, networks))
@@ -90,9 +103,9 @@ def card(
         size=first.image_size,
         count=len(first.classes),
         classes=", ".join(first.classes),
-        checked=checked,
+        checked=check,
         original="the mean of the trained networks" if several else "the trained network",
-        difference=difference,
+        difference=check.difference,
         usage=exported.usage.format(file=file.name, module=module_beside(file).stem),
         note=plain,
         members=MEMBERS.format(rows="\n".join(map(member_row, networks))) if several else "",

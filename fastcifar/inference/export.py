@@ -17,7 +17,7 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.device import Precision
 from fastcifar.errors import ConfigError, DataError, FastcifarError, reason
-from fastcifar.inference.card import card, dataset_name
+from fastcifar.inference.card import Check, card, dataset_name
 from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.formats import FORMATS, Classify, Metadata, check_packages
 from fastcifar.runs.files import publish, write_text, writing
@@ -69,10 +69,7 @@ class Export:
     files: tuple[Path, ...]
     weights: str
     """Name of a run's weights, or the number of an ensemble's networks."""
-    checked: str
-    """The images used for the check."""
-    difference: float
-    """Largest difference of a probability from the trained network's, or from the mean of several networks."""
+    check: Check
 
 
 def export_run(
@@ -111,20 +108,22 @@ def export_run(
     cpu = torch.device("cpu")
     networks = load_networks(path, cpu, LoadOptions(which, trust, model))
     configs = [Run.open(network.path).config() for network in networks]
-    images, checked = sample_images(configs[0], data_dir, networks[0].image_size, test_set)
+    dataset = dataset_name(configs[0]) if test_set is None else "the set given"
+    found = test_images(configs[0], data_dir, networks[0].image_size, test_set)
+    images = random_images(networks[0].image_size) if found is None else found
     expected = Classifier(networks, cpu, Precision("fp32"))(images).softmax(dim=1)
     program, metadata = trace(networks, path), describe(networks, configs[0])
     with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         partial = Path(folder) / out.name
         made.write(program, metadata, partial)
         difference = largest_difference(made.open(partial), images, expected, out)
-        text = card(path, networks, configs, made, out, checked, difference)
-        write_text(partial.with_name(f"{out.name}.md"), text)
+        check = Check(CHECKED, dataset, found is not None, difference)
+        write_text(partial.with_name(f"{out.name}.md"), card(path, networks, configs, made, out, check))
         written = sorted(Path(folder).iterdir())
         for file in written:
             publish(file, out.parent / file.name)
     weights = networks[0].weights if len(networks) == 1 else f"{len(networks)} networks"
-    return Export(tuple(out.parent / file.name for file in written), weights, checked, difference)
+    return Export(tuple(out.parent / file.name for file in written), weights, check)
 
 
 def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
@@ -161,18 +160,21 @@ def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
     return program
 
 
-def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> tuple[Tensor, str]:
-    """Returns images uint8 (CHECKED, size, size, 3), of the test set if at hand, else random, and their description."""
-    source = dataset_name(config) if test_set is None else "the set given"
+def test_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> Tensor | None:
+    """Returns the first images of the test set, uint8 (CHECKED, size, size, 3); None where it is not at hand."""
     with suppress(DataError):
         if test_set is None:
             test_set = load_dataset(config.data.dataset, "test", data_dir or config.data.data_dir, download=False)
         images = test_set.images[:CHECKED]
         if images.shape == (CHECKED, size, size, 3):
-            return images, f"the first {CHECKED} test images of {source}"
+            return images
+    return None
+
+
+def random_images(size: int) -> Tensor:
+    """Draws images uint8 (CHECKED, size, size, 3)."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=generator)
-    return noise, f"{CHECKED} random images, since {source} was not at hand"
+    return torch.randint(0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=generator)
 
 
 def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:

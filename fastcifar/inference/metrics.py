@@ -58,8 +58,8 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_scores(confusion: Tensor, names: tuple[str, ...]) -> tuple[ClassScore, ...]:
-    hits, images, given = (counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
-    rows = zip(names, hits, images, given, strict=True)
+    hits, images, predicted = (counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
+    rows = zip(names, hits, images, predicted, strict=True)
     return tuple(ClassScore(name, of, hit / of if of else None, hit / to if to else None) for name, hit, of, to in rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,3 +99,12 @@ def write_predictions(
                 name = str(next(names)).replace("\r", "\\r")  # which csv would not quote
                 table.writerow((name, classes[winner], *(f"{value:.7g}" for value in row if probabilities)))
     return source
+
+
+def lines_of(images: Images, out: Path) -> Iterator[str]:
+    """Describes the predictions in `out` of images that have been read."""
+    if count := images.resized.total():
+        sizes = "{}x{}".format(*next(iter(images.resized))) if len(images.resized) == 1 else "several sizes"
+        what = f"{count:,} images of {sizes} were cut to their" if count > 1 else f"1 image of {sizes} was cut to its"
+        yield f"{what} largest centred square and resized to {images.size}x{images.size}."
+    yield f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {out}"

@@ -167,8 +167,7 @@ def worst_mistakes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
     worst = wrong[shares[wrong, labels[wrong]].argsort(stable=True)[:MISTAKES]]
     names = [shortened(name, CAPTION) for name in classes]
     captions = []
-    for image in worst.tolist():
-        label, given = labels[image], predicted[image]
-        share = shares[image, given].exp()
-        captions.append(f"label: {names[label]}\npredicted: {names[given]} {share:.0%}\nimage {image}")
+    for image, label, mistaken in zip(worst.tolist(), labels[worst].tolist(), predicted[worst].tolist(), strict=True):
+        share = shares[image, mistaken].exp()
+        captions.append(f"label: {names[label]}\npredicted: {names[mistaken]} {share:.0%}\nimage {image}")
     return worst, captions

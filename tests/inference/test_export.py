@@ -59,8 +59,8 @@ def test_a_stranger_gets_the_same_probabilities(run: Path, ensemble: Path, name:
     suffix, images = FORMATS[name].suffix, images_like(13, seed=9)
     for folder, weights in ((run, "ema-0.999"), (ensemble, "2 networks")):
         made = export_run(folder, name)
-        assert made.difference <= 1e-5
-        assert (made.weights, made.checked) == (weights, "the first 64 test images of data.npz")
+        assert made.check.difference <= 1e-5
+        assert (made.weights, str(made.check)) == (weights, "the first 64 test images of data.npz")
         assert folder / f"model{suffix}" in made.files
         np.save(folder / "images.npy", images)
     usage = (run / f"model{suffix}.md").read_text().split("```python\n")[1].split("```")[0]
@@ -110,11 +110,12 @@ def test_the_command_and_the_card_of_a_run(run: Path, capsys: pytest.CaptureFixt
     assert str(run.parent) not in card
 
 
-def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> None:
-    run = make_run(tmp_path / "run", "given", arch="given")
+def test_images_that_were_given_and_others_that_are_gone(tmp_path: Path, data: Path) -> None:
+    run, gone = make_run(tmp_path / "run", "given", arch="given"), make_run(tmp_path / "gone", tmp_path / "gone.npz")
     made = export_run(run, "torch", model=small_network(), test_set=load_dataset(str(data), "test"))
-    assert made.checked == "the first 64 test images of the set given"
+    assert str(made.check) == "the first 64 test images of the set given"
     assert "# a network given in Python on images given in Python" in (run / "model.pt2.md").read_text()
+    assert str(export_run(gone, "torch").check) == "64 random images, since gone.npz was not at hand"
 
 
 def test_what_goes_with_safetensors(run: Path) -> None:
@@ -158,11 +159,6 @@ def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.Monke
     with pytest.raises(FastcifarError, match=r"gave probabilities off by 2\.\de-05, more than 1e-05, and was not kept"):
         export_run(run, "safetensors")
     assert sorted(path.name for path in run.iterdir()) == before
-
-
-def test_random_images_where_the_data_set_is_not_at_hand(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tmp_path / "gone.npz")
-    assert export_run(run, "torch").checked == "64 random images, since gone.npz was not at hand"
 
 
 def test_operations_that_plain_torch_lacks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -62,18 +63,17 @@ def change_weights(run: Path, name: str, key: str, value: float, part: slice | i
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 250])
-def test_one_run(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+def test_the_table(
+    run: Path, data: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """It is of one run, and then of two with probabilities."""
     monkeypatch.setattr(Classifier, "batch_size", batch_size)
-    out = tmp_path / "predictions.csv"
+    other, out = make_run(tmp_path / "other", data, seed=7), tmp_path / "predictions.csv"
     assert len(write_predictions([run], images, out, DEFAULT)) == 11
     winners = expected_probabilities(images, 1).argmax(1).tolist()
     assert len(set(winners)) > 1
     assert rows_of(out) == [["index", "prediction"], *([str(i), CLASSES[winner]] for i, winner in enumerate(winners))]
     assert b"\r" not in out.read_bytes()
-
-
-def test_several_runs_with_probabilities(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
-    other, out = make_run(tmp_path / "other", data, seed=7), tmp_path / "predictions.csv"
     write_predictions([run, other], images, out, LAST, probabilities=True)
     header, *rows = rows_of(out)
     assert header == ["index", "prediction", *CLASSES]
@@ -102,15 +102,7 @@ def test_a_failure_leaves_what_was_there(
     out = tmp_path / "predictions.csv"
     out.write_text("old")
     monkeypatch.setattr(Classifier, "batch_size", 4)
-    whole, calls = Classifier.logits, []
-
-    def failing(self: Classifier, *arguments: object) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return whole(self, *arguments)
-
-    monkeypatch.setattr(Classifier, "logits", failing)
+    monkeypatch.setattr(Classifier, "logits", mock.Mock(side_effect=[torch.zeros(4, 3), KeyboardInterrupt]))
     with pytest.raises(KeyboardInterrupt):
         write_predictions([run], images, out, DEFAULT)
     assert out.read_text() == "old"
