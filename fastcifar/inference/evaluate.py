@@ -17,7 +17,7 @@ from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
 from fastcifar.device import device_name, resolve_device, synchronize
 from fastcifar.errors import FastcifarError
-from fastcifar.inference import TTA
+from fastcifar.inference import TTA, PrecisionName
 from fastcifar.inference.classifier import Classifier, precision_of
 from fastcifar.inference.images import read_pair
 from fastcifar.inference.metrics import (
@@ -79,6 +79,7 @@ def evaluate_run(
     *,
     which: str | None = None,
     tta: TTA = "none",
+    precision: PrecisionName = "auto",
     pairs: Sequence[str] = (),
     speed: bool = False,
     out: str | Path | None = None,
@@ -88,15 +89,15 @@ def evaluate_run(
 ) -> Report:
     """Measures a run or an ensemble on its test set, and writes evaluation.json and the pictures.
 
-    Networks and preprocessing are those stored with the weights. Of an ensemble, each voting member is measured, and
-    then all of them by the mean of their probabilities, which the pictures, classes and calibration are about.
+    Each voting member of an ensemble is measured, and then all of them by the mean of their probabilities, which the
+    pictures, classes and calibration are about.
 
     Args:
         path: folder of the run or the ensemble.
         data_dir: where to look for the data set; the run's own place by default.
-        which: the weights of a run that the pictures, classes and calibration are about; like `trust` and `model`, as
-            in `runs.network.LoadOptions`.
+        which: the weights of a run to look at closely; like `trust` and `model`, as in `runs.network.LoadOptions`.
         tta: test-time augmentation of those weights, measured beside none.
+        precision: what the networks compute in: "bf16", "fp16" or "fp32"; by default what they were trained in.
         pairs: further test sets; see `inference.images.read_pair`.
         speed: whether to measure latency and throughput.
         out: folder of the report; `evaluation` within the run's by default.
@@ -107,16 +108,14 @@ def evaluate_run(
         DataError: the data set cannot be had.
     """
     path = Path(path)
-    subject = open_subject(path, LoadOptions(which, trust, model))
-    classifier, data = subject.classifier, subject.configs[0].data
-    data_dir = data_dir or data.data_dir
-    dataset = data.dataset if test_set is None else "test_set"
+    subject = open_subject(path, LoadOptions(which, trust, model), precision)
+    classifier, data_dir = subject.classifier, data_dir or subject.configs[0].data.data_dir
+    dataset = subject.configs[0].data.dataset if test_set is None else "test_set"
     test = load_dataset(dataset, "test", data_dir) if test_set is None else test_set
     check_dataset(classifier.networks[0], test, dataset)
     extra = {text: read_pair(text, classifier.image_size, len(classifier.classes)) for text in pairs}
     plain = classify_parts(subject, test)
     answers = plain[subject.chosen] if tta == "none" else classify(classifier, test.images, test.labels, tta)
-    confusion = confusion_matrix(answers.logits, test.labels)
     report = Report(
         arch=", ".join(dict.fromkeys(network.arch for network in classifier.networks)),
         dataset=dataset,
@@ -126,8 +125,8 @@ def evaluate_run(
         chosen=subject.chosen,
         tta=tta,
         augmented=None if tta == "none" else answers.score,
-        classes=class_scores(confusion, classifier.classes),
-        confusion=confusion.tolist(),
+        classes=class_scores(answers.logits, test.labels, test.classes),
+        confusion=confusion_matrix(answers.logits, test.labels),
         calibration=calibrate(answers, classify_validation(subject, data_dir, tta)),
         sets={text: classify(classifier, *pair, tta).score for text, pair in extra.items()},
         speed=tuple(measure_speed(classifier, size, tta) for size in SPEED_SIZES[classifier.device.type] if speed),
@@ -136,7 +135,7 @@ def evaluate_run(
     return report
 
 
-def open_subject(path: Path, options: LoadOptions) -> Subject:
+def open_subject(path: Path, options: LoadOptions, precision: PrecisionName) -> Subject:
     """Loads every set of weights of the run at `path`, or an ensemble's voters."""
     device = resolve_device("auto")
     if is_ensemble(path):
@@ -147,7 +146,7 @@ def open_subject(path: Path, options: LoadOptions) -> Subject:
         chosen = stored.choose(options.weights)
         parts = {name: stored.load(device, name) for name in stored.weights}
         networks = (parts[chosen],)
-    classifier = Classifier(networks, device, precision_of(networks, device))
+    classifier = Classifier(networks, device, precision_of(networks, device, precision))
     singles = {name: replace(classifier, networks=(part,)) for name, part in parts.items()}
     return Subject(singles, chosen, classifier, [Run.open(network.path).config() for network in networks])
 

@@ -19,8 +19,10 @@ from fastcifar import cli
 from fastcifar.data.sources import load_dataset
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import export, formats
+from fastcifar.inference.card import escaped
 from fastcifar.inference.export import export_run
 from fastcifar.inference.formats import FORMATS
+from fastcifar.inference.predict import predict
 from fastcifar.runs.network import read_network
 
 LACKING = {
@@ -89,25 +91,54 @@ def test_the_card_of_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[s
         f"| seed2 | weights | resnet | {parameters:,} |",
         "| seed | 0, 2 |",
         "| batch size | 128 |",
-        "| test accuracy | 50.00% |",
+        "| test accuracy of this file, in fp32 |",
+        "| test accuracy of the vote | 50.00% |",
         "| mean test accuracy of its members | 25.00% |",
     ):
         assert text in card
     assert str(ensemble.parent) not in card
 
 
-def test_the_command_and_the_card_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["eval", str(run)]) == 0
-    capsys.readouterr()
-    assert cli.main(["export", str(run), "--format", "torch", "--weights", "ema-0.999"]) == 0
-    first, *files = capsys.readouterr().out.splitlines()
+def test_the_command_and_the_card_of_a_run(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both state the accuracy of the file, and how many classes change in another precision."""
+    test = load_dataset(str(data), "test")
+    given = predict(run, test.images).labels
+    differing = int((given != predict(run, test.images, precision="bf16").labels).sum())
+    accuracy = f"{100 * (given == test.labels).double().mean():.2f}%"
+    assert cli.main(["export", str(run), "--format", "torch", "--weights", "ema-0.999", "--precision", "bf16"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("ema-0.999: equal to within ")
-    assert files == [str(run / "model.pt2"), str(run / "model.pt2.md")]
+    assert lines == [
+        f"test accuracy of the file: {accuracy} of 70 images, computed in fp32",
+        f"In bf16 the run gives another class to {differing} of them.",
+        str(run / "model.pt2"),
+        str(run / "model.pt2.md"),
+    ]
     card = (run / "model.pt2.md").read_text()
-    numbers = "| test accuracy |", "| 95% interval |", "| expected calibration error |"
-    for text in ("the average ema-0.999 of the weights", *numbers, "batch size | 128"):
+    for text in (
+        "the average ema-0.999 of the weights",
+        f"| test accuracy of this file, in fp32 | {accuracy} |\n| 95% interval |",
+        f"| test images that fastcifar classifies differently in bf16 | {differing} of 70 |",
+        "| batch size | 128 |",
+    ):
         assert text in card
     assert str(run.parent) not in card
+
+
+def test_the_check_takes_real_images_however_few(run: Path, data: Path) -> None:
+    few = load_dataset(str(data), "test").subset(torch.arange(3))
+    check = export_run(run, "safetensors", test_set=few).check
+    assert (str(check), check.score.images) == ("the first 3 test images of the set given", 3)
+    with pytest.raises(FastcifarError, match="trained on other classes than test_set has"):
+        export_run(run, "safetensors", test_set=replace(few, classes=("a", "b", "c")))
+
+
+def test_text_from_files_is_harmless_in_the_card(ensemble: Path, data: Path) -> None:
+    names = ["<script>", "a | b", "[x](y)\x1b[31m\n# *z*", "\udcff"]
+    run = make_run(ensemble / "`<b>`", data, classes=names[:3])
+    card = export_run(run, "safetensors").files[1].read_text()
+    assert r"order: \<script\>, a \| b, \[x\](y)\\x1b\[31m\\n# \*z\*." in card
+    assert escaped(names[3]) == r"\\udcff"
 
 
 def test_images_that_were_given_and_others_that_are_gone(tmp_path: Path, data: Path) -> None:
