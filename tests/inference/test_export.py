@@ -14,12 +14,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_run import CLASSES, VOTERS, images_like, logits_of, make_run, mean_of_voters, small_network
+from small_training import CONFIG
 
 from fastcifar import cli
+from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
+from fastcifar.engine.run import train
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import export, formats
 from fastcifar.inference.card import escaped
+from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.export import export_run
 from fastcifar.inference.formats import FORMATS
 from fastcifar.inference.predict import predict
@@ -131,6 +135,15 @@ def test_the_check_takes_real_images_however_few(run: Path, data: Path) -> None:
     assert (str(check), check.score.images) == ("the first 3 test images of the set given", 3)
     with pytest.raises(FastcifarError, match="trained on other classes than test_set has"):
         export_run(run, "safetensors", test_set=replace(few, classes=("a", "b", "c")))
+
+
+def test_tiny_images_from_training_to_the_export(tmp_path: Path) -> None:
+    images, labels = torch.from_numpy(images_like(48, size=4)), np.arange(48) % 3
+    train_set, test_set = (ImageSet.of(images[part], labels[part]) for part in (slice(40), slice(40, None)))
+    train(CONFIG, tmp_path / "run", train_set=train_set, test_set=test_set)
+    assert evaluate_run(tmp_path / "run", test_set=test_set, tta="mirror-shift").score.images == 8
+    assert len(predict(tmp_path / "run", images).labels) == 48
+    assert export_run(tmp_path / "run", "safetensors", test_set=test_set).check.score.images == 8
 
 
 def test_text_from_files_is_harmless_in_the_card(ensemble: Path, data: Path) -> None:
