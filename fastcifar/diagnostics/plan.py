@@ -144,7 +144,7 @@ def data_size(data: DataConfig) -> DataSize:
     from fastcifar.data.sources import load_dataset
 
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
-    return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
+    return DataSize(len(train), len(test), len(train.classes), train.image_size)
 
 
 def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
