@@ -25,7 +25,8 @@ from fastcifar.engine.setup import build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models import GIVEN
-from fastcifar.optim.schedules import Duration, in_steps, lr_table
+from fastcifar.optim.course import Duration
+from fastcifar.optim.schedules import in_steps, lr_table
 from fastcifar.plots import draw, plot_run
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fastcifar.checks import check_name, check_range, check_reads, filled, given
 from fastcifar.errors import ConfigError
-from fastcifar.optim.schedules import Duration
+from fastcifar.optim.course import Duration
 
 
 @dataclass(frozen=True)

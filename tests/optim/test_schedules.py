@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler as scheduler
 
 from fastcifar.config import ScheduleConfig
 from fastcifar.errors import ConfigError
-from fastcifar.optim.schedules import SCHEDULES, Duration, Plateau, cycle_ends, in_steps, kinks, lr_table
+from fastcifar.optim.course import Duration
+from fastcifar.optim.schedules import SCHEDULES, Plateau, cycle_ends, in_steps, kinks, lr_table
 from fastcifar.recipes import recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of")
