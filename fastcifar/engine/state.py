@@ -17,7 +17,7 @@ from fastcifar.device import Precision, random_state_of, set_random_state
 from fastcifar.engine.evaluate import Evaluation
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.step import DeviceBook, Meter
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.optim.averaging import Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
@@ -82,9 +82,9 @@ class TrainingState:
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
         self.shadow = Shadow(model, self.buckets.flat[0], shadow_dtype(config.model.arch, device, precision.dtype))
-        self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         peak_lr = config.optim.peak_lr(config.batch_size)
         self.lr = lr_table(config.schedule, peak_lr, steps_per_epoch, config.epochs)
+        self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         self.scheduled_lr = tuple(self.lr)
         """Learning rate of every step, without the changes that a plateau made."""
         self.plateau = None
@@ -217,7 +217,7 @@ class TrainingState:
             if self.plateau:
                 self.plateau.restore(progress["plateau"])
                 self.scale_lr(self.plateau.factor)
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, ConfigError) as error:
             raise FastcifarError(f"the checkpoint's state is damaged ({error}); start the run again.") from error
         self.clock.go_on(progress)
 

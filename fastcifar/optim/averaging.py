@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.averaging import ema_update_
-from fastcifar.optim import AverageConfig
+from fastcifar.optim import AverageConfig, average_name
 from fastcifar.optim.course import Duration
 
 ALIGNMENT = 16
@@ -108,7 +108,7 @@ class Averages:
         self.decays = decay_table(config.decays, total).to(device)
         """The decays of each step, float32 (steps, averages)."""
         self.flat = {
-            f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)
+            average_name(decay): tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)
         }
         """The averaged weights, in the form of `Buckets.flat`."""
         self.swa_start = None

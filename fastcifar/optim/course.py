@@ -26,7 +26,7 @@ class Duration:
     @staticmethod
     def parse(text: str) -> Duration:
         """Parses a duration. Raises ConfigError where `text` is none."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|%)", text.strip())
+        match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ep|st|%)", text.strip())
         if not match:
             raise ConfigError(
                 f"{text!r} is no duration; write epochs as 5ep, steps as 2000st, or a share of the run as 5%."

@@ -73,7 +73,7 @@ class ScheduleConfig:
         check_range("start_lr", self.start_lr, 0, 1)
         check_range("final_lr", self.final_lr, 0, 1)
         check_range("gamma", self.gamma, 0, 1, exclusive=True)
-        check_range("restart_factor", self.restart_factor, 1)
+        check_range("restart_factor", self.restart_factor, 1, 1000)
         check_range("power", self.power, 0, exclusive=True)
         check_range("patience", self.patience, 0)
 
@@ -245,7 +245,7 @@ def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs
     For a plateau this is the table that `Plateau` scales.
 
     Raises:
-        ConfigError: the warm-up fills the run or reaches the horizon, or a period has no length.
+        ConfigError: the run has too many steps, the warm-up fills it or reaches the horizon, or a period has no length.
     """
     course, curve = lay_out(schedule, steps_per_epoch, epochs)
     start = peak * curve.factor(0)
@@ -316,12 +316,21 @@ def horizon_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -
     return Duration.parse(schedule.resolved.horizon or "100%").steps(steps_per_epoch, steps_per_epoch * epochs)
 
 
+MOST_STEPS = 10_000_000
+"""The longest run, since every step has an entry in tables of learning rates and decays."""
+
+
 def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tuple[Course, Curve]:
     """The course and the curve of a schedule in a run of that length. Raises as `lr_table`."""
     resolved, total = schedule.resolved, steps_per_epoch * epochs
     tick = steps_per_epoch if resolved.per == "epoch" else 1
     warmup = warmup_steps(given(resolved.warmup), steps_per_epoch, total)
     horizon = horizon_steps(schedule, steps_per_epoch, epochs)
+    if total > MOST_STEPS:
+        raise ConfigError(
+            f"{epochs} epochs of {steps_per_epoch} steps are more than the {MOST_STEPS:,} steps that a run may have; "
+            "lower --epochs or raise --batch-size."
+        )
     if warmup >= total:
         raise ConfigError(
             f"a warm-up of {warmup} steps fills the whole run of {total}; shorten --warmup or train longer."
@@ -371,4 +380,9 @@ class Plateau:
         return {"factor": self.factor, "best": self.best, "bad_epochs": float(self.bad_epochs)}
 
     def restore(self, state: Mapping[str, float]) -> None:
+        """Takes over a `state`. Raises ConfigError where it holds no numbers that a plateau can have."""
+        check_range("factor", state["factor"], 0, 1)
+        check_range("bad_epochs", state["bad_epochs"], 0, self.patience)
+        if math.isnan(state["best"]):
+            raise ConfigError("best is nan; expected a number.")
         self.factor, self.best, self.bad_epochs = state["factor"], state["best"], int(state["bad_epochs"])

@@ -1,5 +1,6 @@
 """Every optimiser, against torch's plainest form of it, and what else a run needs of it."""
 
+import math
 from functools import partial
 
 import pytest
@@ -125,6 +126,13 @@ def test_what_an_optimiser_does_not_read_is_refused():
         OptimConfig("adam", momentum=0.9)
     with pytest.raises(ConfigError, match="the sharpness sam does not read eta; it reads rho"):
         OptimConfig(sharpness="sam", eta=0.9)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "momentum", "clip_norm", "rho", "eta"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1.0])
+def test_numbers_that_no_step_can_use_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}; expected"):
+        OptimConfig(sharpness="asam", **{name: value})
 
 
 def test_muons_groups_are_the_hidden_matrices_and_the_rest():

@@ -203,11 +203,14 @@ def test_a_schedule_in_steps_is_the_same_schedule(name):
         ({"schedule": "multistep", "milestones": ("5ep", "x")}, "'x' is no duration"),
         ({"final_lr": 1.5}, "final_lr is 1.5; expected 0 to 1"),
         ({"schedule": "step", "gamma": 0.0}, "gamma is 0.0; expected above 0, at most 1"),
-        ({"schedule": "warm-restarts", "restart_factor": 0}, "restart_factor is 0; expected 1 or more"),
+        ({"schedule": "warm-restarts", "restart_factor": 0}, "restart_factor is 0; expected 1 to 1000"),
         ({"warmup": "10st"}, "a warm-up of 10 steps fills the whole run of 10; shorten --warmup"),
         ({"warmup": "5st", "horizon": "50%"}, "the horizon 50% is not beyond the warm-up of 5 steps; move --horizon"),
         ({"warmup": "0%", "horizon": "1st", "per": "epoch"}, "the horizon 1st is not beyond"),
         ({"schedule": "step", "step_size": "0ep"}, "step_size is 0ep; expected some length"),
+        ({"schedule": "polynomial", "power": math.inf}, "power is inf; expected above 0"),
+        ({"schedule": "warm-restarts", "restart_factor": 10**400}, "expected 1 to 1000"),
+        ({"horizon": f"{10**308}ep"}, "ep' is no duration"),
     ],
     ids=str,
 )
@@ -234,12 +237,28 @@ def test_plateau_equals_torchs(gamma, patience, final_lr):
     assert len(set(factors)) > 2
 
 
+@pytest.mark.parametrize("function", [lr_table, cycle_ends, kinks])
+def test_a_run_whose_tables_would_fill_the_memory_is_refused(function):
+    arguments = (0.1, 390, 10**8) if function is lr_table else (390, 10**8)
+    with pytest.raises(ConfigError, match="100000000 epochs of 390 steps are more than the 10,000,000 steps"):
+        function(ScheduleConfig("warm-restarts"), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("factor", math.inf), ("factor", math.nan), ("bad_epochs", math.inf), ("bad_epochs", -1.0), ("best", math.nan)],
+)
+def test_a_plateau_takes_over_no_numbers_that_it_cannot_have(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}"):
+        Plateau().restore({**Plateau().state(), name: value})
+
+
 @pytest.mark.parametrize(("text", "steps"), [("5ep", 500), ("0.5ep", 50), ("2000st", 2000), ("0%", 0), ("12.5%", 2500)])
 def test_durations(text, steps):
     assert Duration.parse(text).steps(100, 20_000) == steps
 
 
-@pytest.mark.parametrize("text", ["", "5", "ep", "-1ep", "5 epochs", "5%%", "nan%"])
+@pytest.mark.parametrize("text", ["", "5", "ep", "-1ep", "5 epochs", "5%%", "nan%", "٣ep", f"{10**308}ep"])
 def test_what_is_no_duration_says_how_to_write_one(text):
     with pytest.raises(ConfigError, match="5ep"):
         Duration.parse(text)
