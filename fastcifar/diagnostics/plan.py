@@ -50,6 +50,8 @@ SIZES = {
 MISTAKES = {
     "ends_early": "{schedule} ends after {end:g} of {epochs} epochs and stays at lr {lr:.4g}, {share:.0%} of the peak; "
     "without --horizon it ends with the run.",
+    "climbs_again": "{schedule} turns after {end:g} of {epochs} epochs and rises again, to lr {lr:.4g} at the "
+    "end; without --horizon it ends with the run.",
     "cut_off": "{schedule} is laid out for {end:g} epochs, but the run ends after {epochs}, at lr {lr:.4g}, "
     "{share:.0%} of the peak; leave --horizon out.",
     "slow_one_cycle": "one-cycle is made to move on every step, but moves once an epoch; leave --per out.",
@@ -158,7 +160,7 @@ def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
     at = {"schedule": name, "end": horizon / course.steps_per_epoch, "epochs": config.epochs}
     at |= {"lr": last, "share": last / peak}
     if horizon < course.steps and name != "swa":
-        found.append(Mistake("ends_early", at))
+        found.append(Mistake("climbs_again" if schedule.periodic else "ends_early", at))
     if horizon > course.steps:
         found.append(Mistake("cut_off", at))
     if name == "one-cycle" and schedule.per == "epoch":

@@ -302,13 +302,8 @@ def flop_utilization(trainer: Trainer) -> float | None:
 
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
-    """Returns the highest test accuracy of any epoch and weights; None where the test set was not watched."""
-    highest = [
-        max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0)
-        for record in records
-        if record.test_accuracy is not None
-    ]
-    return max(highest, default=None)
+    """Returns the highest test accuracy of the weights in any epoch; None where the test set was not watched."""
+    return max((record.test_accuracy for record in records if record.test_accuracy is not None), default=None)
 
 
 def versions() -> dict[str, str]:

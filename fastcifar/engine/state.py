@@ -18,9 +18,11 @@ from fastcifar.engine.evaluate import Evaluation
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.step import DeviceBook, Meter
 from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.averaging import Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
-from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
+from fastcifar.optim.plateau import Plateau
+from fastcifar.optim.schedules import cycle_ends, lr_table, momentum_table
 from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors, load_weights
 
 
@@ -79,7 +81,11 @@ class TrainingState:
         """Epochs done, and batches done in the current one."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved
         self.buckets = Buckets(model)
-        self.optimizer = build_optimizer(model, config.optim)
+        self.momentum = None
+        """Momentum of every step, where the schedule sets it."""
+        if OPTIMIZERS[config.optim.optimizer].takes_cycles:
+            self.momentum = momentum_table(config.schedule, steps_per_epoch, config.epochs)
+        self.optimizer = build_optimizer(model, config.optim, cycled=self.momentum is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
         self.shadow = Shadow(model, self.buckets.flat[0], shadow_dtype(config.model.arch, device, precision.dtype))
         peak_lr = config.optim.peak_lr(config.batch_size)
@@ -92,7 +98,9 @@ class TrainingState:
             self.plateau = Plateau(given(schedule.gamma), given(schedule.patience), given(schedule.final_lr))
         self.meter = Meter(device)
         on_gpu = device.type == "cuda"
-        self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays) if on_gpu else None
+        self.book = None
+        if on_gpu:
+            self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays, self.momentum)
         self.best: dict[str, BestWeights] = {}
         """Best weights so far, by name; empty without a validation split."""
         ends = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if schedule.snapshots else ()

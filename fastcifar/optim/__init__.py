@@ -76,6 +76,11 @@ class Optimizer:
     """
 
     @property
+    def takes_cycles(self) -> bool:
+        """Whether one-cycle may change its momentum."""
+        return self.target == "torch.optim:SGD"
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The settings of `OptimConfig` that it reads, with the values that stand for None."""
         own = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}

@@ -51,6 +51,7 @@ def run(schedule: ScheduleConfig | None = None, optim: OptimConfig | None = None
         (RunConfig(), []),
         (run(ScheduleConfig("polynomial", per="epoch", horizon="5ep", warmup="0%")), ["ends_early"]),
         (run(ScheduleConfig("cosine", horizon="99%")), ["ends_early"]),
+        (run(ScheduleConfig("cosine", horizon="50%", periodic=True)), ["climbs_again"]),
         (run(ScheduleConfig("cosine", horizon="100ep")), []),
         (run(ScheduleConfig("one-cycle", per="epoch", horizon="25600ep"), epochs=200), ["cut_off", "slow_one_cycle"]),
         (run(ScheduleConfig("one-cycle")), []),

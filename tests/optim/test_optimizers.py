@@ -173,6 +173,32 @@ def test_an_overflow_is_skipped_without_asking_the_host(name, done):
         torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@pytest.mark.parametrize("name", ["sgd", "sgd-nesterov"])
+@pytest.mark.parametrize("as_number", [lambda value: value, torch.tensor], ids=["number", "tensor"])
+def test_a_cycled_momentum_is_torchs_set_before_every_step(name, as_number):
+    """An overflow, which a gradient scaler hands over, moves neither weights nor momenta."""
+    model, plain = network(), network().double()
+    ours = build_optimizer(model, config(name), cycled=True)
+    theirs = torch.optim.SGD(plain.parameters(), 0.01, 0.95, weight_decay=0.01, nesterov=name == "sgd-nesterov")
+    for step in range(6):
+        for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+            other["lr_ratio"], other["momentum"] = 1.0, 0.95 - 0.02 * step
+            group["cycled"] = as_number(other["momentum"])
+        train(model, ours, range(step, step + 1))
+        train(plain, theirs, range(step, step + 1))
+    for (key, own), other in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            own.double(), other[1], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    before = {key: t.clone() for key, t in (state(model, ours) | dict(model.named_parameters())).items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    ours.grad_scale, ours.found_inf = torch.tensor(1024.0), torch.tensor(1.0)
+    ours.step()
+    for key, tensor in (state(model, ours) | dict(model.named_parameters())).items():
+        assert torch.equal(tensor, before[key]), key
+
+
 @pytest.mark.usefixtures("card")
 @EACH
 def test_a_gpu_steps_as_a_cpu_does_and_does_not_wait(name):

@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler as scheduler
 from fastcifar.config import ScheduleConfig
 from fastcifar.errors import ConfigError
 from fastcifar.optim.course import Duration
-from fastcifar.optim.schedules import SCHEDULES, Plateau, cycle_ends, in_steps, kinks, lr_table
+from fastcifar.optim.plateau import Plateau
+from fastcifar.optim.schedules import SCHEDULES, cycle_ends, in_steps, kinks, lr_table, momentum_table
 from fastcifar.recipes import recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of")
@@ -43,19 +44,19 @@ CASES = {
 """Settings, in a unit to be filled in, and torch's scheduler over n ticks; those without settings have its defaults."""
 
 
-def oracle(make, total: int, warmup: int, tick: int) -> list[float]:
+def oracle(make, total: int, warmup: int, tick: int, peak: float = PEAK, setting: str = "lr") -> list[float]:
     """Returns the rates of torch's scheduler, stepped every `tick` steps at the start of an epoch.
 
     Before that the rates follow the line of the warm-up.
     """
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak, momentum=0.9)
     after = make(optimizer, total // tick - warmup // tick)
     rates = [optimizer.param_groups[0]["lr"] * (step + 1) / warmup for step in range(warmup)]
     for step in range(warmup, total):
         if step > warmup and step % tick == 0:
             optimizer.step()
             after.step()
-        rates.append(optimizer.param_groups[0]["lr"])
+        rates.append(optimizer.param_groups[0][setting])
     return rates
 
 
@@ -89,19 +90,34 @@ def test_milestones_are_places_in_the_run(milestones, warmup, ticks):
     assert table(schedule, 7, 13) == pytest.approx(expected, rel=1e-9)
 
 
+def report_4s_one_cycle(optimizer, _):
+    return scheduler.OneCycleLR(optimizer, max_lr=0.01, steps_per_epoch=128, epochs=200)
+
+
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("r4_scheduler_linear_as_written", lambda o, n: scheduler.LinearLR(o)),
-        ("r4_scheduler_polynomial_as_written", lambda o, n: scheduler.PolynomialLR(o)),
-        (
-            "r4_scheduler_one_cycle_as_written",
-            lambda o, n: scheduler.OneCycleLR(o, PEAK, steps_per_epoch=128, epochs=200, cycle_momentum=False),
-        ),
+        ("r4_scheduler_linear_as_written", lambda o, _: scheduler.LinearLR(o)),
+        ("r4_scheduler_polynomial_as_written", lambda o, _: scheduler.PolynomialLR(o)),
+        ("r4_scheduler_one_cycle_as_written", report_4s_one_cycle),
+        ("r4_epochs_100_as_written", lambda o, _: scheduler.CosineAnnealingLR(o, T_max=200)),
+        ("r4_epochs_300_as_written", lambda o, _: scheduler.CosineAnnealingLR(o, T_max=200)),
+        ("r4_epochs_400_as_written", lambda o, _: scheduler.CosineAnnealingLR(o, T_max=200)),
     ],
 )
-def test_a_reports_mistaken_horizons_are_torchs(name, make):
-    assert table(recipe(name).schedule, 3, 100) == pytest.approx(oracle(make, 300, 0, 3), rel=1e-9, abs=1e-12)
+def test_a_reports_mistaken_schedules_are_torchs_stepped_once_an_epoch(name, make):
+    config = recipe(name)
+    rates = lr_table(config.schedule, config.optim.peak_lr(128), 3, config.epochs)
+    assert rates == pytest.approx(oracle(make, 3 * config.epochs, 0, 3, 0.1), rel=1e-9, abs=1e-12)
+
+
+def test_momentum_is_cycled_as_by_torch():
+    config = recipe("r4_scheduler_one_cycle_as_written")
+    expected = oracle(report_4s_one_cycle, 600, 0, 3, setting="momentum")
+    assert momentum_table(config.schedule, 3, 200) == pytest.approx(expected, rel=1e-12)
+    expected = oracle(lambda o, n: scheduler.OneCycleLR(o, PEAK, total_steps=n), 91, 0, 1, setting="momentum")
+    assert momentum_table(ScheduleConfig("one-cycle"), 7, 13) == pytest.approx(expected, rel=1e-12)
+    assert momentum_table(ScheduleConfig("one-cycle", cycle_momentum=False), 7, 13) is None
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "polynomial", "one-cycle", "swa"])
