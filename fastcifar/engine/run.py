@@ -22,7 +22,8 @@ from fastcifar.engine.setup import Images, build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
 from fastcifar.models import GIVEN
-from fastcifar.optim.schedules import Duration, in_steps, lr_table
+from fastcifar.optim.course import Duration
+from fastcifar.optim.schedules import in_steps, lr_table
 from fastcifar.plots import draw, plot_run
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
@@ -306,10 +307,5 @@ def flop_utilization(trainer: Trainer) -> float | None:
 
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
-    """Returns the highest test accuracy of any epoch and weights; None where the test set was not watched."""
-    highest = [
-        max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0)
-        for record in records
-        if record.test_accuracy is not None
-    ]
-    return max(highest, default=None)
+    """Returns the highest test accuracy of the weights in any epoch; None where the test set was not watched."""
+    return max((record.test_accuracy for record in records if record.test_accuracy is not None), default=None)
