@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.errors import ConfigError
-from fastcifar.inference import TTA, ExportFormat
+from fastcifar.inference import TTA, ExportFormat, PrecisionName
 from fastcifar.output import show
 from fastcifar.recipes import Recipe, select
 
@@ -97,6 +97,8 @@ class Eval(Trained):
     """Folder to look for the data set in; the run's own by default."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    precision: PrecisionName = "auto"
+    """What the networks compute in; auto is what they were trained in."""
     images: tuple[str, ...] = ()
     """Further test sets: .npz files with images and labels, or IMAGES.npy,LABELS.npy."""
     per_class: bool = False
@@ -111,7 +113,8 @@ class Eval(Trained):
         from fastcifar.inference.report import lines_of
 
         options = {"which": self.weights, "tta": self.tta, "pairs": self.images, "speed": self.speed}
-        report = evaluate_run(self.run, self.data_dir, **options, out=self.out, trust=self.trust)
+        options |= {"precision": self.precision, "out": self.out, "trust": self.trust}
+        report = evaluate_run(self.run, self.data_dir, **options)
         for line in lines_of(report, self.per_class):
             show(line)
         show(f"{'pictures':10}  {self.out or self.run / FOLDER}")
@@ -131,19 +134,20 @@ class Predict(Trained):
     """The table: file,prediction for pictures, else index,prediction."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    precision: PrecisionName = "auto"
+    """What the networks compute in; auto is what they were trained in."""
     probabilities: bool = False
     """Add a column for each class."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.predict import write_predictions
+        from fastcifar.inference.predict import lines_of, write_predictions
         from fastcifar.runs.network import LoadOptions
 
         loading = LoadOptions(self.weights, self.trust)
-        options = {"tta": self.tta, "probabilities": self.probabilities}
-        images = write_predictions(self.runs, self.images, self.out, loading, **options)
-        if images.note:
-            show(images.note)
-        show(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
+        options = {"tta": self.tta, "precision": self.precision, "probabilities": self.probabilities}
+        images, precision = write_predictions(self.runs, self.images, self.out, loading, **options)
+        for line in lines_of(images, precision, self.out):
+            show(line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,15 +224,16 @@ class Export(Trained):
     """The file; `model` in the run's folder by default."""
     data_dir: Path | None = None
     """Folder to look for the data set in, on which the file is checked."""
+    precision: PrecisionName | None = None
+    """Also count the test images to which the trained network gives another class in this precision; the file computes
+    in fp32."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.export import export_run
+        from fastcifar.inference.export import export_run, lines_of
 
-        options = {"which": self.weights, "data_dir": self.data_dir, "trust": self.trust}
-        made = export_run(self.run, self.format, self.out, **options)
-        show(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
-        for file in made.files:
-            show(file)
+        options = {"which": self.weights, "data_dir": self.data_dir, "precision": self.precision, "trust": self.trust}
+        for line in lines_of(export_run(self.run, self.format, self.out, **options)):
+            show(line)
 
 
 @dataclass(frozen=True)

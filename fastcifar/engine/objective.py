@@ -90,9 +90,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def asymmetric(
-    logits: Tensor, labels: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, smoothing: float = 0.1
-) -> Tensor:
+def asymmetric(logits: Tensor, labels: Tensor, gamma_pos: float, gamma_neg: float, smoothing: float) -> Tensor:
     """Computes the single-label asymmetric loss, as a `Loss`.
 
     It is a cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and
