@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class Ended:
         sentences = re.findall("^fastcifar: .*", self.output, re.MULTILINE)
         if self.status == -signal.SIGALRM:
             return "takes too long"
+        if self.status == cli.EXIT_SIGNALLED + signal.SIGINT and "go on with: fastcifar" in self.output:
+            return None
         if "Traceback" in self.output or self.status not in (0, 1, cli.EXIT_BAD_INPUT):
             return f"ends with {self.status}: {' / '.join(self.output.strip().splitlines()[-3:])}"
         if self.status == cli.EXIT_BAD_INPUT and not (len(sentences) == 1 and is_sentence(sentences[0])):
@@ -58,8 +61,11 @@ def is_sentence(text: str) -> bool:
     return len(text) < 1500 and text.isprintable() and text.endswith((".", "?"))
 
 
-def in_child(action: Callable[[], object], seconds: float = 20.0) -> Ended:
-    """Runs `action` in a fork of this process, for at most so many seconds. The int that it returns is the status."""
+def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 4 * 2**30) -> Ended:
+    """Runs `action` in a fork of this process, whose status it returns.
+
+    The child is killed after so many `seconds`, and may take so many bytes of address space more than it has.
+    """
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if child == 0:
@@ -68,6 +74,8 @@ def in_child(action: Callable[[], object], seconds: float = 20.0) -> Ended:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 signal.setitimer(signal.ITIMER_REAL, seconds)
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, -1))
                 status = action() or 0
             except BaseException:
                 os.write(2, traceback.format_exc().encode())
@@ -97,6 +105,7 @@ def make_data(folder: Path) -> Path:
         arrays[f"{split}_images"] = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(count) % 2
     np.savez(folder / "data.npz", **arrays)
+    np.save(folder / "images.npy", arrays["test_images"])
     return folder / "data.npz"
 
 
@@ -121,17 +130,14 @@ class Attack:
     middle: int
     """Trials of `pytest -m faults`."""
 
-    def run(self, most: int | None = None) -> tuple[int, dict[str, str]]:
-        """Carries out at most so many trials, evenly chosen; returns their number, and what went wrong by name."""
-        failures = {}
+    def run(self, most: int | None = None) -> Iterator[tuple[str, str | None]]:
+        """Carries out at most so many trials, evenly chosen; yields the name of each, and what went wrong."""
         with tempfile.TemporaryDirectory() as place:
             trials = list(self.prepare(Path(place)).items())
             count = min(most or len(trials), len(trials))
             for name, trial in (trials[number * len(trials) // count] for number in range(count)):
                 with tempfile.TemporaryDirectory() as folder:
-                    if fault := trial(Path(folder)):
-                        failures[name] = fault
-        return count, failures
+                    yield name, trial(Path(folder))
 
 
 @dataclass(frozen=True)
