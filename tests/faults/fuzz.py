@@ -27,7 +27,7 @@ from fastcifar.data.cifar import CIFAR10, read_archive
 from fastcifar.data.image_folder import read_image_folder
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.images import open_images
-from fastcifar.many.results import read_results
+from fastcifar.many.results import Row, read_rows, write_rows
 from fastcifar.runs.ensembles import read_report
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import read_network
@@ -35,7 +35,7 @@ from fastcifar.runs.records import read_records
 
 from .harness import Attack, Trial, Undisturbed, fastcifar, in_child, is_sentence
 
-MUTATIONS, BLOCK, SECONDS = 500, 50, 5
+MUTATIONS, BLOCK, SECONDS = 600, 50, 5
 """Mutations of each file, how many share a child process, and how long one may take."""
 KEPT: dict[str, tuple[int, ...]] = {}
 """Mutations beyond these that once went wrong, by the name of the file."""
@@ -143,7 +143,8 @@ def subjects(place: Path) -> dict[str, Subject]:
     ended = in_child(fastcifar("ensemble", run, place / "other", "--out", place / "ensemble"))
     assert ended.status == 0, ended.output
     (place / "rows").mkdir()
-    (place / "rows" / "results.json").write_text('{"quickstart": {"config": {"epochs": 1}, "runs": [{"seed": 0}]}}')
+    row = Row("quickstart", 1, False, 0, {"epochs": 1}, 0.5, {"swa": 0.5}, None, 1.0, 1.0, "a CPU", {"torch": "2"}, None)
+    write_rows(place / "rows" / "results.json", [row])
     (place / "images").mkdir()
     shutil.copy(data, place / "images")
     latest = f"checkpoints/{(run / 'checkpoints' / 'latest').read_text().strip()}"
@@ -155,7 +156,7 @@ def subjects(place: Path) -> dict[str, Subject]:
         Subject(run, "metrics.jsonl", read_records),
         Subject(run, "result.json", lambda path: Run(path.parent).result()),
         Subject(place / "ensemble", "ensemble.json", lambda path: read_report(path.parent)),
-        Subject(place / "rows", "results.json", read_results),
+        Subject(place / "rows", "results.json", read_rows),
         *(Subject(run, f"{latest}/{name}", load) for name in ("progress.json", "weights.safetensors", "state.safetensors")),
         Subject(run, "checkpoints/latest", load),
         Subject(place / "images", "data.npz", lambda path: read_arrays(path, "test")),
@@ -182,8 +183,8 @@ def files(place: Path) -> dict[str, Trial]:
     return {
         f"{name}, mutation {number}": partial(trial, name, subject, number)
         for name, subject in subjects(place).items()
-        for number in (*KEPT.get(name, ()), *range(MUTATIONS))
+        for number in (*range(MUTATIONS), *KEPT.get(name, ()))
     }
 
 
-ATTACKS = (Attack("mutated files", files, short=400, middle=4000),)
+ATTACKS = (Attack("mutated files", files, short=1000, middle=5000, block=BLOCK),)

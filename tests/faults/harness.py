@@ -126,16 +126,19 @@ class Attack:
     prepare: Callable[[Path], dict[str, Trial]]
     """Returns the trials by name; the folder is kept until all have ended."""
     short: int
-    """Trials among the fast tests."""
+    """How many of them belong to the fast tests."""
     middle: int
-    """Trials of `pytest -m faults`."""
+    """How many belong to `pytest -m faults`."""
+    block: int = 1
+    """Trials that follow each other and share their work, so that they are chosen together."""
 
     def run(self, most: int | None = None) -> Iterator[tuple[str, str | None]]:
         """Carries out at most so many trials, evenly chosen; yields the name of each, and what went wrong."""
         with tempfile.TemporaryDirectory() as place:
             trials = list(self.prepare(Path(place)).items())
-            count = min(most or len(trials), len(trials))
-            for name, trial in (trials[number * len(trials) // count] for number in range(count)):
+            blocks = [trials[start : start + self.block] for start in range(0, len(trials), self.block)]
+            count = min((most or len(trials)) // self.block, len(blocks))
+            for name, trial in (trial for number in range(count) for trial in blocks[number * len(blocks) // count]):
                 with tempfile.TemporaryDirectory() as folder:
                     yield name, trial(Path(folder))
 

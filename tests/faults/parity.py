@@ -81,4 +81,4 @@ def images(place: Path) -> dict[str, Trial]:
     return {f"{policy} of image {number}": partial(trial, policy, number) for policy, number in numbers}
 
 
-ATTACKS = (Attack("images as torchvision augments them", images, short=300, middle=3000),)
+ATTACKS = (Attack("images as torchvision augments them", images, short=1500, middle=6000, block=BLOCK),)
