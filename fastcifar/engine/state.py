@@ -23,7 +23,7 @@ from fastcifar.optim.averaging import Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.plateau import Plateau
 from fastcifar.optim.schedules import cycle_ends, lr_table, momentum_table
-from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors, load_weights
+from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors
 
 
 class Clock:
@@ -72,13 +72,12 @@ class TrainingState:
         clock: Clock,
     ) -> None:
         self.model, self.network, self.device, self.clock = model, network, device, clock
-        self.epochs, self.steps_per_epoch, self.total_steps = (
-            config.epochs,
-            steps_per_epoch,
-            config.epochs * steps_per_epoch,
-        )
+        self.epochs, self.steps_per_epoch = config.epochs, steps_per_epoch
+        self.total_steps = config.epochs * steps_per_epoch
         self.epoch, self.batch = 0, 0
         """Epochs done, and batches done in the current one."""
+        self.images: dict[str, str] = {}
+        """Digests of the training and the test set, by split; empty where they are not known."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved
         self.buckets = Buckets(model)
         self.momentum = None
@@ -165,8 +164,8 @@ class TrainingState:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Restores everything after the block, which may run steps, unless CUDA has failed."""
-        averages = [part for flat in self.averages.flat.values() for part in flat]
-        changing = [*self.model.state_dict().values(), *averages, *self.tensors().values()]
+        weights = [part for flat in self.last().values() for part in flat]
+        changing, put_back_buffers = [*weights, *self.tensors().values()], self.buckets.keep_buffers()
         kept, random_state = [tensor.clone() for tensor in changing], random_state_of(self.device)
         scaler = self.scaler.state_dict()
         lost = False
@@ -178,6 +177,7 @@ class TrainingState:
         finally:
             if not lost:
                 self.drop_gradients()
+                put_back_buffers()
                 for tensor, before in zip(changing, kept, strict=True):
                     tensor.copy_(before)
                 self.turn_to(self.epoch, self.batch)
@@ -199,6 +199,8 @@ class TrainingState:
             "snapshots": list(self.snapshots),
             "best": {name: best.score for name, best in self.best.items()},
         }
+        if self.images:
+            progress["images"] = self.images
         last = {name: self.named(flat) for name, flat in self.last().items()}
         best = {name: self.named(best.flat) for name, best in self.best.items()}
         return Checkpoint(last | self.snapshots, best, self.tensors(), progress, self.network)
@@ -208,16 +210,17 @@ class TrainingState:
         progress, own = checkpoint.progress, self.tensors()
         snapshots = self.check_fit(checkpoint)
         for name, tensors in checkpoint.best.items():
-            load_weights(self.model, tensors, f"the checkpoint's best {name}")
+            copy_tensors(tensors, self.model.state_dict(), f"the checkpoint's best {name}")
             self.best[name] = BestWeights(progress["best"][name], self.buckets.copies())
         # The weights themselves, which come last, stay in the model.
         for name, flat in reversed(self.last().items()):
-            load_weights(self.model, checkpoint.weights[name], f"the checkpoint's {name}")
+            copy_tensors(checkpoint.weights[name], self.model.state_dict(), f"the checkpoint's {name}")
             for target, origin in zip(flat, self.buckets.flat, strict=True):
                 target.copy_(origin)
         self.snapshots = {name: checkpoint.weights[name] for name in snapshots}
         copy_tensors(checkpoint.state, own, "the checkpoint's state")
         self.turn_to(progress["epoch"], progress["batch"])
+        self.images = progress.get("images", {})
         try:
             set_random_state(self.device, own["random"])
             if self.scaler.is_enabled():
