@@ -252,6 +252,7 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
 def print_plan(config: RunConfig, picture: Path) -> None:
     """Prints the plan and draws the learning rate to the PNG file `picture`. Raises as `outline` and `cost`."""
     course = outline(config)
+    from fastcifar.output import printable
     from fastcifar.plots import draw, plot_lr
 
     spent, console = cost(config, course), Console(highlight=False, soft_wrap=True)
@@ -274,11 +275,11 @@ def print_plan(config: RunConfig, picture: Path) -> None:
     if config.schedule.schedule == "plateau":
         console.print("This is the rate as long as the loss keeps falling; when it is lowered, only training can tell.")
     for name, text in facts.items():
-        console.print(f"{name:12}{text}", markup=False)
+        console.print(f"{name:12}{printable(text)}", markup=False)
     for mistake in mistakes(config, course):
         console.print(f"Warning: {mistake}", markup=False, style="bold")
     failure = draw(picture, plot_lr, course.lr, course.steps_per_epoch, course.kinks)
-    console.print(failure or str(picture), markup=False)
+    console.print(printable(failure or str(picture)), markup=False)
 
 
 def time_line(config: RunConfig, spent: Cost) -> str:
