@@ -88,7 +88,7 @@ for name, claim in {"adam": 0.6855, "rmsprop": 0.7485, "adamw": 0.9306, "adagrad
     own, as_written = f"r4_optimizer_{name}", f"r4_optimizer_{name}_as_written"
     suited = "The learning rate and the decay are those that suit the optimiser."
     variant(own, "r4_baseline", "R4 T4", claim, about=suited, optimizer=name, **OWN)
-    settings = SGDS | ({"momentum": 0.9} if name == "rmsprop" else {})
+    settings: dict[str, Any] = SGDS | ({"momentum": 0.9} if name == "rmsprop" else {})
     as_sgd = "The learning rate, 0.1, and the decay are SGD's, as is the momentum where there is one."
     variant(as_written, own, "R4 T4", claim, about=as_sgd, **settings)
 
