@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastcifar.data import IMAGE_SIZES
 from fastcifar.errors import DataError
 
 LONGEST_NAME = 200
@@ -80,6 +81,17 @@ class ImageSet:
     def size(self) -> tuple[int, int]:
         _, height, width, _ = self.images.shape
         return height, width
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side. Raises DataError where no network takes such images: not square, or too small or large."""
+        height, width = self.size
+        if height != width or height not in IMAGE_SIZES:
+            raise DataError(
+                f"networks take square images of {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels a side, and "
+                f"these are {width}x{height}; crop or resize them, or give pictures as a folder, PATH@32."
+            )
+        return height
 
     def __repr__(self) -> str:
         height, width = self.size

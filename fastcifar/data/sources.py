@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from fastcifar.data import SPLITS
+from fastcifar.data import IMAGE_SIZES, SPLITS
 from fastcifar.data.cache import cache_folder
 from fastcifar.errors import DataError, unknown
 from fastcifar.models import GIVEN
@@ -31,7 +31,6 @@ DATASETS = (*CIFAR_FORMATS, "synthetic")
 
 IMAGE_SIZE = 32
 """Pixels a side of the pictures in an image folder, unless its path gives a size."""
-IMAGE_SIZES = range(4, 1025)
 
 QUICK_DOWNLOAD = 60.0
 """Seconds that a first run waits for CIFAR-10."""
