@@ -142,3 +142,8 @@ def test_a_recipe_is_described_by_all_that_is_not_default(capsys):
     for name, value in [("dropout", "0.4"), ("normalize", "none"), ("watch_test", "True"), ("claim", "96.10")]:
         assert [name, value] in words
     assert ["made", "of", "r4_baseline:", "pool=default", "dropout=0.4", "normalize=none"] in words
+
+
+@pytest.mark.parametrize(("name", "rule"), [("r4_final", "PyTorch's own"), ("r5_wrn28_2_sam", "by He's rule")])
+def test_the_description_says_how_the_weights_begin(name, rule):
+    assert f"initial weights  {rule}" in description(RECIPES[name])
