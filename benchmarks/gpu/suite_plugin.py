@@ -22,8 +22,9 @@ from fastcifar import device as machine
 from fastcifar.data import loader, synthetic
 from fastcifar.diagnostics import profile
 from fastcifar.diagnostics.machine import driver_version
-from fastcifar.engine import evaluate, run
+from fastcifar.engine import evaluate
 from fastcifar.runs.files import write_text
+from fastcifar.runs.provenance import commit
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 SCHEMA = "fastcifar.gpu_suite/3"
@@ -62,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "gpu": "pretended" if dry else torch.cuda.get_device_name(0),
         "driver": None if dry else driver_version(),
         "torch": torch.__version__,
-        "commit": config.getoption("commit") or run.commit(),
+        "commit": config.getoption("commit") or commit(),
     }
     results = Results(config.getoption("results"), origin)
     config.pluginmanager.register(results)

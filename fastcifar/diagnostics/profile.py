@@ -33,7 +33,7 @@ from fastcifar.diagnostics.profile_report import (
     write_report,
 )
 from fastcifar.engine.memory import DataSize, held_bytes
-from fastcifar.engine.run import commit, compile_and_capture, versions
+from fastcifar.engine.run import compile_and_capture
 from fastcifar.engine.setup import build_trainer, resolve
 from fastcifar.engine.step import Observer, unobserved
 from fastcifar.engine.trainer import Trainer
@@ -41,6 +41,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
 from fastcifar.runs.console import Console
 from fastcifar.runs.files import writing
+from fastcifar.runs.provenance import commit, versions
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 WARM_UP_STEPS = 3

@@ -21,7 +21,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.optim.averaging import Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
-from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors, load_weights
+from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors
 
 
 class Clock:
@@ -70,13 +70,12 @@ class TrainingState:
         clock: Clock,
     ) -> None:
         self.model, self.network, self.device, self.clock = model, network, device, clock
-        self.epochs, self.steps_per_epoch, self.total_steps = (
-            config.epochs,
-            steps_per_epoch,
-            config.epochs * steps_per_epoch,
-        )
+        self.epochs, self.steps_per_epoch = config.epochs, steps_per_epoch
+        self.total_steps = config.epochs * steps_per_epoch
         self.epoch, self.batch = 0, 0
         """Epochs done, and batches done in the current one."""
+        self.images: dict[str, str] = {}
+        """Digests of the training and the test set, by split; empty where they are not known."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved
         self.buckets = Buckets(model)
         self.optimizer = build_optimizer(model, config.optim)
@@ -191,6 +190,8 @@ class TrainingState:
             "snapshots": list(self.snapshots),
             "best": {name: best.score for name, best in self.best.items()},
         }
+        if self.images:
+            progress["images"] = self.images
         last = {name: self.named(flat) for name, flat in self.last().items()}
         best = {name: self.named(best.flat) for name, best in self.best.items()}
         return Checkpoint(last | self.snapshots, best, self.tensors(), progress, self.network)
@@ -200,16 +201,17 @@ class TrainingState:
         progress, own = checkpoint.progress, self.tensors()
         snapshots = self.check_fit(checkpoint)
         for name, tensors in checkpoint.best.items():
-            load_weights(self.model, tensors, f"the checkpoint's best {name}")
+            copy_tensors(tensors, self.model.state_dict(), f"the checkpoint's best {name}")
             self.best[name] = BestWeights(progress["best"][name], self.buckets.copies())
         # The weights themselves, which come last, stay in the model.
         for name, flat in reversed(self.last().items()):
-            load_weights(self.model, checkpoint.weights[name], f"the checkpoint's {name}")
+            copy_tensors(checkpoint.weights[name], self.model.state_dict(), f"the checkpoint's {name}")
             for target, origin in zip(flat, self.buckets.flat, strict=True):
                 target.copy_(origin)
         self.snapshots = {name: checkpoint.weights[name] for name in snapshots}
         copy_tensors(checkpoint.state, own, "the checkpoint's state")
         self.turn_to(progress["epoch"], progress["batch"])
+        self.images = progress.get("images", {})
         try:
             set_random_state(self.device, own["random"])
             if self.scaler.is_enabled():

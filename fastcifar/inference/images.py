@@ -63,7 +63,8 @@ class Images:
     def read_one(self, item: np.ndarray | Path | Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns uint8 (size, size, 3), and the original width and height."""
         if isinstance(item, Path):
-            item = read_picture(item)
+            with read_picture(item) as picture:
+                return fit(picture, self.size), picture.size
         picture = Image.fromarray(item) if isinstance(item, np.ndarray) else item
         return fit(picture, self.size), picture.size
 

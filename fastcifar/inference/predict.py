@@ -96,7 +96,7 @@ def write_predictions(
     classifier = open_classifier(runs, options, precision)
     source, classes = open_images(images, classifier.image_size), classifier.classes
     # What UTF-8 lacks, such as the bytes of a file's name that are none, is written as an escape.
-    with appearing(out, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with appearing(out, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         shown = [cell(name) for name in classes]
         table.writerow(("file" if source.names else "index", "prediction", *(shown if probabilities else ())))

@@ -12,6 +12,7 @@ from fastcifar.many.results import recipe_settings
 from fastcifar.recipes import Recipe
 from fastcifar.recipes.registry import derive
 from fastcifar.runs.console import Console
+from fastcifar.runs.files import exists
 from fastcifar.runs.folder import Result, Run
 
 
@@ -43,7 +44,7 @@ class Job:
 
     @property
     def started(self) -> bool:
-        return (self.folder / "config.json").exists()
+        return exists(self.folder / "config.json")
 
     @property
     def result(self) -> Result | None:
@@ -65,7 +66,7 @@ class Job:
 
 def carry_out(config: RunConfig, folder: Path, console: Console) -> Result:
     """Trains the run of `config`, or resumes it where it was started."""
-    if (folder / "config.json").exists():
+    if exists(folder / "config.json"):
         return resume(folder, console=console)
     return train(config, folder, console=console)
 

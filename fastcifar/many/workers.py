@@ -90,7 +90,8 @@ class Worker:
         self.line = progress.add_task(job.folder.name, total=job.config.epochs, told="starting")
         with writing(log := log_of(job.folder)):
             log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "wb") as output:
+            log.unlink(missing_ok=True)  # a link would lead elsewhere
+            with open(log, "xb") as output:
                 # In a group of its own the process does not get the terminal's Ctrl-C, which the parent answers.
                 self.process = subprocess.Popen(
                     COMMAND,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from fastcifar.checks import check_range
@@ -53,6 +54,8 @@ class ModelConfig(NetworkOptions):
     """Convolutions and linear layers on the longest path of a wide ResNet, 6 n + 4 for n blocks a stage."""
     widen: int | None = None
     """Factor of the stages' width in a wide ResNet."""
+    shake_drop: float | None = None
+    """Probability of disturbing the last block's branch in a PyramidNet; in the others it grows towards it."""
     max_params: float | None = None
     """Refuse a network of more parameters, such as 5e6."""
 
@@ -98,6 +101,15 @@ def wide_resnet(*, depth: int, widen: int, dropout: float = 0.0, **options: Any)
         block_dropout=dropout,
         **options,
     )
+
+
+def family(name: str) -> Callable[..., nn.Module]:
+    """The function `name` of the module `name` of this package, which is imported when a network is built."""
+
+    def build(**options: Any) -> nn.Module:
+        return getattr(import_module(f"fastcifar.models.{name}"), name)(**options)
+
+    return build
 
 
 @dataclass(frozen=True)
@@ -182,7 +194,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         stages((4, 4, 3), (64, 128, 256), dropout=0.4, **PYTORCH),
     ),
     "resnet_s4_deep": Architecture(
-        "report 4, table 8: three stages of 13 blocks", resnet, POOLED, stages((13, 13, 13), (32, 64, 128), **PYTORCH)
+        "report 4, table 8: three stages of 13 blocks, with the stem of its code; its text reads as stem_channels 32",
+        resnet,
+        ("stem_channels", *POOLED),
+        stages((13, 13, 13), (32, 64, 128), stem_channels=16, **PYTORCH),
     ),
     "resnet_s4_4stages": Architecture(
         "report 4, table 8: four stages", resnet, POOLED, stages((4, 4, 3, 3), (32, 64, 128, 256), **PYTORCH)
@@ -195,6 +210,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         resnet,
         ("stem_stride", *RS),
         {**RESNETRS50, "stem_stride": 2, "entry_stride": 2},
+    ),
+    "resnetrs101": Architecture(
+        "report 2's ResNet-RS-101",
+        resnet,
+        ("stem_stride", *RS),
+        {**RESNETRS50, "blocks": (3, 4, 23, 3), "stem_stride": 2, "entry_stride": 2},
     ),
     "resnetrs50_cifar": Architecture(
         "ResNet-RS-50 with an unstrided stem: maps of 32, 16, 8 and 4 pixels", resnet, RS, RESNETRS50
@@ -213,6 +234,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "wrn28_2": Architecture("WRN-28-2; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 2}),
     "wrn28_10": Architecture("WRN-28-10; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 10}),
+    "densenet121": Architecture(
+        "DenseNet-121 with a 3x3 stem (Huang et al. 2017)",
+        family("densenet"),
+        preset={"blocks": (6, 12, 24, 16), "growth": 32},
+    ),
+    "vgg19_bn": Architecture(
+        "VGG19 with norms and one linear layer (Simonyan and Zisserman 2015)",
+        family("vgg"),
+        preset={"depths": (2, 2, 4, 4, 4)},
+    ),
+    "pyramidnet272": Architecture(
+        "PyramidNet-272 of bottlenecks, alpha 200 (Han et al. 2017)",
+        family("pyramidnet"),
+        ("shake_drop",),
+        {"depth": 272, "alpha": 200, "shake_drop": 0.0},
+    ),
 }
 
 

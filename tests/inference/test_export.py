@@ -159,7 +159,7 @@ def test_images_that_were_given_and_others_that_are_gone(tmp_path: Path, data: P
     made = export_run(run, "torch", model=small_network(), test_set=load_dataset(str(data), "test"))
     assert str(made.check) == "the first 64 test images of the set given"
     assert "# a network given in Python on images given in Python" in (run / "model.pt2.md").read_text()
-    assert str(export_run(gone, "torch").check) == "64 random images, since gone.npz was not at hand"
+    assert str(export_run(gone, "torch").check) == "64 random images, since gone.npz as the run had it was not at hand"
 
 
 def test_what_goes_with_safetensors(run: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from made_run import weight_files
 
 from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.data.splits import validation_split
@@ -128,11 +129,6 @@ def test_what_is_given_is_not_divided(monkeypatch):
     assert divide(given, 3) == given
 
 
-def weight_files(run: Path) -> dict[str, bytes]:
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
-
-
 @pytest.mark.slow
 def test_packed_runs_that_were_stopped_end_in_the_bytes_of_single_ones(tmp_path):
     """Thread counts are equal; processes save what they have when the parent lets them go; what has ended is kept."""
@@ -145,7 +141,7 @@ def test_packed_runs_that_were_stopped_end_in_the_bytes_of_single_ones(tmp_path)
     jobs = [Job(RECIPES["quickstart"], config, tmp_path / "packed" / f"seed{config.seed}") for config in configs]
 
     def interrupt() -> None:
-        while not all((job.folder / "checkpoints" / "latest").exists() for job in jobs):
+        while not all(weight_files(job.folder) for job in jobs):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -78,9 +78,13 @@ def test_one_that_fails_leaves_the_others_to_run_and_is_tried_again(act, tmp_pat
 
 
 def test_one_that_is_killed_says_by_what(act, tmp_path):
+    """Its output goes to a new file, not to where a link may lead."""
+    (outside := tmp_path / "outside").write_text("mine")
+    (tmp_path / "seed0.log").symlink_to(outside)
     act("os.kill(os.getpid(), 9)")
     with pytest.raises(FastcifarError, match="since it was killed by signal 9"):
         train_seeds(tmp_path, 1)
+    assert outside.read_text() == "mine"
 
 
 def test_so_many_at_once_with_a_share_of_the_threads(act, tmp_path):

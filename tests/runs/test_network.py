@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import CLASSES, MEAN, SIZE, STD, make_data, make_run, make_weights
+from small_run import CLASSES, MEAN, SIZE, STD, images_like, make_data, make_run, make_weights
 
 from fastcifar.augment.normalize import Normalization
+from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.export import export_run
@@ -63,6 +64,13 @@ def test_which_weights_are_taken(
     assert torch.equal(network.model.state_dict()["stem.weight"], make_weights(seed)["stem.weight"])
     snapshot = load(run, "snapshot-2").model.state_dict()
     assert torch.equal(snapshot["stem.weight"], make_weights(2 + len(averages))["stem.weight"])
+
+
+def test_a_network_knows_the_images_of_its_run(tmp_path: Path) -> None:
+    own, other = (ImageSet.of(images_like(4, seed=seed), [0, 1, 2, 0], CLASSES) for seed in (0, 1))
+    network = load(make_run(tmp_path / "run", "data.npz", images={"test": own.digest()}))
+    assert (network.knows("test", own), network.knows("test", other)) == (True, False)
+    assert network.knows("train", own) is None
 
 
 def test_weights_that_the_run_lacks(tmp_path: Path) -> None:
