@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastcifar.checks import check_range
 from fastcifar.errors import ConfigError, unknown
@@ -21,41 +21,48 @@ GIVEN = "given"
 LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
 PLUG_IN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """Matches package.module:function."""
+INSTALLED = re.compile(r"((timm|torchvision):)?\w[\w.-]*")
+"""Matches the names that build from installed code alone: no other module is imported, and nothing is fetched."""
 
-UNCHOSEN = ("block_dropout", "resnet_d", "entry_stride", "classes", "image_size")
-"""The fields of `ResNet` that are not settings."""
-HINTS = {name: hint for name, hint in get_type_hints(ResNet).items() if name not in UNCHOSEN}
-NetworkOptions: Any = make_dataclass(
-    "NetworkOptions",
-    [
-        *((name, Any, None) for name in ("arch", "depth", "widen")),
-        *((name, hint | None, field(default=None, metadata={"home": ResNet})) for name, hint in HINTS.items()),
-    ],
-    frozen=True,
-)
-"""A base class with the settings of `ResNet`, all optional: None where not given.
 
-Their help and defaults stand with `ResNet`. Their order, after three of `ModelConfig`, is that of every list of
-settings.
-"""
+def of_resnet() -> Any:
+    """A field of `ModelConfig` that is None where not given; its help and default stand with `ResNet`."""
+    return field(default=None, metadata={"home": ResNet})
 
 
 @dataclass(frozen=True)
-class ModelConfig(NetworkOptions):
+class ModelConfig:
     """The network. What is left out is the architecture's own; what it does not read is refused."""
 
     arch: str = "resnet_prop"
     """Architecture: one of these names, timm:NAME, torchvision:NAME, or package.module:function; `fastcifar count
     --arch NAME` describes one.
     """
-    # Not None, since the files of older runs have false for every network.
-    pre_activation: bool = field(default=False, metadata={"home": ResNet})
     depth: int | None = None
     """Convolutions and linear layers on the longest path of a wide ResNet, 6 n + 4 for n blocks a stage."""
     widen: int | None = None
     """Factor of the stages' width in a wide ResNet."""
     shake_drop: float | None = None
     """Probability of disturbing the last block's branch in a PyramidNet; in the others it grows towards it."""
+    blocks: tuple[int, ...] | None = of_resnet()
+    channels: tuple[int, ...] | None = of_resnet()
+    kernels: tuple[int, ...] | None = of_resnet()
+    skip_kernels: tuple[int, ...] | None = of_resnet()
+    groups: int | None = of_resnet()
+    group_width: int | None = of_resnet()
+    stem_channels: int | None = of_resnet()
+    stem_out: int | None = of_resnet()
+    stem_stride: int | None = of_resnet()
+    pool: int | None = of_resnet()
+    pool_stride: int | None = of_resnet()
+    block: Literal["basic", "bottleneck"] | None = of_resnet()
+    # Not None, since the files of older runs have false for every network.
+    pre_activation: bool = field(default=False, metadata={"home": ResNet})
+    final_norm: bool | None = of_resnet()
+    se_ratio: float | None = of_resnet()
+    dropout: float | None = of_resnet()
+    stochastic_depth: float | None = of_resnet()
+    weight_init: Literal["he", "pytorch"] | None = of_resnet()
     max_params: float | None = None
     """Refuse a network of more parameters, such as 5e6."""
 
@@ -161,7 +168,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet": Architecture(
         "the generic residual network, ResNet-18 where nothing is given",
         resnet,
-        tuple(name for name in HINTS if name != "stem_out"),
+        tuple(f.name for f in fields(ModelConfig) if f.metadata and f.name != "stem_out"),
     ),
     "resnet18": Architecture("ResNet-18 for small images, the baseline of reports 4 and 5", resnet, SE, PYTORCH),
     "resnet20": Architecture(
@@ -291,6 +298,14 @@ def check_architecture(name: str, options: Mapping[str, Any]) -> Architecture:
             hint = f"it is for {', '.join(readers)}" if readers else own
             raise ConfigError(f"{name} does not read the option {option!r}; {hint}.")
     return architecture
+
+
+def check_trusted(name: str, place: object, trust: bool) -> None:
+    """Raises ConfigError where the architecture `name`, read from a file at `place`, is code that is not trusted."""
+    if not trust and not INSTALLED.fullmatch(name):
+        raise ConfigError(
+            f"{place}'s network is built by {name!r}, code that would be executed; add --trust where you know it."
+        )
 
 
 def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options: Any) -> nn.Module:
