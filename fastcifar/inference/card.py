@@ -16,6 +16,7 @@ from fastcifar.inference.check import Check
 from fastcifar.inference.formats import Format, module_beside
 from fastcifar.inference.metrics import wilson_interval
 from fastcifar.models import GIVEN
+from fastcifar.output import printable
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS
 from fastcifar.runs.console import percent
 from fastcifar.runs.ensembles import is_ensemble, read_report
@@ -187,9 +188,8 @@ def votes_of(path: Path) -> dict[str, Any]:
 
 
 def escaped(text: str) -> str:
-    """Makes text from files harmless in a line of Markdown: it shows as it is, what cannot be printed as an escape."""
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", visible)
+    """Writes text from files such that Markdown and HTML find nothing in it to act on, and it stays on one line."""
+    return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", printable(text))
 
 
 def table(rows: dict[str, Any]) -> str:
