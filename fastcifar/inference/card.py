@@ -23,6 +23,9 @@ from fastcifar.runs.ensembles import is_ensemble, read_report
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import TrainedNetwork
 
+ACTIVE = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
+"""What has a meaning within a line of Markdown or HTML; an underscore has none within a word."""
+
 CARD = """# {title}
 
 {what}, exported with torch {torch}.
@@ -189,7 +192,7 @@ def votes_of(path: Path) -> dict[str, Any]:
 
 def escaped(text: str) -> str:
     """Writes text from files such that Markdown and HTML find nothing in it to act on, and it stays on one line."""
-    return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", printable(text))
+    return ACTIVE.sub(r"\\\g<0>", printable(text))
 
 
 def table(rows: dict[str, Any]) -> str:
