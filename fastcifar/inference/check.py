@@ -66,7 +66,7 @@ def find_test_set(
     """
     if test_set is not None:
         check_dataset(network, test_set, "test_set")
-        return test_set
+        return test_set.to("cpu")
     with suppress(FastcifarError):
         found = load_dataset(config.data.dataset, "test", data_dir or config.data.data_dir, download=False)
         check_dataset(network, found, config.data.dataset)

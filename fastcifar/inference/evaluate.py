@@ -111,7 +111,7 @@ def evaluate_run(
     subject = open_subject(path, LoadOptions(which, trust, model), precision)
     classifier, data_dir = subject.classifier, data_dir or subject.configs[0].data.data_dir
     dataset = subject.configs[0].data.dataset if test_set is None else "test_set"
-    test = load_dataset(dataset, "test", data_dir) if test_set is None else test_set
+    test = load_dataset(dataset, "test", data_dir) if test_set is None else test_set.to("cpu")
     check_dataset(classifier.networks[0], test, dataset)
     extra = {text: read_pair(text, classifier.image_size, len(classifier.classes)) for text in pairs}
     plain = classify_parts(subject, test)
