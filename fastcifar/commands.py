@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.errors import ConfigError
-from fastcifar.inference import TTA, ExportFormat
+from fastcifar.inference import TTA, ExportFormat, PrecisionName
 from fastcifar.recipes import Recipe, select
 
 T = TypeVar("T")
@@ -83,6 +83,8 @@ class Eval:
     or else an average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    precision: PrecisionName = "auto"
+    """What the networks compute in; auto is what they were trained in."""
     images: tuple[str, ...] = ()
     """Further test sets: .npz files with images and labels, or IMAGES.npy,LABELS.npy."""
     per_class: bool = False
@@ -99,7 +101,8 @@ class Eval:
         from fastcifar.inference.report import lines_of
 
         options = {"which": self.weights, "tta": self.tta, "pairs": self.images, "speed": self.speed}
-        report = evaluate_run(self.run, self.data_dir, **options, out=self.out, trust=self.trust)
+        options |= {"precision": self.precision, "out": self.out, "trust": self.trust}
+        report = evaluate_run(self.run, self.data_dir, **options)
         for line in lines_of(report, self.per_class):
             print(line)
         print(f"{'pictures':10}  {self.out or self.run / FOLDER}")
@@ -122,21 +125,22 @@ class Predict:
     average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    precision: PrecisionName = "auto"
+    """What the networks compute in; auto is what they were trained in."""
     probabilities: bool = False
     """Add a column for each class."""
     trust: bool = False
     """Execute the code that a run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.predict import write_predictions
+        from fastcifar.inference.predict import lines_of, write_predictions
         from fastcifar.runs.network import LoadOptions
 
         loading = LoadOptions(self.weights, self.trust)
-        options = {"tta": self.tta, "probabilities": self.probabilities}
-        images = write_predictions(self.runs, self.images, self.out, loading, **options)
-        if images.note:
-            print(images.note)
-        print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
+        options = {"tta": self.tta, "precision": self.precision, "probabilities": self.probabilities}
+        images, precision = write_predictions(self.runs, self.images, self.out, loading, **options)
+        for line in lines_of(images, precision, self.out):
+            print(line)
 
 
 @dataclass(frozen=True)
@@ -222,17 +226,18 @@ class Export:
     an average. An ensemble says itself which vote."""
     data_dir: Path | None = None
     """Folder to look for the data set in, on which the file is checked."""
+    precision: PrecisionName | None = None
+    """Also count the test images to which the trained network gives another class in this precision; the file computes
+    in fp32."""
     trust: bool = False
     """Execute the code that the run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.export import export_run
+        from fastcifar.inference.export import export_run, lines_of
 
-        options = {"which": self.weights, "data_dir": self.data_dir, "trust": self.trust}
-        made = export_run(self.run, self.format, self.out, **options)
-        print(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
-        for file in made.files:
-            print(file)
+        options = {"which": self.weights, "data_dir": self.data_dir, "precision": self.precision, "trust": self.trust}
+        for line in lines_of(export_run(self.run, self.format, self.out, **options)):
+            print(line)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
         kind: a dataclass, a TypedDict, or the type of one of their fields.
         value: the result of `json.loads`.
         where: how the error message begins.
-        complete: also require the keys of a dataclass that have defaults; a TypedDict says itself which it needs.
+        complete: also require the keys of a dataclass that have defaults, but for None, which stands for what an older
+            version did not know; a TypedDict says itself which it needs.
 
     Raises:
         ConfigError: keys are missing or unknown, or a value has another type or is refused by the dataclass.
@@ -54,7 +55,10 @@ def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
     for key in value:
         if key not in hints:
             raise ConfigError(f"{where}: {unknown('key', key, hints)}")
-    needed = getattr(kind, "__required_keys__", hints if complete else ())
+    if typing.is_typeddict(kind):
+        needed = kind.__required_keys__
+    else:
+        needed = {field.name for field in dataclasses.fields(kind) if field.default is not None} if complete else set()
     if missing := [key for key in hints if key in needed and key not in value]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}, so it is damaged or another version's.")
     entries = {key: build(hints[key], entry, f"{where}: {key}", complete=complete) for key, entry in value.items()}

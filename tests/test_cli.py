@@ -154,7 +154,12 @@ def test_help_says_the_default_of_each_choice_or_else_of_the_recipe(capsys):
     def says(*arguments: str) -> str:
         return " ".join(printed(capsys, *arguments, "--help").split())
 
-    for default in ("0.1; 0.2 in multistep", "32 in resnetrs50, resnetrs50_cifar", "no; yes in resnet_prop", "128"):
+    for default in (
+        "0.1; 0.2 in multistep",
+        "16 in resnet_s4_deep; 32 in resnetrs50, resnetrs101, resnetrs50_cifar",
+        "no; yes in resnet_prop",
+        "128",
+    ):
         assert f"[default: {default}]" in says("train")
     assert "Peak learning rate. [default: 0.2]" in says("plan", "--recipe", "quickstart")
     assert "unknown recipe 'quickstar'" in refusal(capsys, "train", "--recipe", "quickstar", "--help")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fastcifar.checks import given
 from fastcifar.config import DataConfig, RunConfig
-from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, size
+from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, passes_in_words, size
 from fastcifar.errors import ConfigError
 from fastcifar.models import find_architecture
 from fastcifar.optim import OPTIMIZERS
@@ -144,7 +144,7 @@ def data_size(data: DataConfig) -> DataSize:
     from fastcifar.data.sources import load_dataset
 
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
-    return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
+    return DataSize(len(train), len(test), len(train.classes), train.image_size)
 
 
 def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
@@ -263,7 +263,7 @@ def print_plan(config: RunConfig, picture: Path) -> None:
         "images": f"{course.images:,} from {source}",
         "steps": f"{course.steps:,}: {steps}",
         "arithmetic": f"{spent.flops:.3g} FLOP ({spent.flops / course.steps:.3g} a step)",
-        "memory": f"{size(spent.memory.needed)}{there}, {spent.memory.manner}: {parts}",
+        "memory": f"{size(spent.memory.needed)}{there}, {passes_in_words(spent.memory)}: {parts}",
         "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
     }
     if course.snapshots:

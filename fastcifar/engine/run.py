@@ -17,6 +17,7 @@ from fastcifar.config import ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes
 from fastcifar.engine.compile import Obstacle, Why
+from fastcifar.engine.memory import plan_in_words
 from fastcifar.engine.setup import Images, build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
@@ -64,7 +65,7 @@ def train(
     run = Run.create(Path(out) if out else None, trainer.config)
     with run.locked():
         if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
-            notes.append(str(trainer.memory))
+            notes.append(plan_in_words(trainer.memory))
         for note in notes:
             console.note(note, prominent=True)
         return carry_out(run, trainer, images.test, console)

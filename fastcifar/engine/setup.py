@@ -103,7 +103,7 @@ def build_trainer(
     prepare_machine(config.engine)
     images = images or open_images(config)
     train, validation = images.train, None
-    size = DataSize(len(train), len(images.test), len(train.classes), train.images.shape[1])
+    size = DataSize(len(train), len(images.test), len(train.classes), train.image_size)
     if model is None:
         options = {"classes": size.classes, "image_size": size.image_size, **config.model.options}
         count = count_network(config.model.arch, **options)

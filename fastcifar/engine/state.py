@@ -156,8 +156,8 @@ class TrainingState:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Restores everything after the block, which may run steps, unless CUDA has failed."""
-        averages = [part for flat in self.averages.flat.values() for part in flat]
-        changing = [*self.model.state_dict().values(), *averages, *self.tensors().values()]
+        weights = [part for flat in self.last().values() for part in flat]
+        changing, put_back_buffers = [*weights, *self.tensors().values()], self.buckets.keep_buffers()
         kept, random_state = [tensor.clone() for tensor in changing], random_state_of(self.device)
         scaler = self.scaler.state_dict()
         lost = False
@@ -169,6 +169,7 @@ class TrainingState:
         finally:
             if not lost:
                 self.drop_gradients()
+                put_back_buffers()
                 for tensor, before in zip(changing, kept, strict=True):
                     tensor.copy_(before)
                 self.turn_to(self.epoch, self.batch)

@@ -59,7 +59,7 @@ class Trainer:
         self.steps_per_epoch = len(self.loader)
         self.validation, self.watched = (part and part.to(self.device) for part in (validation, watched))
         torch.manual_seed(config.seed)
-        self.options = {"classes": len(train.classes), "image_size": train.images.shape[1], **config.model.options}
+        self.options = {"classes": len(train.classes), "image_size": train.image_size, **config.model.options}
         model = build_model(config.model.arch, **self.options) if model is None else model
         check_parameters(sum(parameter.numel() for parameter in model.parameters()), config.model.max_params)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)

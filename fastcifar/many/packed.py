@@ -100,7 +100,7 @@ def fetch(config: RunConfig) -> DataSize:
     data = config.data
     name = resolve_auto(data.data_dir)[0] if data.dataset == "auto" else data.dataset
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
-    return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
+    return DataSize(len(train), len(test), len(train.classes), train.image_size)
 
 
 def how_many(config: RunConfig, data: DataSize) -> int:

@@ -44,6 +44,29 @@ class Buckets:
                     "lower precision."
                 )
         self.flat = (flatten(parameters), flatten(buffers))
+        self.views = {id(buffer): buffer for buffer in buffers}
+        """The buffers that lie in `flat`, by identity."""
+        modules = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
+        self.places = [(module._buffers, name) for module, name in modules]
+        """The dictionary that holds each buffer, and its name there."""
+
+    def keep_buffers(self) -> Callable[[], None]:
+        """Returns a function that makes the buffers what they are now, except for the values in `flat`.
+
+        Until it is called, a forward pass may write into a buffer or put another tensor in its place.
+        """
+        kept = [(holder, name, holder[name]) for holder, name in self.places]
+        copies = [
+            (buffer, buffer.clone()) for *_, buffer in kept if buffer is not None and id(buffer) not in self.views
+        ]
+
+        def put_back() -> None:
+            for holder, name, buffer in kept:
+                holder[name] = buffer
+            for buffer, copy in copies:
+                buffer.copy_(copy)
+
+        return put_back
 
     def copies(self) -> Flat:
         return tuple(flat.clone() for flat in self.flat)

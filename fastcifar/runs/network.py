@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization
+from fastcifar.data import IMAGE_SIZES
 from fastcifar.data.image_set import ImageSet
-from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
+from fastcifar.data.sources import IMAGE_SIZE
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
 from fastcifar.models import GIVEN, build_model
 from fastcifar.runs import checkpoint as checkpoints

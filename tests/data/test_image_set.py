@@ -25,6 +25,19 @@ def test_sets_are_checked_where_they_are_built(images, labels, message):
         ImageSet(images, labels, ("a", "b"), (0, 0, 0), (1, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("ant", "ant"), "two classes are called 'ant'; give each"),
+        (("ant", ""), "called ''"),
+        (("ant", 3), "called '3'"),
+    ],
+)
+def test_names_of_classes(names, message):
+    with pytest.raises(DataError, match=message):
+        ImageSet.of(IMAGES, [0, 1], names)
+
+
 def test_any_arrays_make_a_set_of_images():
     images = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
     own = ImageSet.of(images, [i % 3 for i in range(30)])

@@ -23,7 +23,7 @@ from fastcifar.config import (
 from fastcifar.data.sources import load_dataset
 from fastcifar.diagnostics import doctor
 from fastcifar.diagnostics.plan import SIZES, DataSize, cost, data_size, mistakes, outline
-from fastcifar.engine.memory import size
+from fastcifar.engine.memory import passes_in_words, size
 from fastcifar.engine.setup import build_trainer, resolve
 from fastcifar.errors import ConfigError
 from fastcifar.optim.schedules import lr_table
@@ -145,7 +145,8 @@ def test_plan_doctor_and_run_agree_on_the_memory(limit, passes, monkeypatch):
     run = build_trainer(resolve(config)[0]).memory
     assert (run.needed, run.micro_batch) == (planned.needed, planned.micro_batch)
     monkeypatch.setattr(doctor, "MAIN_JOB", config)
-    assert f"resnet takes about {size(planned.needed)}, {planned.manner}" in doctor.memory_of(torch.device("cpu")).text
+    expected = f"resnet takes about {size(planned.needed)}, {passes_in_words(planned)}"
+    assert expected in doctor.memory_of(torch.device("cpu")).text
 
 
 def test_what_does_not_fit_is_refused_as_a_run_is(capsys, tmp_path):

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from small_training import CONFIG, DROPOUT, METHODS, assert_same_weights, image_set, run
+from torch import nn
 
-from fastcifar.config import EngineConfig
+from fastcifar.config import EngineConfig, ModelConfig
 from fastcifar.device import synchronize
 from fastcifar.engine import launch
 from fastcifar.engine.compile import Obstacle, Why
 from fastcifar.engine.launch import Launcher
 from fastcifar.engine.trainer import Trainer
+from fastcifar.models import GIVEN
 
 GPU = EngineConfig(device="cuda:0", precision="bf16", compile="off")
 
@@ -44,6 +46,36 @@ def test_compiling_that_fails_falls_back(monkeypatch):
     assert trainer.compile() == Obstacle(Why.FAILED, "no C++ compiler")
     assert not trainer.launch.compiled
     assert_same_weights(run(trainer), run(Trainer(CONFIG, image_set(40))))
+
+
+class Counting(nn.Module):
+    """Counts its passes in training: in an integer, in place of the count before, and outside the state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.classifier = nn.BatchNorm2d(3, momentum=None), nn.Linear(3, 5)
+        self.register_buffer("replaced", torch.zeros(()))
+        self.register_buffer("unsaved", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.replaced = self.replaced + 1
+            self.unsaved += 1
+        return self.classifier(self.norm(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("compiling", "sharpness"), [("auto", "none"), ("off", "sam")])
+def test_only_the_first_pass_of_a_step_changes_a_networks_buffers(compiling, sharpness):
+    """Neither the rehearsals that measure whether compiling pays nor SAM's second pass do."""
+    engine, optim = replace(CONFIG.engine, compile=compiling), replace(CONFIG.optim, sharpness=sharpness)
+    network = Counting()
+    trainer = Trainer(
+        replace(CONFIG, model=ModelConfig(GIVEN), engine=engine, optim=optim), image_set(100), model=network
+    )
+    trainer.compile()
+    run(trainer)
+    counts = network.norm.num_batches_tracked, network.replaced, network.unsaved
+    assert [count.item() for count in counts] == [10, 10, 10]
 
 
 @pytest.mark.slow
