@@ -108,7 +108,8 @@ NAME = re.compile(rf"weights|swa|ema-[0-9.e-]+|{SNAPSHOT.pattern}")
 """Allowed names of weights, and so of their files."""
 
 STEP = re.compile("[0-9]{8,}")
-PARTIAL = re.compile(rf"\.{STEP.pattern}\.partial")
+OWN = re.compile(rf"{STEP.pattern}|\.{STEP.pattern}\.partial")
+"""Folders that `save` makes, and `sweep` may remove."""
 SUMS = "SHA256SUMS"
 
 
@@ -135,11 +136,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what earlier and killed saves left beside the current checkpoint. Raises FastcifarError as `latest`."""
-    current = latest(folder)
-    for other in folder.iterdir() if exists(folder) else ():
-        if other != current and (STEP.fullmatch(other.name) or PARTIAL.fullmatch(other.name)):
-            shutil.rmtree(other, ignore_errors=True)  # which follows no links
+    """Removes what earlier and killed saves left beside the current checkpoint; follows no links."""
+    with writing(folder):
+        current = latest(folder)
+        for other in folder.iterdir() if exists(folder) else ():
+            if other != current and OWN.fullmatch(other.name):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -49,8 +49,9 @@ def exists(path: Path) -> bool:
 def inside(folder: Path, name: str) -> Path:
     """Returns `folder`/`name`. Raises FastcifarError where it is a link: what is written there would go elsewhere."""
     path = folder / name
-    if path.is_symlink():
-        raise FastcifarError(f"{path} is a link that may lead out of {folder}; put what it leads to in its place.")
+    with writing(path):
+        if path.is_symlink():
+            raise FastcifarError(f"{path} is a link that may lead out of {folder}; put what it leads to in its place.")
     return path
 
 
