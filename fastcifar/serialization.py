@@ -36,6 +36,8 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
             return origin(build(part, entry, where) for part, entry in zip(kinds, value, strict=True))
     if origin is dict and isinstance(value, dict):
         return {key: build(arguments[1], entry, f"{where}: {key}") for key, entry in value.items()}
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{where} is {reprlib.repr(value)}; expected text without the character NUL.")
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and type(value) is int and abs(value) < 2**1023:

@@ -62,10 +62,10 @@ NAMES = {
 """
 
 
-def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Figures:
+def print_profile(config: RunConfig, steps: int, out: Path | None = None, trust: bool = False) -> Figures:
     """Trains for `steps` steps, prints where time goes, and writes figures, trace and picture.
 
-    They go to the folder `out`, `profile-ARCH` by default.
+    They go to the folder `out`, `profile-ARCH` by default. `trust` allows a teacher of code that is imported.
 
     Raises:
         FastcifarError: as `engine.run.train`, or because the profiler sees nothing of the GPU.
@@ -73,7 +73,7 @@ def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Fig
     console, began = Console(), time.perf_counter()
     folder = out or Path(f"profile-{''.join(c if c.isalnum() or c in '._-' else '-' for c in config.model.arch)}")
     config, notes = resolve(on_data_at_hand(config))
-    trainer = build_trainer(config, began)
+    trainer = build_trainer(config, began, trust=trust)
     for note in notes:
         console.note(note)
     compile_and_capture(trainer, console)

@@ -21,8 +21,9 @@ from fastcifar.engine.memory import plan_in_words
 from fastcifar.engine.setup import Images, build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
-from fastcifar.models import GIVEN
-from fastcifar.optim.schedules import Duration, in_steps, lr_table
+from fastcifar.models import GIVEN, check_trusted
+from fastcifar.optim.course import Duration
+from fastcifar.optim.schedules import in_steps, lr_table
 from fastcifar.plots import draw, plot_run
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
@@ -44,6 +45,7 @@ def train(
     train_set: ImageSet | None = None,
     test_set: ImageSet | None = None,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Result:
     """Trains as `config` says, in a new run folder; the other arguments are those of `fastcifar.train`.
 
@@ -60,7 +62,7 @@ def train(
     config, notes = resolve(config)
     images = open_images(config, train_set, test_set)
     with naming_failures():
-        trainer = build_trainer(config, began, images, model)
+        trainer = build_trainer(config, began, images, model, trust)
     trainer.state.images = digests(images)
     run = Run.create(Path(out) if out else None, trainer.config)
     with run.locked():
@@ -79,6 +81,7 @@ def resume(
     train_set: ImageSet | None = None,
     test_set: ImageSet | None = None,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Result:
     """Resumes the run in the folder `path` from its last checkpoint, with the choices stored there.
 
@@ -86,6 +89,7 @@ def resume(
         epochs: the number of epochs in all, more than the run was made for; the run may have ended already.
         model, train_set, test_set: what was given to `train`, given again.
         console: where to show progress; by default only a notebook shows it.
+        trust: whether an architecture of the run's own code (`package.module:function`) may be imported.
 
     Raises:
         FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` does not exceed the run's.
@@ -99,10 +103,12 @@ def resume(
         if finished is not None and epochs is None:
             console.note(f"{run.path} has ended already; --epochs beyond its {stored.epochs} would make it go on.")
             return finished
+        if model is None:
+            check_trusted(stored.model.arch, run.path, trust)
         images = open_images(stored, train_set, test_set)
         config = stored if epochs is None else lengthened(stored, epochs, images.steps_per_epoch(stored), run.path)
         with naming_failures():
-            trainer = build_trainer(config, began, images, model)
+            trainer = build_trainer(config, began, images, model, trust)
             trainer.state.images = digests(images)
             if checkpoint := checkpoints.load(run.checkpoints):
                 known = checkpoint.progress.get("images", {})
@@ -163,12 +169,13 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         with request.answered_at_once(run.path):
             resolved = compile_and_capture(trainer, console)
         run.write_config(resolved)
-        sinks = (JsonLines(run.metrics, state.epoch), tensorboard := TensorBoard(run.path, state.epoch), console)
+        lines = JsonLines(run.metrics, state.epoch)
+        sinks = (lines, tensorboard := TensorBoard(run.path, lines.kept, console.note))
         console.begin(state.steps_done, state.total_steps, config.batch_size)
         try:
             with ExitStack() as at_the_end:
-                for sink in sinks:
-                    at_the_end.callback(sink.close)
+                for shown in (*sinks, console):
+                    at_the_end.callback(shown.close)
                 train_epochs(run, trainer, sinks, console, request)
                 evaluations = trainer.evaluate(test, state.chosen())
                 accuracies = {name: evaluation.accuracy for name, evaluation in evaluations.items()}
@@ -193,9 +200,9 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
     while state.epoch < total:
         ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)
         totals = trainer.read_totals()
-        if ended:
+        record = trainer.end_epoch(totals) if ended else None
+        if record:
             run.check_there()
-            record = trainer.end_epoch(totals)
             for sink in sinks:
                 sink.write(record)
         elapsed, signal_number = trainer.clock.elapsed, request.signal_number
@@ -203,6 +210,8 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
             start = time.perf_counter()
             checkpoints.save(run.checkpoints, state.checkpoint())
             saved, cost = elapsed, time.perf_counter() - start
+        if record:
+            console.write(record)
         if signal_number is not None and state.epoch < total:
             raise Interrupted(signal_number, run.path)
 
@@ -306,10 +315,5 @@ def flop_utilization(trainer: Trainer) -> float | None:
 
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
-    """Returns the highest test accuracy of any epoch and weights; None where the test set was not watched."""
-    highest = [
-        max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0)
-        for record in records
-        if record.test_accuracy is not None
-    ]
-    return max(highest, default=None)
+    """Returns the highest test accuracy of the weights in any epoch; None where the test set was not watched."""
+    return max((record.test_accuracy for record in records if record.test_accuracy is not None), default=None)

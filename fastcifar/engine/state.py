@@ -17,10 +17,12 @@ from fastcifar.device import Precision, random_state_of, set_random_state
 from fastcifar.engine.evaluate import Evaluation
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.step import DeviceBook, Meter
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.averaging import Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
-from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
+from fastcifar.optim.plateau import Plateau
+from fastcifar.optim.schedules import cycle_ends, lr_table, momentum_table
 from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors
 
 
@@ -78,12 +80,16 @@ class TrainingState:
         """Digests of the training and the test set, by split; empty where they are not known."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved
         self.buckets = Buckets(model)
-        self.optimizer = build_optimizer(model, config.optim)
+        self.momentum = None
+        """Momentum of every step, where the schedule sets it."""
+        if OPTIMIZERS[config.optim.optimizer].takes_cycles:
+            self.momentum = momentum_table(config.schedule, steps_per_epoch, config.epochs)
+        self.optimizer = build_optimizer(model, config.optim, cycled=self.momentum is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
         self.shadow = Shadow(model, self.buckets.flat[0], shadow_dtype(config.model.arch, device, precision.dtype))
-        self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         peak_lr = config.optim.peak_lr(config.batch_size)
         self.lr = lr_table(config.schedule, peak_lr, steps_per_epoch, config.epochs)
+        self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         self.scheduled_lr = tuple(self.lr)
         """Learning rate of every step, without the changes that a plateau made."""
         self.plateau = None
@@ -91,7 +97,9 @@ class TrainingState:
             self.plateau = Plateau(given(schedule.gamma), given(schedule.patience), given(schedule.final_lr))
         self.meter = Meter(device)
         on_gpu = device.type == "cuda"
-        self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays) if on_gpu else None
+        self.book = None
+        if on_gpu:
+            self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays, self.momentum)
         self.best: dict[str, BestWeights] = {}
         """Best weights so far, by name; empty without a validation split."""
         ends = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if schedule.snapshots else ()
@@ -220,7 +228,7 @@ class TrainingState:
             if self.plateau:
                 self.plateau.restore(progress["plateau"])
                 self.scale_lr(self.plateau.factor)
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, ConfigError) as error:
             raise FastcifarError(f"the checkpoint's state is damaged ({error}); start the run again.") from error
         self.clock.go_on(progress)
 

@@ -189,7 +189,7 @@ def read_pair(text: str, image_size: int, classes: int) -> tuple[Tensor, Tensor]
     IMAGES.npy,LABELS.npy. Raises DataError, which names the array, where one is missing or damaged, or has another
     type, shape or range.
     """
-    paths = [Path(part).expanduser() for part in (text.split(",") if text.endswith(".npy") else [text])]
+    paths = [Path(os.path.expanduser(part)) for part in (text.split(",") if text.endswith(".npy") else [text])]
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{path} does not exist; {PAIRS}.")

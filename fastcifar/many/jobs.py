@@ -50,17 +50,15 @@ class Job:
     def result(self) -> Result | None:
         return Run(self.folder).result()
 
-    def check_same_reading(self) -> None:
-        """Raises ConfigError where the folder holds a run of an earlier version of the recipe."""
-        if self.started:
-            check_settings(self, recipe_settings(Run(self.folder).config()), str(self.folder))
-
-    def check_same_length(self) -> None:
-        """Raises ConfigError where the folder holds a run of a different number of epochs."""
-        if self.started and (found := Run(self.folder).config().epochs) != self.config.epochs:
-            wanted = self.config.epochs
+    def check_folder(self) -> None:
+        """Raises ConfigError where the folder holds a run of another length, or of an earlier version of the recipe."""
+        if not self.started:
+            return
+        found, wanted = Run(self.folder).config(), self.config.epochs
+        check_settings(self, recipe_settings(found), str(self.folder))
+        if found.epochs != wanted:
             raise ConfigError(
-                f"{self.folder} holds a run of {found} epochs in place of {wanted}; choose another --out."
+                f"{self.folder} holds a run of {found.epochs} epochs in place of {wanted}; choose another --out."
             )
 
 

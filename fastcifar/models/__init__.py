@@ -21,6 +21,8 @@ GIVEN = "given"
 LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
 PLUG_IN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """Matches package.module:function."""
+INSTALLED = re.compile(r"((timm|torchvision):)?\w[\w.-]*")
+"""Matches the names that build from installed code alone: no other module is imported, and nothing is fetched."""
 
 
 def of_resnet() -> Any:
@@ -296,6 +298,14 @@ def check_architecture(name: str, options: Mapping[str, Any]) -> Architecture:
             hint = f"it is for {', '.join(readers)}" if readers else own
             raise ConfigError(f"{name} does not read the option {option!r}; {hint}.")
     return architecture
+
+
+def check_trusted(name: str, place: object, trust: bool) -> None:
+    """Raises ConfigError where the architecture `name`, read from a file at `place`, is code that is not trusted."""
+    if not trust and not INSTALLED.fullmatch(name):
+        raise ConfigError(
+            f"{place}'s network is built by {name!r}, code that would be executed; add --trust where you know it."
+        )
 
 
 def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options: Any) -> nn.Module:

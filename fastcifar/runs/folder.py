@@ -48,7 +48,7 @@ class Result:
     chosen_epochs: dict[str, int]
     """The best epoch on the validation split, by name of the weights; empty without one."""
     watched_test_accuracy: float | None
-    """The highest of any epoch and weights, with `watch_test` only; the test set chose it, which flatters it."""
+    """The highest of the weights in any epoch, with `watch_test` only; the test set chose it, which flatters it."""
     images_per_second: float
     """Training images per second of training, with loading, but without compiling and evaluation."""
     seconds: float

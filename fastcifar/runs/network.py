@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,11 @@ from fastcifar.data import IMAGE_SIZES
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import IMAGE_SIZE
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
-from fastcifar.models import GIVEN, build_model
+from fastcifar.models import GIVEN, build_model, check_trusted
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.ensembles import is_ensemble, voters
 from fastcifar.runs.folder import Run
-
-OWN_CODE = re.compile(r"((timm|torchvision):)?\w[\w.-]*")
-"""Architectures that build from installed code alone: no other module is imported, and nothing is fetched."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +152,8 @@ def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
         raise ConfigError(
             f"{path}'s network was given in Python and has no name to be built by; give it again in Python, as model=."
         )
-    if options.model is None and not options.trust and not OWN_CODE.fullmatch(arch):
-        raise FastcifarError(
-            f"{path}'s network is built by {arch!r}, code that comes with the run and would be executed; add --trust "
-            "where you know it."
-        )
+    if options.model is None:
+        check_trusted(arch, path, options.trust)
     validated = {name: best["accuracy"] for name, best in state.progress["best"].items()}
     images = state.progress.get("images", {})
     return StoredNetwork(path, state.network, images, state.chosen, validated, options.model)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from made_run import weight_files
+from made_run import record, weight_files
 from matplotlib.figure import Figure
 from small_training import CONFIG, DROPOUT, image_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -346,3 +346,10 @@ def test_what_came_of_compiling_is_said_and_stored(monkeypatch, outcome, line, s
     assert module.compile_and_capture(trainer, console).engine.compile == stored
     assert console.notes[0].startswith(line)
     assert NOT_COMPILED.keys() | NOT_CAPTURED.keys() == set(Why)
+
+
+def test_the_highest_test_accuracy_is_the_weights_own():
+    """An average, which reports 1 and 4 did not have, does not count."""
+    epochs = [replace(record(1), test_accuracy=0.8), replace(record(2), test_accuracy=0.7)]
+    assert module.highest_test_accuracy([replace(one, averaged_test_accuracies={"swa": 0.9}) for one in epochs]) == 0.8
+    assert module.highest_test_accuracy([replace(one, test_accuracy=None) for one in epochs]) is None
