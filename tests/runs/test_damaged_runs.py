@@ -74,7 +74,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run: Run, name: str) -> None:
         assert f"{run.path / CHECKPOINT}" in sentence(lambda: checkpoints.load(run.checkpoints))
 
 
-@pytest.mark.parametrize("name", ["config.json", *FILES])
+@pytest.mark.parametrize("name", READERS)
 def test_what_never_ends_is_not_read(run: Run, name: str) -> None:
     (run.path / name).unlink()
     (run.path / name).symlink_to("/dev/zero")
