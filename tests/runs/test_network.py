@@ -1,4 +1,4 @@
-"""The network of a run: which weights are taken, and that only trusted code is executed."""
+"""The network of a run: which weights are taken, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from small_run import CLASSES, MEAN, SIZE, STD, images_like, make_run, make_weig
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import FastcifarError
-from fastcifar.runs.network import LoadOptions, TrainedNetwork, read_network
+from fastcifar.runs.network import TrainedNetwork, read_network
 
 
-def load(run: Path, which: str | None = None, *, trust: bool = False) -> TrainedNetwork:
-    return read_network(run, LoadOptions(trust=trust)).load(torch.device("cpu"), which)
+def load(run: Path, which: str | None = None) -> TrainedNetwork:
+    return read_network(run).load(torch.device("cpu"), which)
 
 
 def test_the_network_is_as_it_was_stored(tmp_path: Path) -> None:
