@@ -18,7 +18,7 @@ import fastcifar
 from fastcifar.commands import COMMANDS, Ensemble, Reproduce, Resume
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import check_data_dir
-from fastcifar.errors import ConfigError, FastcifarError, unknown
+from fastcifar.errors import ConfigError, FastcifarError, is_memory_error, reason, unknown
 from fastcifar.recipes import recipe
 from fastcifar.recipes.registry import derive, settings, without_replaced
 from fastcifar.runs.interrupt import Interrupted
@@ -88,6 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goes_on = isinstance(command, Ensemble | Reproduce)
         print("Stopped and saved; the same command goes on." if goes_on else stop, file=sys.stderr)
         return EXIT_SIGNALLED + stop.signal_number
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        print(
+            f"fastcifar: memory ran out ({reason(error)}); close other programs, or take smaller batches or a smaller "
+            "network.",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("fastcifar: stopped.", file=sys.stderr)
         return EXIT_SIGNALLED + 2

@@ -14,7 +14,16 @@ from rich.table import Table
 
 from fastcifar.checks import given
 from fastcifar.config import DataConfig, RunConfig
-from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, passes_in_words, size
+from fastcifar.engine.memory import (
+    DataSize,
+    MemoryPlan,
+    check_passes,
+    footprint,
+    lay_out,
+    memory_limit,
+    passes_in_words,
+    size,
+)
 from fastcifar.errors import ConfigError
 from fastcifar.models import find_architecture
 from fastcifar.optim import OPTIMIZERS
@@ -183,7 +192,7 @@ def cost(config: RunConfig, course: Outline) -> Cost:
     """
     import torch
 
-    from fastcifar.device import Precision, device_name, resolve_device, resolve_precision
+    from fastcifar.device import Precision, device_name, resolve_device, resolve_precision, set_threads
     from fastcifar.models import build_model, check_parameters
     from fastcifar.models.count import count_network
 
@@ -204,9 +213,10 @@ def cost(config: RunConfig, course: Outline) -> Cost:
         precision, _ = resolve_precision(config.engine.precision, device)
     taken = footprint(config, course.data, device, precision.dtype.itemsize, count)
     memory = lay_out(config, taken, limit or sys.maxsize)
+    check_passes(config.model.arch, memory.batch_size, memory.micro_batch, count)
     if not measured:
         if config.engine.threads:
-            torch.set_num_threads(config.engine.threads)
+            set_threads(config.engine.threads)
         batch, model = min(memory.micro_batch, REHEARSED[device.type]), build_model(config.model.arch, **options)
         speed = rehearse(model, torch.randn(batch, 3, *2 * [course.data.image_size], device=device), precision)
         seconds = images * passes / speed

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from fastcifar.augment.policy import parse
+from fastcifar.checks import given
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import resolve_backend
 from fastcifar.data.sources import check_data_dir, is_path, load_dataset, resolve_auto
 from fastcifar.data.splits import validation_split
-from fastcifar.device import DTYPES, keep_freed_memory, resolve_device, resolve_precision
+from fastcifar.device import DTYPES, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from fastcifar.engine.compile import keep_artefacts
-from fastcifar.engine.memory import DataSize, fit_to_memory, footprint, limit_memory, memory_limit
+from fastcifar.engine.memory import DataSize, check_passes, fit_to_memory, footprint, limit_memory, memory_limit
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError
 from fastcifar.models.count import count_model, count_network
@@ -117,6 +118,7 @@ def build_trainer(
     device = torch.device(config.engine.device)
     taken = footprint(config, size, device, DTYPES[config.engine.precision].itemsize, count)
     config, plan = fit_to_memory(config, taken, memory_limit(config.engine, device))
+    check_passes(config.model.arch, config.batch_size, given(config.engine.micro_batch), count)
     if config.data.val_split:
         kept, apart = validation_split(train.labels, config.data.val_split, config.data.split_seed, size.classes)
         train, validation = train.subset(kept), train.subset(apart)
@@ -129,7 +131,7 @@ def build_trainer(
 def prepare_machine(engine: EngineConfig) -> None:
     """Applies the process-wide settings that a run relies on."""
     if engine.threads:
-        torch.set_num_threads(engine.threads)
+        set_threads(engine.threads)
     keep_artefacts()
     device = resolve_device(engine.device)
     if device.type == "cpu":
