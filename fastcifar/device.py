@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import sys
@@ -17,9 +16,6 @@ from torch import Tensor
 
 from fastcifar.errors import ConfigError
 
-MOST_THREADS = 256
-"""Threads that a run may have on any machine, such as one resumed on fewer cores; OpenMP ends a process on failure."""
-
 
 def resolve_device(name: str) -> torch.device:
     """Returns the device that `name` stands for, a GPU with its index. Raises ConfigError where it does not exist."""
@@ -30,14 +26,6 @@ def resolve_device(name: str) -> torch.device:
     if (device.index or 0) >= count:
         raise ConfigError(f"device {name} was not found, among {count} CUDA devices; choose another or --device auto.")
     return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
-
-
-def set_threads(count: int) -> None:
-    """Makes torch compute with `count` threads. Raises ConfigError for so many that starting them may fail."""
-    most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
-    if count > most:
-        raise ConfigError(f"threads is {count}, and this machine starts at most {most}; lower --threads.")
-    torch.set_num_threads(count)
 
 
 def keep_freed_memory() -> None:
@@ -223,5 +211,5 @@ def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, 
     if requested == "bf16" and not native and device.type == "cuda":
         raise ConfigError("this GPU has no native bfloat16; choose --precision fp16 or auto.")
     if requested == "fp16" and device.type == "cpu":
-        raise ConfigError("float16 training needs a GPU; choose --precision bf16, fp32 or auto.")
+        raise ConfigError("float16 needs a GPU; choose --precision bf16, fp32 or auto.")
     return Precision(requested), None

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.averaging import ema_update_
-from fastcifar.optim import AverageConfig
-from fastcifar.optim.schedules import Duration
+from fastcifar.optim import AverageConfig, average_name
+from fastcifar.optim.course import Duration
 
 ALIGNMENT = 16
 """In elements; equal to 64 bytes."""
@@ -109,10 +109,8 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 def decay_table(decays: Sequence[float], steps: int) -> Tensor:
     """The decays of each step, float32 (steps, decays): `min(decay, (1 + step) / (10 + step))`.
 
-    The warm-up lets the start be forgotten soon; it is that of TensorFlow's
+    The warm-up, which lets the start be forgotten soon, is that of TensorFlow's
     `ExponentialMovingAverage(num_updates=...)`.
-
-    The warm-up is TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
     """
     step = torch.arange(steps, dtype=torch.float64)[:, None]
     return torch.minimum((1 + step) / (10 + step), torch.tensor(decays, dtype=torch.float64)).float()
@@ -133,7 +131,7 @@ class Averages:
         self.decays = decay_table(config.decays, total).to(device)
         """The decays of each step, float32 (steps, averages)."""
         self.flat = {
-            f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)
+            average_name(decay): tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)
         }
         """The averaged weights, in the form of `Buckets.flat`."""
         self.swa_start = None

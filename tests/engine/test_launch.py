@@ -123,7 +123,7 @@ def test_on_a_gpu_a_compiled_step_is_captured_anew(monkeypatch, tmp_path):
     ("precision", "method"),
     [
         ("fp16", "plain"),
-        *(("bf16", method) for method in ("averages", "asam", "muon")),
+        *(("bf16", method) for method in ("averages", "asam", "muon", "one-cycle")),
         *(pytest.param("bf16", method, marks=pytest.mark.gpu) for method in METHODS),
     ],
 )
@@ -134,6 +134,17 @@ def test_captured_steps_equal_launched_ones(precision, method):
     assert captured.capture() == 8
     assert_same_weights(run(launched), run(captured))
     assert captured.state.book.number.item() == captured.state.total_steps
+
+
+@pytest.mark.usefixtures("card", "deterministic")
+def test_one_cycle_moves_momentum_and_rate_on_a_gpu_as_on_a_cpu():
+    config, gpu = replace(CONFIG, **METHODS["one-cycle"]), replace(GPU, precision="fp32")
+    on_cpu, on_gpu = (Trainer(one, image_set(100)) for one in (config, replace(config, engine=gpu)))
+    assert on_gpu.capture() == 8
+    for cpu, other in zip(weights(run(on_cpu)), weights(run(on_gpu)), strict=True):
+        torch.testing.assert_close(other.cpu(), cpu, rtol=1e-3, atol=1e-4)
+    own = [trainer.state.optimizer.param_groups[0]["cycled"] for trainer in (on_cpu, on_gpu)]
+    assert own == pytest.approx([0.95, 0.95])
 
 
 @pytest.mark.usefixtures("card", "deterministic")

@@ -43,7 +43,7 @@ def test_asymmetric_takes_shares():
     """A one-hot share is a label; the focus of a mixed one is mixed."""
     logits, labels = batch()
     one_hot = F.one_hot(labels, 5).float()
-    torch.testing.assert_close(asymmetric(logits, one_hot), asymmetric(logits, labels))
+    torch.testing.assert_close(asymmetric(logits, one_hot, 0, 4, 0.1), asymmetric(logits, labels, 0, 4, 0.1))
     p = torch.tensor([[0.25, 0.75]])
     expected = -(0.5 * (0.5 * (1 - p) ** 1 + 0.5 * p**2) * p.log()).sum()
     torch.testing.assert_close(asymmetric(p.log(), torch.tensor([[0.5, 0.5]]), 1, 2, 0.0), expected)
@@ -51,7 +51,7 @@ def test_asymmetric_takes_shares():
 
 def test_asymmetric_is_finite_at_the_ends():
     logits = torch.tensor([[1000.0, -1000.0], [-1000.0, 1000.0]], requires_grad=True)
-    loss = asymmetric(logits, torch.tensor([0, 0]))
+    loss = asymmetric(logits, torch.tensor([0, 0]), 0, 4, 0.1)
     loss.backward()
     assert loss.isfinite()
     assert logits.grad.isfinite().all()

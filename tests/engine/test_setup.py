@@ -8,9 +8,10 @@ from small_training import CONFIG, image_set
 
 from fastcifar import cli
 from fastcifar.config import ModelConfig
-from fastcifar.engine.run import naming_failures
+from fastcifar.data.image_set import ImageSet
+from fastcifar.engine.run import naming_failures, train
 from fastcifar.engine.setup import Images, build_trainer, open_images
-from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.errors import ConfigError, DataError, FastcifarError
 from fastcifar.recipes.registry import derive
 
 
@@ -21,6 +22,16 @@ def test_the_validation_split_is_drawn_by_its_own_seed(changes):
     images = Images(image_set(100), image_set(20, 1))
     first, second = (build_trainer(one, images=images).validation for one in (config, derive(config, **changes)))
     assert torch.equal(first.images, second.images) == ("seed" in changes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (16, 8), (8, 16), (1025, 1025)], ids=str)
+def test_images_that_no_network_takes_are_refused_before_training(shape, tmp_path):
+    sets = [ImageSet.of(torch.zeros(4, *shape, 3, dtype=torch.uint8), [0, 1, 0, 1]) for _ in range(2)]
+    with pytest.raises(
+        DataError, match=f"square images of 4 to 1024 pixels a side, and these are {shape[1]}x{shape[0]}"
+    ):
+        train(CONFIG, tmp_path / "run", train_set=sets[0], test_set=sets[1])
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_sets_that_do_not_belong_together_are_refused():
@@ -39,11 +50,6 @@ def test_a_batch_norm_of_single_values_is_refused(batch_size, micro_batch):
     images = Images(image_set(40), image_set(20, 1))
     with pytest.raises(ConfigError, match=r"stage5.0.branch.1 normalises maps of one pixel"):
         build_trainer(replace(config, engine=replace(config.engine, micro_batch=micro_batch)), images=images)
-
-
-def test_more_threads_than_can_be_started_are_refused():
-    with pytest.raises(ConfigError, match=r"threads is 100000, and this machine starts at most \d+; lower --threads"):
-        build_trainer(replace(CONFIG, engine=replace(CONFIG.engine, threads=100_000)))
 
 
 def torch_runs_out() -> None:

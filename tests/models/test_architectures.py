@@ -27,7 +27,10 @@ VALUES = {
     "se_ratio": 0.5,
     "dropout": 0.3,
     "stochastic_depth": 0.2,
+    "shake_drop": 0.5,
 }
+RS_BLOCK = 2 * 1024 * 256 + 9 * 256**2 + 2 * (256 + 256 + 1024) + 2 * 1024 * 64 + 64 + 1024
+"""Parameters of a block of ResNet-RS's third stage: two 1x1 convolutions and a 3x3 one, their norms, and the gates."""
 NEEDS = {
     "groups": {"block": "bottleneck"},
     "group_width": {"block": "bottleneck", "groups": 4},
@@ -59,18 +62,23 @@ def on_meta(name: str, **options: object) -> nn.Module:
         ("resnet_prop", {}, 11_172_170),
         ("resnet_s3", {}, 4_935_242),
         ("resnet_s4", {}, 4_697_162),
-        ("resnet_s4_deep", {}, 4_964_266),
+        ("resnet_s4_deep", {}, 4_959_770),
+        ("resnet_s4_deep", {"stem_channels": 32}, 4_964_266),
         ("resnet_s4_4stages", {}, 4_458_794),
         ("resnet_s4_5stages", {}, 4_768_410),
         ("resnetrs50", {}, 26_115_738),
         ("resnetrs50", {"se_ratio": 0.25}, 33_663_402),
         ("resnetrs50_cifar", {}, 26_115_738),
+        ("resnetrs101", {}, 26_115_738 + 17 * RS_BLOCK),
         ("resnetrs50", {"stem_channels": 128, "stem_out": 64}, 26_312_250),
         ("resnetrs50", {"stem_channels": 128}, 27_148_602),
         ("wrn28_2", {}, 1_467_610),
         ("wrn28_10", {}, 36_479_194),
         ("wrn", {"depth": 40, "widen": 4}, 8_949_210),
         ("resnext29", {"groups": 8, "group_width": 64}, 34_426_698),
+        ("densenet121", {}, 6_956_298),
+        ("vgg19_bn", {}, 20_040_522 - 5_504),
+        ("pyramidnet272", {}, 26_210_842),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -1,0 +1,32 @@
+"""Attacks the package: ``python -m tests.faults [--form FORM] [ATTACK...]`` prints what was tried and what survived."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import crashes, disk, flips, fuzz, memory, mirrors, odd_numbers, parity
+
+MODULES = (crashes, disk, fuzz, odd_numbers, memory, flips, mirrors, parity)
+ATTACKS = {attack.name: attack for module in MODULES for attack in module.ATTACKS}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help="; ".join(ATTACKS))
+    parser.add_argument("--form", choices=("short", "middle", "long"), default="long", help="how much is tried")
+    given = parser.parse_args()
+    broken = 0
+    for name in given.attacks or ATTACKS:
+        attack, tried, survived = ATTACKS[name], 0, 0
+        for trial, fault in attack.run({"short": attack.short, "middle": attack.middle, "long": None}[given.form]):
+            tried, survived = tried + 1, survived + (fault is None)
+            if fault:
+                print(f"{name}: {trial}: {fault}", file=sys.stderr, flush=True)
+        broken += tried - survived
+        print(f"| {name} | {tried:,} | {survived:,} |", flush=True)
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

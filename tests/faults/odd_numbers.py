@@ -1,0 +1,72 @@
+"""Gives every numeric setting of the command line odd values: each works, or is refused in one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+
+from fastcifar.commands import COMMANDS
+from fastcifar.models import ModelConfig
+from fastcifar.optim import SHARPNESS, OptimConfig
+from fastcifar.optim.schedules import ScheduleConfig
+from fastcifar.settings import Setting, choices_of, settings_of
+
+from .harness import FLAGS, Attack, Trial, Undisturbed, fastcifar, in_child
+
+VALUES = ("", "0", "-1", "0.5", "nan", "inf", "-inf", "1e38", "1e400", "1e9", "1000000000", str(2**63), "٣")
+TEXTS = {
+    **dict.fromkeys(("warmup", "horizon", "step_size", "restart_period", "swa_start"), "{}ep"),
+    "milestones": "{}%",
+    "memory_limit": "{}GB",
+    "augment": "cutout:{0}x{0}",
+    "device": "cuda:{}",
+    "dataset": "./pictures@{}",
+}
+"""Settings whose text holds a number, with such a text."""
+SECONDS = 8.0
+"""After which a run that goes well is asked to stop."""
+
+
+def context(setting: Setting, teacher: Path) -> list[str]:
+    """The flags under which a setting is read."""
+    choices = [choice for choice, reads in choices_of(setting.part).items() if setting.name in reads]
+    if setting.part is ModelConfig:
+        return [] if "resnet" in choices or not choices else ["--arch", choices[0]]
+    if setting.part is OptimConfig and choices:
+        return ["--sharpness" if choices[0] in SHARPNESS else "--optimizer", choices[0]]
+    if setting.part is ScheduleConfig and choices:
+        return ["--schedule", choices[0]]
+    return ["--teacher", str(teacher)] if choices == ["a teacher's"] else ["--loss", choices[-1]] if choices else []
+
+
+def trial(arguments: list[str], folder: Path) -> str | None:
+    def act() -> int:
+        os.chdir(folder)
+        threading.Timer(SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return fastcifar(*arguments)()
+
+    return in_child(act, 2 * SECONDS).fault
+
+
+def odd_numbers(place: Path) -> dict[str, Trial]:
+    data, trials = Undisturbed.make(place).data, {}
+    own = {"train": ["--dataset", data, *FLAGS], "count": [], "preview": ["standard", "--dataset", data]}
+    own["profile"] = own["train"]
+    for command, flags in own.items():
+        for setting in settings_of(COMMANDS[command]):
+            numeric = setting.kind in (int, float) or (command == "train" and setting.name in TEXTS)
+            if not numeric or (command == "profile" and setting.name != "steps"):
+                continue
+            around = context(setting, place / "run")
+            start = [flag for flag in flags if "--arch" not in around or flag not in ("--blocks", "1", "--channels", "4")]
+            for value in VALUES:
+                text = TEXTS.get(setting.name, "{}").format(value)
+                name = " ".join([command, *around, setting.flags[0], text or "''"])
+                trials[name] = partial(trial, [command, *map(str, start), *around, setting.flags[0], text])
+    return trials
+
+
+ATTACKS = (Attack("odd numbers", odd_numbers, short=30, middle=150),)
