@@ -69,13 +69,6 @@ class BlockShape:
         return nn.Sequential(pool, convolution(self.channels[0], self.channels[-1], self.skip_kernel))
 
 
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the image size at stride 1; `kernel` is odd."""
-    unsound = kernel == groups == 1 and stride > 1 and in_channels < ONEDNN_CHANNELS
-    kind = Subsampling if unsound else nn.Conv2d
-    return kind(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-
-
 ONEDNN_CHANNELS = 16
 """From so many input channels on, oneDNN's strided 1x1 convolution is sound."""
 
@@ -91,6 +84,13 @@ class Subsampling(nn.Conv2d):
         if x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
         return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the image size at stride 1; `kernel` is odd."""
+    unsound = kernel == groups == 1 and stride > 1 and in_channels < ONEDNN_CHANNELS
+    kind = Subsampling if unsound else nn.Conv2d
+    return kind(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class PostActivation(nn.Module):

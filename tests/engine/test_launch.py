@@ -78,6 +78,15 @@ def test_only_the_first_pass_of_a_step_changes_a_networks_buffers(compiling, sha
     assert [count.item() for count in counts] == [10, 10, 10]
 
 
+@pytest.mark.usefixtures("card")
+def test_the_second_pass_of_captured_steps_counts_no_batches():
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    config = replace(CONFIG, model=ModelConfig(GIVEN), engine=GPU, **METHODS["asam"])
+    trainer = Trainer(config, image_set(100), model=nn.Sequential(*layers))
+    assert trainer.capture() == 8
+    assert run(trainer).model[1].num_batches_tracked.item() == 10
+
+
 @pytest.mark.slow
 def test_compiled_equals_eager():
     dataset = image_set(100)
