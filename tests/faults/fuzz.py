@@ -23,7 +23,7 @@ from PIL import Image
 
 from fastcifar.cli import starting_point
 from fastcifar.data.arrays import read_arrays
-from fastcifar.data.cifar import CIFAR10, read_archive
+from fastcifar.data.cifar import CIFAR10, read_cifar
 from fastcifar.data.image_folder import read_image_folder
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.images import open_images
@@ -166,7 +166,7 @@ def subjects(place: Path) -> dict[str, Subject]:
         ),
         Subject(place / "classess", "test_images.npy", shown),
         Subject(batches(place / "cifar"), "data_batch_1", shown),
-        Subject(place / "cifar", "cifar.tar.gz", lambda path: read_archive(path, CIFAR10.folder, ["data_batch_1"]), gzip.compress),
+        Subject(place / "cifar", "cifar.tar.gz", lambda path: read_cifar(CIFAR10, path, "train"), gzip.compress),
         *(Subject(picture(place / suffix[1:], suffix), f"train/ant/a{suffix}", pictured) for suffix in (".png", ".jpg", ".webp", ".bmp")),
     ]
     return {f"{subject.folder.name}/{subject.file}": subject for subject in found}
