@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import crashes, disk, flips, fuzz, memory, mirrors, odd_numbers, parity
+from . import crashes, flips, fuzz, memory, mirrors, odd_numbers, parity
 
-MODULES = (crashes, disk, fuzz, odd_numbers, memory, flips, mirrors, parity)
+MODULES = (crashes, fuzz, odd_numbers, memory, flips, mirrors, parity)
 ATTACKS = {attack.name: attack for module in MODULES for attack in module.ATTACKS}
 
 

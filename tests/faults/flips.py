@@ -18,25 +18,23 @@ FLIPS = 10
 
 def flipped_bits(place: Path) -> dict[str, Trial]:
     undisturbed = Undisturbed.make(place)
-    begun, ended = half_way(undisturbed, place), place / "run"
-    commands = {"train --resume": (begun, "train", "--resume"), "eval": (ended, "eval")}
+    commands = {"train --resume": half_way(undisturbed, place), "eval": undisturbed.run}
 
     def trial(command: str, file: Path, number: int, folder: Path) -> str | None:
-        source, *words = commands[command]
-        run = shutil.copytree(source, folder / "run")
+        run = shutil.copytree(commands[command], folder / "run")
         content = bytearray((run / file).read_bytes())
         bit = random.Random(f"{file} {number}").randrange(8 * len(content))
         content[bit // 8] ^= 1 << bit % 8
         (run / file).write_bytes(content)
-        found = in_child(fastcifar(*words, run))
-        return found.fault or (None if found.status == EXIT_BAD_INPUT else f"bit {bit} was not noticed")
+        ended = in_child(fastcifar(*command.split(), run))
+        return ended.fault or (None if ended.status == EXIT_BAD_INPUT else f"bit {bit} was not noticed")
 
     return {
         f"{command} with bit {number} of {file}": partial(trial, command, file, number)
-        for command, (source, *_) in commands.items()
-        for file in (path.relative_to(source) for path in sorted(source.glob("checkpoints/*/*")))
+        for command, run in commands.items()
+        for file in (path.relative_to(run) for path in sorted(run.glob("checkpoints/*/*")))
         for number in range(FLIPS)
     }
 
 
-ATTACKS = (Attack("flipped bits in checkpoints", flipped_bits, short=6, middle=40),)
+ATTACKS = (Attack("flipped bits in checkpoints", flipped_bits, short=4, middle=24),)

@@ -147,40 +147,45 @@ class Attack:
 class Undisturbed:
     """A run of two epochs to compare with, and what its process was seen to do."""
 
-    data: Path
+    run: Path
+    arguments: list[str]
+    """Those that it was trained with, but for its folder."""
     weights: dict[str, bytes]
     seconds: float
     """How long it took."""
 
     @staticmethod
     def make(place: Path) -> Undisturbed:
-        data = make_data(place)
-        began = time.monotonic()
-        ended = in_child(fastcifar("train", "--dataset", data, *FLAGS, "--out", place / "run"))
+        data, run, began = make_data(place), place / "run", time.monotonic()
+        arguments = ["train", "--dataset", str(data), *FLAGS, "--out"]
+        ended = in_child(fastcifar(*arguments, run))
         assert ended.status == 0, ended.output
-        return Undisturbed(data, weight_files(place / "run"), time.monotonic() - began)
+        return Undisturbed(run, arguments, weight_files(run), time.monotonic() - began)
 
-    def train(self, run: Path) -> Callable[[], int]:
-        return fastcifar("train", "--dataset", self.data, *FLAGS, "--out", run)
+    def command(self, run: Path, resumes: bool = False) -> Callable[[], int]:
+        """What trains the same into `run`, or goes on with it."""
+        return fastcifar("train", "--resume", run) if resumes else fastcifar(*self.arguments, run)
 
-    def go_on(self, run: Path) -> str | None:
-        """Has the run in the folder go on to its end; returns what is wrong with the outcome."""
-        ended = in_child(fastcifar("train", "--resume", run))
+    def go_on(self, run: Path, *, without_points: bool = False) -> str | None:
+        """Has the run in the folder go on to its end; returns what is wrong with the outcome.
+
+        TensorBoard's points may be lacking `without_points`, as where its file could not be written.
+        """
+        ended = in_child(self.command(run, resumes=True))
         if ended.status == cli.EXIT_BAD_INPUT:
-            ended = in_child(self.train(run))
-        return ended.fault or (f"does not go on: {ended.output}" if ended.status else self.differences(run))
-
-    def differences(self, run: Path) -> str | None:
-        """What the folder of a run that has ended lacks, or has too much."""
+            ended = in_child(self.command(run))
+        if ended.fault or ended.status:
+            return ended.fault or f"does not go on: {ended.output}"
         epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-        left = [path.name for path in run.rglob("*.partial")] + [path.name for path in run.glob("checkpoints/*")][2:]
-        if weight_files(run) != self.weights:
-            return "ends in other weights"
-        if epochs != [1, 2]:
-            return f"has records of the epochs {epochs}"
-        if (points := points_of(run)) != [1, 2]:
-            return f"has points in TensorBoard at {points}"
-        return f"leaves {left}" if left else None
+        folders = [path.name for path in run.glob("checkpoints/*") if path.is_dir()]
+        left = [path.name for path in run.rglob("*.partial")] + folders[1:]
+        faults = {
+            "ends in other weights": weight_files(run) != self.weights,
+            f"has records of the epochs {epochs}": epochs != [1, 2],
+            "has other points in TensorBoard": not without_points and points_of(run) != [1, 2],
+            f"leaves {left}": left,
+        }
+        return next((fault for fault, found in faults.items() if found), None)
 
 
 def points_of(run: Path) -> list[int]:

@@ -14,7 +14,7 @@ ROOM = (4, 16, 48, 128)
 
 def short_of_memory(place: Path) -> dict[str, Trial]:
     undisturbed = Undisturbed.make(place)
-    run, data = place / "run", ["--dataset", undisturbed.data]
+    run, data = undisturbed.run, undisturbed.arguments[1:3]
     large = [*FLAGS, "--channels", "512"]
     commands = {
         "train": ["train", *data, *large],

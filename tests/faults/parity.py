@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.autoaugment import AutoAugment, AutoAugmentPolicy, RandAugment, TrivialAugmentWide, _apply_op
+from torchvision.transforms import InterpolationMode, autoaugment
 
 from fastcifar.augment import automatic
 from fastcifar.augment.automatic import Operation
@@ -24,11 +23,11 @@ from fastcifar.data.synthetic import synthetic
 from .harness import Attack, Trial
 
 IMAGES, BLOCK, SIZE = 50_000, 50, (32, 32)
-THEIRS = AutoAugment(AutoAugmentPolicy.CIFAR10)
+THEIRS = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10)
 POLICIES = {
     "autoaugment_tv": (THEIRS._augmentation_space(10, SIZE), [bin_ for *_, bin_ in chain(*THEIRS.policies)]),
-    "randaugment": (RandAugment()._augmentation_space(31, SIZE), [9] * 14),
-    "trivialaugment": (TrivialAugmentWide()._augmentation_space(31), [slice(None)] * 14),
+    "randaugment": (autoaugment.RandAugment()._augmentation_space(31, SIZE), [9] * 14),
+    "trivialaugment": (autoaugment.TrivialAugmentWide()._augmentation_space(31), [slice(None)] * 14),
 }
 """torchvision's magnitudes by operation, whether they have either sign, and the bins of each choice in our table."""
 
@@ -47,7 +46,9 @@ def magnitudes(policy: str) -> dict[tuple[str, float], float]:
         name = name_of(choice.operation)
         levels, signed = space[name]
         signs = (1, -1) if signed else (1,)
-        theirs = [sign * level for level in levels[which].reshape(-1).tolist() for sign in signs] if levels.ndim else [0.0]
+        theirs = (
+            [sign * level for level in levels[which].reshape(-1).tolist() for sign in signs] if levels.ndim else [0.0]
+        )
         found |= {(name, value): level for value, level in zip(choice.values, theirs, strict=levels.ndim > 0)}
     return found
 
@@ -72,7 +73,9 @@ def trial(policy: str, number: int, folder: Path) -> str | None:
     for slot in params.slots:
         name, value = name_of(int(slot.operation[row])), float(slot.value[row])
         steps.append(f"{name} {value!r}")
-        picture = _apply_op(picture, name, magnitudes(policy)[name, value], InterpolationMode.NEAREST, [0, 0, 0])
+        picture = autoaugment._apply_op(
+            picture, name, magnitudes(policy)[name, value], InterpolationMode.NEAREST, [0, 0, 0]
+        )
     return None if np.array_equal(ours[row], np.asarray(picture)) else f"{', '.join(steps)} differs"
 
 
