@@ -54,6 +54,7 @@ def train(
     train_set: ImageSet | None = None,
     test_set: ImageSet | None = None,
     console: Console | None = None,
+    trust: bool = False,
     **settings: Any,
 ) -> Result:
     """Trains into a new run folder, as `fastcifar train` does.
@@ -65,6 +66,7 @@ def train(
             trained itself, not a copy, and holds the last weights at the end.
         train_set, test_set: your own images in place of `dataset`; both or none.
         console: where to show progress; by default only a notebook shows a bar.
+        trust: whether a teacher's architecture of its own code (`package.module:function`) may be imported.
         **settings: changes to `config`, by the names of the flags, such as `epochs=2` or `augment="flip:0.5"`.
 
     Raises:
@@ -73,7 +75,8 @@ def train(
     """
     start = recipe(config) if isinstance(config, str) else config or RunConfig()
     start = derive(without_replaced(start, settings), **settings)
-    return engine.train(start, out, model=model, train_set=train_set, test_set=test_set, console=console)
+    given = {"model": model, "train_set": train_set, "test_set": test_set}
+    return engine.train(start, out, **given, console=console, trust=trust)
 
 
 resume = speaks_of_arguments(engine.resume)

@@ -35,7 +35,7 @@ def check_range(
         return
     if not isinstance(value, int | float):
         raise ConfigError(f"{name} is {value!r}; expected a number.")
-    if low <= value <= high and not (exclusive and value == low):
+    if low <= value <= high and value != float("inf") and not (exclusive and value == low):
         return
     expected = f"above {low}" if exclusive else f"{low} or more"
     if high != float("inf"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
 import sys
 import textwrap
@@ -18,7 +17,9 @@ import fastcifar
 from fastcifar.commands import COMMANDS, Ensemble, Reproduce, Resume
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import check_data_dir
-from fastcifar.errors import ConfigError, FastcifarError, unknown
+from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
+from fastcifar.models import check_trusted
+from fastcifar.output import complain, discard, prepare_streams
 from fastcifar.recipes import recipe
 from fastcifar.recipes.registry import derive, settings, without_replaced
 from fastcifar.runs.interrupt import Interrupted
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The status is 0; 1 where `doctor` finds that training could not run; 2 for bad input; or 128 plus the number of the
     signal that stopped it.
     """
+    prepare_streams()
     try:
         try:
             command = parse(sys.argv[1:] if arguments is None else arguments)
@@ -82,18 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except FastcifarError as error:
-        print(f"fastcifar: {error}", file=sys.stderr)
+        complain(f"fastcifar: {error}")
         return EXIT_BAD_INPUT
     except Interrupted as stop:
         goes_on = isinstance(command, Ensemble | Reproduce)
-        print("Stopped and saved; the same command goes on." if goes_on else stop, file=sys.stderr)
+        complain("Stopped and saved; the same command goes on." if goes_on else stop)
         return EXIT_SIGNALLED + stop.signal_number
     except KeyboardInterrupt:
-        print("fastcifar: stopped.", file=sys.stderr)
+        complain("fastcifar: stopped.")
         return EXIT_SIGNALLED + 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        discard(sys.stdout)
         return EXIT_SIGNALLED + SIGPIPE
+    except OSError as error:
+        if error.filename is None:
+            discard(sys.stdout)
+        place = error.filename or "standard output"
+        complain(f"fastcifar: {place} cannot be used ({reason(error)}); see that it is there and has room.")
+        return EXIT_BAD_INPUT
 
 
 class Help(argparse.HelpFormatter):
@@ -171,11 +179,11 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         raise ConfigError(unknown("command", name, COMMANDS))
     given = given_settings(name, rest)
     if "resume" in given:
-        if not given.keys() <= {"resume", "epochs"}:
+        if not given.keys() <= {"resume", "epochs", "trust"}:
             raise ConfigError(
                 "--resume RUN keeps the settings of that run, but for --epochs N; leave the other flags out."
             )
-        return Resume(given["resume"], given.get("epochs"))
+        return Resume(given.pop("resume"), **given)
     check_data_dir(given.get("data_dir"))
     return build(COMMANDS[name], given)
 
@@ -235,6 +243,8 @@ def build(kind: type, given: Mapping[str, Any]) -> Callable[[], int | None]:
         part: type = hints[field.name]
         if is_dataclass(part):
             start = without_replaced(starting_point(given), given) if part is RunConfig else part()
+            if part is RunConfig and "arch" not in given:
+                check_trusted(start.model.arch, given.get("config"), given.get("trust", False))
             own = settings(start)
             values[field.name] = derive(start, **{name: value for name, value in given.items() if name in own})
         elif field.name in given:
@@ -251,9 +261,9 @@ def starting_point(given: Mapping[str, Any]) -> RunConfig:
         start = recipe(given["recipe"])
     if path:
         try:
-            text = path.read_text(errors="replace")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror}); give the config.json of a run.") from error
+            text = path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({reason(error)}); give the config.json of a run.") from error
         start = RunConfig.from_json(text, str(path))
     return start
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal, TypeVar
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.errors import ConfigError
-from fastcifar.inference import TTA, ExportFormat
+from fastcifar.inference import TTA, ExportFormat, PrecisionName
+from fastcifar.output import show
 from fastcifar.recipes import Recipe, select
 
 T = TypeVar("T")
@@ -18,24 +19,44 @@ Positional = Annotated[T, "positional"]
 Shell = Literal["bash", "zsh", "fish"]
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train a network, into a run folder."""
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """The arguments of commands that start from a configuration."""
 
     run: RunConfig = field(default_factory=RunConfig)
     config: Path | None = None
     """Start from the config.json of another run; further flags override it."""
+    trust: bool = False
+    """Execute the code that a file names as its architecture, if it is package.module:function; what --arch names needs
+    no trust."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The arguments of commands that read trained networks."""
+
+    weights: str | None = None
+    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an
+    average. An ensemble says itself which vote."""
+    trust: bool = False
+    """Execute the code that a run's architecture names, if it is package.module:function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Configured):
+    """Train a network, into a run folder."""
+
     out: Path | None = None
     """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings; the only flag beside it is --epochs, to train for longer
-    than planned."""
+    """Go on with the run in this folder, by its own settings; the only flags beside it are --epochs, to train for
+    longer than planned, and --trust."""
 
     def __call__(self) -> None:
         from fastcifar.engine.run import train
         from fastcifar.runs.console import Console
 
-        train(self.run, self.out, console=Console())
+        train(self.run, self.out, console=Console(), trust=self.trust)
 
 
 @dataclass(frozen=True)
@@ -43,22 +64,20 @@ class Resume:
     """The command that `train --resume RUN` runs."""
 
     run: Path
-    epochs: int | None
+    epochs: int | None = None
+    trust: bool = False
 
     def __call__(self) -> None:
         from fastcifar.engine.run import resume
         from fastcifar.runs.console import Console
 
-        resume(self.run, epochs=self.epochs, console=Console())
+        resume(self.run, epochs=self.epochs, console=Console(), trust=self.trust)
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Configured):
     """Show the learning rate and the cost of a run, and what looks like a mistake, before anything trains."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    config: Path | None = None
-    """Start from the config.json of another run; further flags override it."""
     out: Path = Path("plan.png")
     """A .png file for the picture of the learning rate."""
 
@@ -68,21 +87,18 @@ class Plan:
         print_plan(self.run, self.out)
 
 
-@dataclass(frozen=True)
-class Eval:
-    """Measure a run, or an ensemble, on its test set: accuracy, classes, calibration, mistakes, speed; the pictures
-    go into its folder.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Eval(Trained):
+    """Measure a run, or an ensemble, on its test set, and draw pictures of its mistakes."""
 
     run: Positional[Path]
     """Folder of the run, or of an ensemble, of which every member that votes is measured, and all of them together."""
     data_dir: Path | None = None
     """Folder to look for the data set in; the run's own by default."""
-    weights: str | None = None
-    """Weights of a run to look at closely: weights, or an average such as ema-0.999; the best on the validation split,
-    or else an average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    precision: PrecisionName = "auto"
+    """What the networks compute in; auto is what they were trained in."""
     images: tuple[str, ...] = ()
     """Further test sets: .npz files with images and labels, or IMAGES.npy,LABELS.npy."""
     per_class: bool = False
@@ -91,22 +107,21 @@ class Eval:
     """Measure latency and throughput by batch size."""
     out: Path | None = None
     """Folder for evaluation.json and the pictures; `evaluation` in the run's by default."""
-    trust: bool = False
-    """Execute the code that the run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
         from fastcifar.inference.evaluate import FOLDER, evaluate_run
         from fastcifar.inference.report import lines_of
 
         options = {"which": self.weights, "tta": self.tta, "pairs": self.images, "speed": self.speed}
-        report = evaluate_run(self.run, self.data_dir, **options, out=self.out, trust=self.trust)
+        options |= {"precision": self.precision, "out": self.out, "trust": self.trust}
+        report = evaluate_run(self.run, self.data_dir, **options)
         for line in lines_of(report, self.per_class):
-            print(line)
-        print(f"{'pictures':10}  {self.out or self.run / FOLDER}")
+            show(line)
+        show(f"{'pictures':10}  {self.out or self.run / FOLDER}")
 
 
-@dataclass(frozen=True)
-class Predict:
+@dataclass(frozen=True, kw_only=True)
+class Predict(Trained):
     """Classify unlabelled images by one run, or by several together, into a .csv file."""
 
     runs: Positional[tuple[Path, ...]]
@@ -117,33 +132,27 @@ class Predict:
     Images of another size than the run's are cut to their largest centred square and resized."""
     out: Path = Path("predictions.csv")
     """The table: file,prediction for pictures, else index,prediction."""
-    weights: str | None = None
-    """Weights of each run: weights, or an average such as ema-0.999; the best on the validation split, or else an
-    average. An ensemble says itself which vote."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
+    precision: PrecisionName = "auto"
+    """What the networks compute in; auto is what they were trained in."""
     probabilities: bool = False
     """Add a column for each class."""
-    trust: bool = False
-    """Execute the code that a run's architecture names, if it is package.module:function."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.predict import write_predictions
+        from fastcifar.inference.predict import lines_of, write_predictions
         from fastcifar.runs.network import LoadOptions
 
         loading = LoadOptions(self.weights, self.trust)
-        options = {"tta": self.tta, "probabilities": self.probabilities}
-        images = write_predictions(self.runs, self.images, self.out, loading, **options)
-        if images.note:
-            print(images.note)
-        print(f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {self.out}")
+        options = {"tta": self.tta, "precision": self.precision, "probabilities": self.probabilities}
+        images, precision = write_predictions(self.runs, self.images, self.out, loading, **options)
+        for line in lines_of(images, precision, self.out):
+            show(line)
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Let runs and their snapshots vote, chosen on a validation split: runs that are there, or a recipe's, trained
-    several at a time.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Trained):
+    """Let runs vote together, those that a validation split chooses; a recipe's runs are trained first."""
 
     runs: Positional[tuple[Path, ...]] = ()
     """Folders of runs; none with --recipe."""
@@ -167,8 +176,6 @@ class Ensemble:
     split, or else an average."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
-    trust: bool = False
-    """Execute the code that a run's architecture names, if it is package.module:function."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __call__(self) -> None:
@@ -190,8 +197,8 @@ class Ensemble:
         runs = self.runs or self.trained_members(chosen[0], out)
         loading = LoadOptions(self.weights, self.trust)
         for line in lines_of(evaluate_ensemble(runs, out, loading, data_dir=self.data_dir, tta=self.tta)):
-            print(line)
-        print(out / "ensemble.json")
+            show(line)
+        show(out / "ensemble.json")
 
     def trained_members(self, recipe: Recipe, out: Path) -> list[Path]:
         """Trains the recipe with each seed where not yet done; returns the run folders in the order of the seeds."""
@@ -205,11 +212,9 @@ class Ensemble:
         return [job.folder for job in jobs]
 
 
-@dataclass(frozen=True)
-class Export:
-    """Write a run's network, or an ensemble's, as a file that needs no fastcifar, from bytes to probabilities, with
-    a model card.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Export(Trained):
+    """Write the network of a run, or of an ensemble, and a model card, as files that need no fastcifar."""
 
     run: Positional[Path]
     """Folder of the run, or of an ensemble, whose members that vote become one file."""
@@ -217,22 +222,18 @@ class Export:
     """safetensors (with the network as a Python file), torch (.pt2) or onnx."""
     out: Path | None = None
     """The file; `model` in the run's folder by default."""
-    weights: str | None = None
-    """Weights of a run to export: weights, or an average such as ema-0.999; the best on the validation split, or else
-    an average. An ensemble says itself which vote."""
     data_dir: Path | None = None
     """Folder to look for the data set in, on which the file is checked."""
-    trust: bool = False
-    """Execute the code that the run's architecture names, if it is package.module:function."""
+    precision: PrecisionName | None = None
+    """Also count the test images to which the trained network gives another class in this precision; the file computes
+    in fp32."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.export import export_run
+        from fastcifar.inference.export import export_run, lines_of
 
-        options = {"which": self.weights, "data_dir": self.data_dir, "trust": self.trust}
-        made = export_run(self.run, self.format, self.out, **options)
-        print(f"{made.weights}: equal to within {made.difference:.1e} on {made.checked}")
-        for file in made.files:
-            print(file)
+        options = {"which": self.weights, "data_dir": self.data_dir, "precision": self.precision, "trust": self.trust}
+        for line in lines_of(export_run(self.run, self.format, self.out, **options)):
+            show(line)
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class Preview:
         dataset = load_dataset(name, "train", self.data_dir)
         options = {"seed": self.seed, "epoch": self.epoch, "count": self.count, "show_params": self.show_params}
         for path in preview(policies, dataset, self.out, **options):
-            print(path)
+            show(path)
 
 
 @dataclass(frozen=True)
@@ -288,9 +289,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Look at this machine: what training would use, and what to install or change; exits with 1 where it could not
-    train.
-    """
+    """Say what training would use on this machine, and what to change; the exit status is 1 if it could not train."""
 
     device: str = "auto"
     """The device that would train: auto, cpu, cuda or cuda:INDEX."""
@@ -306,13 +305,10 @@ class Doctor:
         return diagnose(self.device, self.data_dir, quick=self.quick)
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, kw_only=True)
+class Profile(Configured):
     """Train for a few steps, and show where their time goes."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    config: Path | None = None
-    """Start from the config.json of another run; further flags override it."""
     steps: int = 16
     """Steps under the clock, rounded up to whole chunks of augmented images."""
     out: Path | None = None
@@ -322,7 +318,7 @@ class Profile:
         check_range("steps", self.steps, 1)
         from fastcifar.diagnostics.profile import print_profile
 
-        print_profile(self.run, self.steps, self.out)
+        print_profile(self.run, self.steps, self.out, self.trust)
 
 
 @dataclass(frozen=True)
@@ -335,14 +331,12 @@ class Recipes:
     def __call__(self) -> None:
         from fastcifar.recipes.listing import description, overview
 
-        print("\n\n".join(map(description, select(self.names))) if self.names else overview())
+        show("\n\n".join(map(description, select(self.names))) if self.names else overview())
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run recipes by seed, and set what comes out beside what was claimed; the same command goes on where it was
-    stopped.
-    """
+    """Train recipes by several seeds, and compare the results with the claims; repeat the command to go on."""
 
     recipes: Positional[tuple[str, ...]]
     """Names, or globs such as 'r1_*'."""
@@ -368,9 +362,7 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Completion:
-    """Print a script by which a shell completes commands, flags and names, as in: source <(fastcifar completion
-    bash)
-    """
+    """Print a script that lets a shell complete what is typed, for: source <(fastcifar completion bash)."""
 
     shell: Positional[Shell]
     """The shell that the script is for."""
@@ -381,7 +373,7 @@ class Completion:
         from fastcifar.completion import SCRIPTS, candidates
 
         for line in candidates(self.words, COMMANDS) if self.words else [SCRIPTS[self.shell]]:
-            print(line)
+            show(line)
 
 
 COMMANDS: dict[str, type] = {

@@ -119,6 +119,10 @@ class LossConfig:
         return filled(self, LOSSES[self.loss] | (DISTILLATION if self.teacher is not None else {}))
 
 
+MOST_THREADS = 1024
+"""CPU threads that may be asked for; the process would die where the system refuses to start so many."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """The device, and how the run computes on it. `auto` is resolved once at the start of a run, and stored."""
@@ -144,7 +148,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch("auto|cpu|cuda(:(0|[1-9][0-9]?))?", self.device):
             raise ConfigError(f"device {self.device!r} is not known; choose auto, cpu, cuda or cuda:INDEX.")
-        check_range("threads", self.threads, 1)
+        check_range("threads", self.threads, 1, MOST_THREADS)
         check_range("micro_batch", self.micro_batch, 1)
         if self.memory_limit is not None and not self.memory_limit_bytes:
             raise ConfigError(

@@ -211,5 +211,5 @@ def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, 
     if requested == "bf16" and not native and device.type == "cuda":
         raise ConfigError("this GPU has no native bfloat16; choose --precision fp16 or auto.")
     if requested == "fp16" and device.type == "cpu":
-        raise ConfigError("float16 training needs a GPU; choose --precision bf16, fp32 or auto.")
+        raise ConfigError("float16 needs a GPU; choose --precision bf16, fp32 or auto.")
     return Precision(requested), None

@@ -310,6 +310,32 @@ def plot_reliability(series: dict[str, Sequence[tuple[float, float, float]]], co
     return figure
 
 
+def plot_landscape(losses: Mapping[str, np.ndarray], places: Sequence[float]) -> Figure:
+    """Plots loss surfaces side by side, each float64 (P, P) over `places` along two directions, and their contours.
+
+    All have the same heights and colours, by the logarithm of the loss; what is not finite is left out.
+    """
+    from matplotlib.figure import Figure
+
+    heights = {name: np.log10(np.where(np.isfinite(z), z, np.nan).clip(1e-6)) for name, z in losses.items()}
+    every = np.stack(list(heights.values()))
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    shades = {"cmap": "viridis", "vmin": low, "vmax": high}
+    ends = (places[0], 0, places[-1])
+    figure = Figure(figsize=(5 * len(heights), 9), layout="constrained")
+    x, y = np.meshgrid(places, places, indexing="ij")
+    for number, (name, height) in enumerate(heights.items(), 1):
+        surface = figure.add_subplot(2, len(heights), number, projection="3d")
+        surface.plot_surface(x, y, height, **shades)
+        surface.set(zlim=(low, high), zlabel="log10 of the loss", xticks=ends, yticks=ends)
+        surface.set_title(shortened(name[-48:], 48), parse_math=False)
+        contours = figure.add_subplot(2, len(heights), len(heights) + number, aspect="equal")
+        lines = contours.contour(x, y, height, levels=np.linspace(low, high, 16), **shades)
+        contours.clabel(lines, fmt=lambda level: f"{10**level:.2g}", fontsize=7)
+        contours.set(xlabel="first direction", ylabel="second direction")
+    return figure
+
+
 def plot_images(images: np.ndarray, captions: Sequence[str], title: str = "", labels: Sequence[str] = ()) -> Figure:
     """Plots images with captions above them as one mosaic.
 

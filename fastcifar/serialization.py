@@ -19,7 +19,8 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
         kind: a dataclass, a TypedDict, or the type of one of their fields.
         value: the result of `json.loads`.
         where: how the error message begins.
-        complete: also require the keys of a dataclass that have defaults; a TypedDict always needs all keys.
+        complete: also require the keys of a dataclass that have defaults, but for None, which stands for what an older
+            version did not know; a TypedDict says itself which it needs.
 
     Raises:
         ConfigError: keys are missing or unknown, or a value has another type or is refused by the dataclass.
@@ -35,6 +36,8 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
             return origin(build(part, entry, where) for part, entry in zip(kinds, value, strict=True))
     if origin is dict and isinstance(value, dict):
         return {key: build(arguments[1], entry, f"{where}: {key}") for key, entry in value.items()}
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{where} is {reprlib.repr(value)}; expected text without the character NUL.")
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and type(value) is int and abs(value) < 2**1023:
@@ -54,8 +57,11 @@ def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
     for key in value:
         if key not in hints:
             raise ConfigError(f"{where}: {unknown('key', key, hints)}")
-    needed = hints if complete or typing.is_typeddict(kind) else ()
-    if missing := [key for key in needed if key not in value]:
+    if typing.is_typeddict(kind):
+        needed = kind.__required_keys__
+    else:
+        needed = {field.name for field in dataclasses.fields(kind) if field.default is not None} if complete else set()
+    if missing := [key for key in hints if key in needed and key not in value]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}, so it is damaged or another version's.")
     entries = {key: build(hints[key], entry, f"{where}: {key}", complete=complete) for key, entry in value.items()}
     try:

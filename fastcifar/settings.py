@@ -90,6 +90,10 @@ class Setting:
 
     def read(self, text: str) -> Any:
         """Converts one value. Raises ConfigError where `text` is invalid."""
+        if "\0" in text:
+            raise ConfigError(
+                f"{self.flags[0] if self.flags else self.metavar} is {text!r}; expected text without NUL."
+            )
         if self.choices and text not in self.choices:
             raise ConfigError(unknown(self.name.replace("_", " "), text, self.choices))
         try:
@@ -155,7 +159,8 @@ def settings_of(kind: type, title: str = "") -> Iterator[Setting]:
         if many := get_origin(hint) is tuple:
             hint = get_args(hint)[0]
         choices = get_args(hint) if get_origin(hint) is Literal else ()
-        text = documentation(field.metadata.get("home", kind))[field.name]
+        owner = next(base for base in kind.__mro__ if field.name in vars(base).get("__annotations__", {}))
+        text = documentation(field.metadata.get("home", owner))[field.name]
         yield Setting(field.name, positional, str if choices else hint, many, choices, field.default, text, kind, title)
     for part in parts:
         yield from settings_of(hints[part], TITLES.get(part, part))

@@ -16,7 +16,7 @@ from torch.library import triton_op, wrap_triton
 from .checks import FLOATS, check_tensor, described
 from .dispatch import jit, launch, tl, triton, use_triton
 from .transfer import upload
-from .warp import BLACK, FILLS, WEIGHT_BITS, packed_colour, repeated, warp_reference
+from .warp import BLACK, WEIGHT_BITS, packed_colour, repeated, warp_reference
 
 LONGEST_SIDE = 32767
 """The longest side of an image in pixels, which is as far as int32 reaches in fixed point."""
@@ -26,11 +26,16 @@ LONGEST_SIDE = 32767
 BLOCK = 1024
 
 
+def luma(images: Tensor) -> Tensor:
+    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W)."""
+    red, green, blue = (channel.int() for channel in images.unbind(3))
+    return red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000) >> 16
+
+
 def greyscale_reference(images: Tensor, grey: Tensor) -> Tensor:
-    """Replaces the colours of some images by PIL's luminance: uint8 (N, H, W, 3), bool (N,) -> the same shape."""
-    red, green, blue = (images[..., channel].to(torch.int32) for channel in range(3))
-    luminance = (red * 19595 + green * 38470 + blue * 7471 + (1 << 15) >> 16).to(torch.uint8)
-    return torch.where(upload(grey, images.device)[:, None, None, None], luminance[..., None], images)
+    """Replaces the colours of some images by their luma: uint8 (N, H, W, 3), bool (N,) -> the same shape."""
+    chosen = upload(grey, images.device)[:, None, None, None]
+    return torch.where(chosen, luma(images).to(torch.uint8)[..., None], images)
 
 
 def erase_reference(images: Tensor, boxes: Tensor, colour: Sequence[int] = BLACK) -> Tensor:
@@ -171,8 +176,7 @@ def augment_kernel(
     sample = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel, column, row = offsets % 3, offsets // 3 % WIDTH, offsets // (3 * WIDTH)
-    image = tl.load(index_ptr + sample) if HAS_INDEX else sample
-    image_ptr = images_ptr + image * (HEIGHT * WIDTH * 3)
+    image_ptr = images_ptr + (tl.load(index_ptr + sample) if HAS_INDEX else sample) * (HEIGHT * WIDTH * 3)
 
     if HAS_WARP:
         map_ptr = warp_ptr + sample * 6
@@ -198,11 +202,9 @@ def augment_kernel(
     if NORMALIZED:
         # Adding zero rounds the product by itself, as in the reference; a plain product might be fused with the sum.
         product = tl.fma(value.to(tl.float32), tl.load(scale_ptr + channel), 0.0)
-        result = product + tl.load(offset_ptr + channel)
-    else:
-        result = value
+        value = product + tl.load(offset_ptr + channel)
     output = output_ptr + sample * (HEIGHT * WIDTH * 3) + offsets
-    tl.store(output, result.to(output_ptr.dtype.element_ty), offsets < HEIGHT * WIDTH * 3)
+    tl.store(output, value.to(output_ptr.dtype.element_ty), offsets < HEIGHT * WIDTH * 3)
 
 
 def launch_augment(kernel: Any, given: Inputs) -> Tensor:
@@ -268,7 +270,7 @@ def augment(
         scale: float32 (3,), by which bytes are multiplied; needed unless `out_dtype` is uint8.
         offset: float32 (3,), added after that; needed unless `out_dtype` is uint8.
         out_dtype: uint8, float32, bfloat16 or float16.
-        fill: one of `warp.FILLS`, which says what a warp finds beyond the border.
+        fill: constant, reflect or clamp, as in `warp.warp_reference`.
         colour: the three bytes of the constant fill.
         bilinear: interpolates between pixel centres instead of taking the nearest pixel.
         erase_colour: the three bytes with which boxes are painted.
@@ -279,9 +281,7 @@ def augment(
     """
     given = Inputs(images, index, warp, grey, boxes, scale, offset, out_dtype, fill, colour, bilinear, erase_colour)
     check(given)
-    if use_triton(images):
-        return launch_augment(wrap_triton(augment_kernel), given)
-    return augment_reference(*given)
+    return launch_augment(wrap_triton(augment_kernel), given) if use_triton(images) else augment_reference(*given)
 
 
 def check(given: Inputs) -> None:
@@ -311,9 +311,3 @@ def check(given: Inputs) -> None:
     for name in ("scale", "offset"):
         if (getattr(given, name) is None) != (given.out_dtype == torch.uint8):
             raise ValueError(f"{name} must be given for every out_dtype but uint8, and for that be None.")
-    if given.fill not in FILLS:
-        raise ValueError(f"fill must be one of {', '.join(FILLS)}, not {given.fill!r}.")
-    for name in ("colour", "erase_colour"):
-        value = getattr(given, name)
-        if len(value) != 3 or not all(0 <= byte <= 255 for byte in value):
-            raise ValueError(f"{name} must be three numbers of 0 to 255, not {tuple(value)}.")

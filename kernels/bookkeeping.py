@@ -78,12 +78,12 @@ def advance_(
             step whose loss is not finite, or `NEVER`.
         step: int64 (1,), the number of this step; one higher afterwards.
         rates: float32 (G,), the learning rates of the groups of parameters: the table's rate times `ratios`.
-        decays: float32 (K,), the decays of the K averages.
+        decays: float32 (K,), the decays of the averages, and the momentum where a schedule changes it.
         loss: float32 (), the mean over the images.
         correct: int64 (), the number of right answers.
         lr_table: float32 (S,), the rate of each step; after the last step its rate stays.
         ratios: float32 (G,).
-        decay_table: float32 (S, K), the decays of each step.
+        decay_table: float32 (S, K), the `decays` of each step.
         images: the number of images in the step.
     """
     if use_triton(sums):

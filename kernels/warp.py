@@ -19,9 +19,6 @@ from .transfer import upload
 ONE = 1 << 16
 """One pixel, in the fixed point of maps."""
 
-FILLS = ("constant", "reflect", "clamp")
-"""What lies beyond the border: one colour, the picture mirrored (edge pixel repeated), or the nearest edge pixel."""
-
 BLACK = (0, 0, 0)
 
 # A weight of 11 bits is as fine as two of them, multiplied by a byte, allow in int32.
@@ -45,7 +42,8 @@ def warp_reference(
         warp: int32 (N, 6), a b c d e f in fixed point: the output pixel in column i and row j is read at
             (a i + b j + c, d i + e j + f), in which the half pixel to its centre is included. On the CPU or with the
             images.
-        fill: one of `FILLS`.
+        fill: what lies beyond the border: constant, one colour; reflect, the picture mirrored (edge pixel repeated); or
+            clamp, the nearest edge pixel.
         colour: the three bytes of the constant fill.
         bilinear: interpolates between pixel centres instead of taking the nearest pixel.
     """

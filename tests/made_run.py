@@ -77,6 +77,11 @@ def checkpoint(step: int = 8) -> Checkpoint:
     )
 
 
+def weight_files(run: Path) -> dict[str, bytes]:
+    """Returns the bytes of the run's only checkpoint, but for `progress.json`, whose times differ."""
+    return {file.name: file.read_bytes() for file in run.glob("checkpoints/[0-9]*/*.safetensors")}
+
+
 def make_run(path: Path) -> Run:
     """Makes a folder with every file of a run that has ended."""
     run = Run.create(path, CONFIG)

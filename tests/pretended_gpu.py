@@ -136,7 +136,7 @@ class Graph:
 
 
 class PretendedGpu:
-    """What a test may ask (how often the host waited, launches, captures and replays), and what it may set."""
+    """What a test may ask (the numbers of launches, captures and replays), and what it may set."""
 
     def __init__(self) -> None:
         self.memories: dict[int, Memory] = {}
@@ -145,9 +145,9 @@ class PretendedGpu:
         self.broken: list[str] = []
         self.tape: list[Call] | None = None
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}
-        self.allocations = self.syncs = self.launches = self.captures = self.replays = self.compiled = 0
+        self.allocations = self.launches = self.captures = self.replays = 0
         self.strict, self.sync_debug_mode = False, "default"
-        self.free, self.total, self.capability = 60 * 2**30, 80 * 2**30, (9, 0)
+        self.capability = (9, 0)
         self.failures: dict[str, Exception] = {}
         """Errors raised by the next capture, replay or compile."""
 
@@ -202,7 +202,6 @@ class PretendedGpu:
             self.breaks(f"{what} waits for the GPU in a steady epoch")
         if self.sync_debug_mode == "error":
             raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
-        self.syncs += 1
         self.host.wait(clock)
 
     def synchronize(self, device: object = None) -> None:
@@ -456,26 +455,23 @@ GENUINE_AUTOCAST = torch.autocast
 
 def cuda_of(gpu: PretendedGpu) -> dict[str, Any]:
     properties = SimpleNamespace(
-        name="Pretended", major=9, minor=0, total_memory=gpu.total, multi_processor_count=132, L2_cache_size=50 * 2**20
+        name="Pretended", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132, L2_cache_size=50 * 2**20
     )
+    nothing = ("init", "set_device", "manual_seed_all", "reset_peak_memory_stats", "empty_cache")
     return {
+        **dict.fromkeys((*nothing, "set_per_process_memory_fraction"), lambda *arguments: None),
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "init": lambda: None,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "set_device": lambda device: None,
         "device": lambda device: contextlib.nullcontext(),
         "get_device_name": lambda device=None: properties.name,
         "get_device_capability": lambda device=None: gpu.capability,
         "get_device_properties": lambda device=None: properties,
         "get_arch_list": lambda: ["sm_90"],
-        "mem_get_info": lambda device=None: (gpu.free, gpu.total),
+        "mem_get_info": lambda device=None: (60 * 2**30, properties.total_memory),
         "max_memory_allocated": lambda device=None: 2**20,
         "memory_stats": lambda device=None: {"allocation.all.allocated": gpu.allocations},
-        "reset_peak_memory_stats": lambda device=None: None,
-        "set_per_process_memory_fraction": lambda fraction, device=None: None,
-        "empty_cache": lambda: None,
         "synchronize": gpu.synchronize,
         "current_stream": lambda device=None: gpu.stream,
         "default_stream": lambda device=None: gpu.default,
@@ -488,7 +484,6 @@ def cuda_of(gpu: PretendedGpu) -> dict[str, Any]:
         "is_current_stream_capturing": lambda: gpu.tape is not None,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-        "manual_seed_all": lambda seed: None,
         "set_sync_debug_mode": lambda mode: setattr(gpu, "sync_debug_mode", mode),
         "get_sync_debug_mode": lambda: gpu.sync_debug_mode,
     }

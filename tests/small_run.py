@@ -65,6 +65,7 @@ def make_run(
     snapshots: int = 0,
     run_seed: int = 0,
     split_seed: int = 0,
+    images: dict[str, str] | None = None,
     **changes: object,
 ) -> Path:
     """Makes a run at its end, with so many snapshots; `changes` replace entries of its checkpoint's network.
@@ -79,6 +80,7 @@ def make_run(
     weights = {name: make_weights(seed + shift) for shift, name in enumerate(("weights", *averages, *kept))}
     chosen = {name: make_weights(seed + 100 + shift) for shift, name in enumerate(best or {})}
     progress = PROGRESS | {"averages": list(averages), "snapshots": kept, "best": best or {}}
+    progress |= {"images": images} if images else {}
     checkpoints.save(run.checkpoints, Checkpoint(weights, chosen, {}, progress, NETWORK | changes))
     return path
 

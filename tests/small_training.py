@@ -40,6 +40,7 @@ METHODS = {
     "averages": {"average": AverageConfig((0.9, 0.99), swa_start="30%")},
     "snapshots": {"schedule": ScheduleConfig("warm-restarts", warmup="2st", restart_period="4st", snapshots=True)},
     "plateau": {"schedule": ScheduleConfig("plateau", patience=0), "optim": OptimConfig(lr=0.3)},
+    "one-cycle": {"schedule": ScheduleConfig("one-cycle")},
     "mixup": {"data": replace(CONFIG.data, augment="standard,mixup:0.4")},
     "asam": {"optim": OptimConfig("sgd", sharpness="asam", clip_norm=1.0)},
     **{name: {"optim": OptimConfig(name)} for name in OPTIMIZERS},

@@ -32,20 +32,12 @@ class Pooled(nn.Module):
         return self.head(self.norm(self.convolution(x)).relu().mean((2, 3)))
 
 
-@pytest.fixture
-def configured(monkeypatch):
+def test_a_recipe_by_name_with_settings(monkeypatch):
     monkeypatch.setattr("fastcifar.engine.run.train", lambda config, out, **given: config)
-    return fastcifar.train
-
-
-def test_a_recipe_by_name_with_settings(configured):
-    config = configured("quickstart", epochs=2, lr=0.05)
+    config = fastcifar.train("quickstart", epochs=2, lr=0.05)
     assert (config.recipe, config.epochs, config.optim.lr, config.model.blocks) == ("quickstart", 2, 0.05, (1, 1, 1))
-
-
-def test_another_architecture_or_optimiser_drops_the_recipes_own_settings(configured):
-    config = configured("quickstart", arch="resnet20_v2", optimizer="adamw")
-    assert (config.model.options, config.optim.resolved.lr) == ({}, 3e-3)
+    other = fastcifar.train("quickstart", arch="resnet20_v2", optimizer="adamw")
+    assert (other.model.options, other.optim.resolved.lr) == ({}, 3e-3), "the recipe's own do not suit these"
 
 
 def test_a_network_of_ones_own_is_trained_evaluated_and_resumed(tmp_path):

@@ -34,19 +34,15 @@ def test_json_loads_back(config):
     [
         ({"epoch": 3}, "the configuration: unknown key 'epoch'; did you mean epochs"),
         ({"epochs": None}, "epochs is None; expected int"),
-        ({"epochs": "3"}, "epochs is '3'; expected int"),
         ({"epochs": True}, "epochs is True; expected int"),
         ({"epochs": 0}, "the configuration: epochs is 0; expected 1 or more"),
+        ({"data": {"data_dir": "a\0b"}}, r"data_dir is 'a\\x00b'; expected text without the character NUL"),
         ({"model": []}, r"model is \[\]; expected an object"),
         ({"model": {"arch": "resnet", "blocks": [1, "2"]}}, "blocks is '2'; expected int"),
-        ({"optim": {"optimizer": "sdg"}}, "unknown optimiser .sdg.; did you mean sgd"),
         ({"optim": {"lr": 10**400}}, r"lr is 1000[0.]+0; expected float"),
         ({"optim": {"lr": -1}}, "the configuration: optim: lr is -1.0; expected above 0"),
         ({"loss": {"label_smoothing": 2}}, "label_smoothing is 2.0; expected 0 to 1"),
-        ({"schedule": {"schedule": "cosin"}}, "did you mean cosine"),
         ({"data": {"dataset": "cifar"}}, "did you mean cifar10"),
-        ({"engine": {"device": "gpu"}}, "choose auto, cpu, cuda or cuda:INDEX"),
-        ({"model": {"arch": "resnet20_v2", "blocks": [1]}}, "resnet20_v2 does not read the option 'blocks'"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
 )
@@ -63,6 +59,8 @@ def test_a_file_may_be_partial_or_must_be_complete():
         build(RunConfig, json.loads(text), "the file", complete=True)
     whole = json.loads(RunConfig().to_json())
     assert build(RunConfig, whole, "the file", complete=True) == RunConfig()
+    del whole["model"]["shake_drop"], whole["recipe"]
+    assert build(RunConfig, whole, "an older version's file", complete=True) == RunConfig()
     del whole["data"]["loader"]
     with pytest.raises(ConfigError, match="the file: data lacks loader, so it is damaged or another version's"):
         build(RunConfig, whole, "the file", complete=True)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from made_run import weight_files
 
 from fastcifar import cli
 from fastcifar import device as machine
@@ -54,9 +55,7 @@ def small_and_steady(gpu, dali, monkeypatch, tmp_path):
 
 def weights(folder: str) -> dict[str, bytes]:
     """Returns the bytes of all weights in a run's last checkpoint, whose state also holds seconds, which differ."""
-    checkpoints = Path(folder, "checkpoints")
-    files = (checkpoints / (checkpoints / "latest").read_text().strip()).glob("*.safetensors")
-    return {file.name: file.read_bytes() for file in files if file.name != "state.safetensors"}
+    return {name: content for name, content in weight_files(Path(folder)).items() if name != "state.safetensors"}
 
 
 def result(folder: str) -> dict:

@@ -1,4 +1,4 @@
-"""The part of `tools/gpu_suite` within pytest: a file of every test's result, and a deadline.
+"""The part of `tools/gpu_suite` within pytest: a file of every test's outcome, and a deadline.
 
 The next call goes on from the file. With `--dry-run` every test runs on the pretended GPU of `tests/pretended_gpu.py`,
 in small.
@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import gc
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fastcifar import cli
 from fastcifar import device as machine
 from fastcifar.data import loader, synthetic
 from fastcifar.diagnostics import profile
 from fastcifar.diagnostics.machine import driver_version
-from fastcifar.engine import evaluate, run
+from fastcifar.engine import evaluate
 from fastcifar.runs.files import write_text
+from fastcifar.runs.provenance import commit
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-SCHEMA = "fastcifar.gpu_suite/3"
 NO_TIME = "left to the next call, since there is no time"
 USUAL_SECONDS = 5
 """How long a test takes that is not marked with `takes`."""
@@ -35,8 +33,6 @@ LONGEST_TEXT = 4_000
 NEED_A_REAL_ONE = ("test_a_gpu_is_profiled", "test_opcheck", "test_runs_on_a_gpu_that_is_not_the_current_one")
 """Tests that need more than a pretended GPU: a profiler, the devices of torch's own test utilities, a second GPU."""
 TINY = "--arch resnet --blocks 1 --channels 4 --batch-size 10".split()
-EARLIER = pytest.StashKey[dict[str, str]]()
-"""Outcomes of earlier calls, by the tests' names."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,52 +45,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    dry = config.getoption("dry_run")
-    if dry:
+    if config.getoption("dry_run"):
         for name in ("pretended_gpu", "pretended_dali"):
             config.pluginmanager.import_plugin(name)
     elif not torch.cuda.is_available():
         raise pytest.UsageError("no GPU was found that torch can use; run this where there is one, or give --dry-run.")
-    if hasattr(config, "workerinput"):  # a process of pytest-xdist, which reports to the one that writes
-        config.stash[EARLIER] = config.workerinput["earlier"]
-        return
-    origin = {
-        "gpu": "pretended" if dry else torch.cuda.get_device_name(0),
-        "driver": None if dry else driver_version(),
-        "torch": torch.__version__,
-        "commit": config.getoption("commit") or run.commit(),
-    }
-    results = Results(config.getoption("results"), origin)
-    config.pluginmanager.register(results)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config.stash[EARLIER] = results.earlier
+    if not hasattr(config, "workerinput"):  # a process of pytest-xdist reports to the one that writes
+        config.pluginmanager.register(Results(config))
+
+
+def kept_in(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 class Results:
-    """Rewrites the file whenever a test begins or ends.
+    """Rewrites the file whenever a test begins or ends."""
 
-    What is interrupted is left to the next call. A test that the next process finds `running` brought down the process
-    before it.
-    """
-
-    def __init__(self, path: Path, origin: dict[str, Any]) -> None:
-        self.path, self.origin = path, origin
-        self.tests: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["tests"] if path.exists() else {}
-        if others := {test["gpu"] for test in self.tests.values()} - {origin["gpu"]}:
-            raise pytest.UsageError(f"{path} is of {others.pop()}, not of {origin['gpu']}; choose another --out.")
-        self.end_running("failed", "its process died")
-        self.earlier = {name: test["outcome"] for name, test in self.tests.items()}
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """Makes every process of pytest-xdist choose the same tests, including those that replace others."""
-        node.workerinput["earlier"] = self.earlier
-
-    def pytest_sessionfinish(self) -> None:
-        self.end_running("left", "stopped")
+    def __init__(self, config: pytest.Config) -> None:
+        dry, self.path = config.getoption("dry_run"), config.getoption("results")
+        self.tests = kept_in(self.path)
+        self.origin = {
+            "gpu": "pretended" if dry else torch.cuda.get_device_name(0),
+            "driver": None if dry else driver_version(),
+            "torch": torch.__version__,
+            "commit": config.getoption("commit") or commit(),
+        }
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.tests[nodeid] = {"outcome": "running", "seconds": 0.0, "figures": {}, "text": "", **self.origin}
+        self.tests[nodeid] = {"outcome": "begun", "seconds": 0.0, "figures": {}, "text": "", **self.origin}
         self.write()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -106,24 +84,12 @@ class Results:
         elif report.skipped:
             text = report.longrepr[2].removeprefix("Skipped: ")
             test |= {"outcome": "left" if text == NO_TIME else "skipped", "text": text}
-        elif report.when == "teardown" and test["outcome"] == "running":
+        elif report.when == "teardown" and test["outcome"] == "begun":
             test["outcome"] = "passed"
         self.write()
 
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.pytest_runtest_logstart(report.nodeid)
-            self.tests[report.nodeid] |= {"outcome": "failed", "text": report.longreprtext[-LONGEST_TEXT:]}
-            self.write()
-
-    def end_running(self, outcome: str, text: str) -> None:
-        for test in self.tests.values():
-            if test["outcome"] == "running":
-                test |= {"outcome": outcome, "text": text}
-        self.write()
-
     def write(self) -> None:
-        write_text(self.path, json.dumps({"schema": SCHEMA, "tests": self.tests}, indent=1, default=str) + "\n")
+        write_text(self.path, json.dumps(self.tests, indent=1, default=str) + "\n")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -137,10 +103,11 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what is done; what was begun before comes last, in case it never ends."""
-    earlier, done = config.stash[EARLIER], ("passed",) if config.getoption("retry") else ("passed", "failed")
-    chosen = {}
+    done = ("passed",) if config.getoption("retry") else ("passed", "failed")
+    earlier, chosen = kept_in(config.getoption("results")), {}
     for item in items:
-        if earlier.get(item.nodeid) not in done and needs_gpu(item):
+        outcome = earlier[item.nodeid]["outcome"] if item.nodeid in earlier else None
+        if outcome not in done and needs_gpu(item):
             chosen.setdefault(kind_of(item) if config.getoption("dry_run") else item.nodeid, item)
     left = sorted(chosen.values(), key=lambda item: item.nodeid in earlier)
     config.hook.pytest_deselected(items=[item for item in items if item not in left])
@@ -193,8 +160,6 @@ def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     request.getfixturevalue("dali" if loader.dali_installed() else "gpu")
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)  # which a DataLoader asks, in order to pin
-    monkeypatch.setattr(profile, "traced", lambda *arguments: [])
-    monkeypatch.setattr(profile, "parts_on_gpu", lambda *arguments: {"data": 1.0})
     monkeypatch.setattr(profile, "COPY_SECONDS", 0.0)
     monkeypatch.setattr(synthetic, "SPLITS", {"train": 10, "test": 20})
     small = {"AT_ONCE": 2, "REPEATS": 2, "STEPS": 1, "MOST_CALLS": 1}
@@ -210,18 +175,3 @@ def in_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def tiny(request: pytest.FixtureRequest) -> list[str]:
     """Returns flags that end a command line; in a dry run they name a small network."""
     return TINY if request.config.getoption("dry_run") else []
-
-
-@pytest.fixture
-def fastcifar(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command of fastcifar and returns what it printed; where a signal stopped it, so does pytest."""
-
-    def command(*arguments: str, accepted: tuple[int, ...] = (0,)) -> str:
-        status = cli.main(list(arguments))
-        said = capsys.readouterr()
-        if status > cli.EXIT_SIGNALLED:
-            pytest.exit("stopped; the same call goes on", status)
-        assert status in accepted, said.out + said.err
-        return said.out
-
-    return command

@@ -1,8 +1,6 @@
-"""Images a second of training on a GPU, for networks with a target, loaders and runs at once; and their profiles."""
+"""Images a second of training on a GPU, for networks with a target, loaders and runs at once."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
@@ -61,14 +59,6 @@ def test_training(benchmark, device, flags, tiny):
         peak_memory_bytes=peak_memory_bytes(trainer.device),
         notes=notes,
     )
-
-
-@pytest.mark.takes(60)
-@pytest.mark.parametrize("network", NETWORKS)
-def test_profile(network, record_property, tmp_path, fastcifar, tiny):
-    fastcifar("profile", "--arch", network, "--out", str(tmp_path), *(["--steps", "1", *tiny] if tiny else []))
-    for name, figure in json.loads((tmp_path / "profile.json").read_text()).items():
-        record_property(name, figure)
 
 
 @pytest.mark.takes(40)

@@ -20,7 +20,7 @@ Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 BACKENDS: dict[str, str] = {
     "torch": "fastcifar.augment.torch_apply:TorchApplier",
     "dali": "fastcifar.augment.dali_apply:DaliApplier",
-    "triton": "fastcifar.augment.triton_apply:TritonApplier",
+    "triton": "fastcifar.augment.torch_apply:TritonApplier",
 }
 
 NORMALIZATIONS: dict[str, Statistics | None] = {

@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and TrivialAugment as tables of choices; free of torch.
+"""AutoAugment, RandAugment and TrivialAugment as tables of choices.
 
 Values are in the physical units of each `Operation`, not in the levels of a paper or library.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
+
+import torch
 
 
 class Operation(IntEnum):
@@ -86,9 +89,11 @@ CIFAR10_SUB_POLICIES: tuple[tuple[tuple[Operation, float, int], tuple[Operation,
 """Operation, probability and level (of 10): Cubuk et al. 2019, arXiv:1805.09501, table 7."""
 
 
+Bins = tuple[tuple[float, ...], ...]
+"""The values of an operation in each bin."""
 WITHOUT_INVERT = tuple(operation for operation in Operation if operation != O.INVERT)
-LEVELS = 30
-"""The highest level of RandAugment and TrivialAugment."""
+LEVELS = 31
+"""The levels of RandAugment and TrivialAugment, 0 to 30."""
 
 
 def either(value: float) -> tuple[float, ...]:
@@ -110,39 +115,43 @@ def paper_values(operation: Operation, level: int) -> tuple[float, ...]:
     return values.get(operation, (0.0,))
 
 
-@dataclass(frozen=True)
-class TorchvisionReach:
-    """The values at the highest level of torchvision's policies."""
+def torchvision_values(
+    bins: int, shear: float, translate: tuple[float, float], rotate: float, enhance: float, posterize: int
+) -> dict[Operation, Bins]:
+    """The values of each operation in each of torchvision's bins: its own magnitudes, in float32, to the bit.
 
-    shear: float
-    translate: tuple[float, float]
-    """Largest translations in x and y."""
-    rotate: float
-    enhance: float
-    """Largest deviation of the factor from 1, either way."""
-    posterize: int
-    """Bits removed."""
+    Args:
+        bins: the number of bins.
+        shear: the magnitude in the last bin, as are the others.
+        translate: across and down, in pixels, which are cut to whole ones.
+        rotate: in degrees.
+        enhance: the deviation of the factor from 1, either way.
+        posterize: bits removed.
+    """
 
-    def values(self, operation: Operation, level: float) -> tuple[float, ...]:
-        """The values of an operation at `level`, from 0 to 1."""
-        right, down = self.translate
-        values = {
-            O.SHEAR_X: either(self.shear * level),
-            O.SHEAR_Y: either(self.shear * level),
-            O.TRANSLATE_X: either(float(int(right * level))),
-            O.TRANSLATE_Y: either(float(int(down * level))),
-            O.ROTATE: either(self.rotate * level),
-            O.SOLARIZE: (255 * (1 - level),),
-            O.POSTERIZE: (8.0 - round(level * self.posterize),),
-            **dict.fromkeys(ENHANCING, tuple(1 + value for value in either(self.enhance * level))),
-        }
-        return values.get(operation, (0.0,))
+    def up_to(last: float, values: Callable[[float], tuple[float, ...]]) -> Bins:
+        return tuple(values(magnitude) for magnitude in torch.linspace(0.0, last, bins).tolist())
+
+    def whole(magnitude: float) -> tuple[float, ...]:
+        return either(float(int(magnitude)))
+
+    removed = (torch.arange(bins) / ((bins - 1) / posterize)).round()
+    return {
+        **dict.fromkeys(Operation, ((0.0,),) * bins),
+        **dict.fromkeys(ENHANCING, up_to(enhance, lambda magnitude: (1 + magnitude, 1 - magnitude))),
+        **dict.fromkeys((O.SHEAR_X, O.SHEAR_Y), up_to(shear, either)),
+        O.TRANSLATE_X: up_to(translate[0], whole),
+        O.TRANSLATE_Y: up_to(translate[1], whole),
+        O.ROTATE: up_to(rotate, either),
+        O.SOLARIZE: tuple((threshold,) for threshold in torch.linspace(255.0, 0.0, bins).tolist()),
+        O.POSTERIZE: tuple((bits,) for bits in (8 - removed).tolist()),
+    }
 
 
-def common_reach(size: tuple[int, int]) -> TorchvisionReach:
-    """The reach in torchvision's AutoAugment and RandAugment for images of `size`, height and width."""
+def common_values(size: tuple[int, int], bins: int) -> dict[Operation, Bins]:
+    """The values in torchvision's AutoAugment and RandAugment for images of `size`, height and width."""
     height, width = size
-    return TorchvisionReach(0.3, (150 / 331 * width, 150 / 331 * height), 30.0, 0.9, 4)
+    return torchvision_values(bins, 0.3, (150.0 / 331.0 * width, 150.0 / 331.0 * height), 30.0, 0.9, 4)
 
 
 def sub_policies(values: Callable[[Operation, int], tuple[float, ...]]) -> tuple[tuple[Choice, ...], ...]:
@@ -160,8 +169,8 @@ def autoaugment(size: tuple[int, int]) -> Automatic:
 
 def autoaugment_tv(size: tuple[int, int]) -> Automatic:
     """The same sub-policies with torchvision's values: ten bins, enhancement of either sign, black border."""
-    reach = common_reach(size)
-    return Automatic(sub_policies(lambda operation, level: reach.values(operation, level / 9)))
+    values = common_values(size, 10)
+    return Automatic(sub_policies(lambda operation, level: values[operation][level]))
 
 
 def randaugment(size: tuple[int, int], rounds: int = 2, magnitude: int = 9) -> Automatic:
@@ -169,8 +178,8 @@ def randaugment(size: tuple[int, int], rounds: int = 2, magnitude: int = 9) -> A
 
     Source: Cubuk et al. 2020, arXiv:1909.13719.
     """
-    reach, level = common_reach(size), magnitude / LEVELS
-    return Automatic(tuple((Choice(one, 1.0, reach.values(one, level)),) for one in WITHOUT_INVERT), rounds)
+    values = common_values(size, LEVELS)
+    return Automatic(tuple((Choice(one, 1.0, values[one][magnitude]),) for one in WITHOUT_INVERT), rounds)
 
 
 def trivialaugment(size: tuple[int, int]) -> Automatic:
@@ -178,9 +187,5 @@ def trivialaugment(size: tuple[int, int]) -> Automatic:
 
     Source: Müller and Hutter 2021, arXiv:2103.10158.
     """
-    reach = TorchvisionReach(0.99, (32.0, 32.0), 135.0, 0.99, 6)
-
-    def values(operation: Operation) -> tuple[float, ...]:
-        return tuple(value for level in range(LEVELS + 1) for value in reach.values(operation, level / LEVELS))
-
-    return Automatic(tuple((Choice(operation, 1.0, values(operation)),) for operation in WITHOUT_INVERT))
+    values = torchvision_values(LEVELS, 0.99, (32.0, 32.0), 135.0, 0.99, 6)
+    return Automatic(tuple((Choice(one, 1.0, tuple(chain(*values[one]))),) for one in WITHOUT_INVERT))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.augment.automatic import Operation
+from fastcifar.kernels.augment import luma
 from fastcifar.kernels.transfer import upload
 
 LEVELS = 256
@@ -43,12 +44,6 @@ def apply_operation(images: Tensor, operation: Operation, value: Tensor) -> Tens
         A new uint8 (N, H, W, 3).
     """
     return CHANGES[operation](images, upload(value, images.device)[:, None, None, None])
-
-
-def luma(images: Tensor) -> Tensor:
-    """The ITU-R 601-2 transform in fixed point (`L24` in PIL's Convert.c): uint8 (N, H, W, 3) -> int32 (N, H, W)."""
-    red, green, blue = (channel.int() for channel in images.unbind(3))
-    return red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000) >> 16
 
 
 def mean_luma(images: Tensor) -> Tensor:

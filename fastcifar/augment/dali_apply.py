@@ -19,8 +19,7 @@ from fastcifar.augment.dali_colour import WITH_VALUE, WITHOUT_VALUE, Colours, No
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import Policy
 from fastcifar.augment.sampling import Params, Slot, automatic_table
-from fastcifar.augment.torch_apply import Colour, Group, grouped
-from fastcifar.augment.triton_apply import TritonApplier
+from fastcifar.augment.torch_apply import Colour, Group, TritonApplier, grouped
 from fastcifar.checks import given
 from fastcifar.errors import ConfigError, reason
 from fastcifar.kernels.transfer import upload

@@ -1,4 +1,4 @@
-"""The reference applier: plain torch, on any device."""
+"""The appliers that are one function over a data set: the reference in plain torch, and the Triton kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastcifar.augment.policy import Policy
 from fastcifar.augment.random import Key
 from fastcifar.augment.sampling import Params, Slot, sample
 from fastcifar.checks import given
-from fastcifar.kernels.augment import augment_reference
+from fastcifar.kernels.augment import augment, augment_reference
 from fastcifar.kernels.transfer import upload
 
 if TYPE_CHECKING:
@@ -91,6 +91,12 @@ class TorchApplier:
         if group.operation in GEOMETRIC:
             return self.one_pass(images, group.place, group.warp, Resampling(colour=(fill, fill, fill)), None)
         return apply_operation(images.index_select(0, group.place), group.operation, group.value)
+
+
+class TritonApplier(TorchApplier):
+    """As `TorchApplier`, with the Triton kernel on a GPU; elsewhere its reference runs."""
+
+    function = staticmethod(augment)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,25 +6,23 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastcifar.checks import given
 from fastcifar.data.image_set import ImageSet, Three
 from fastcifar.data.unpickle import unpickle
-from fastcifar.errors import DataError
+from fastcifar.errors import DataError, reason
 
-LARGEST_ARCHIVE = 512 * 2**20
-"""Most bytes to unpack: both data sets have less than 180 MiB, and a hostile archive may claim any size."""
+LARGEST_FILE = 2**28
+"""Most bytes to read of a file: none of the authors' has as many."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,9 @@ class CifarFormat:
     std: Three
     address: str = "https://www.cs.toronto.edu/~kriz/"
     """The URL of the folder with the archive."""
+
+    def files(self) -> dict[str, str]:
+        return self.meta | self.train | self.test
 
     def batches(self, split: str) -> dict[str, str]:
         return self.train if split == "train" else self.test
@@ -91,95 +92,47 @@ CIFAR100 = CifarFormat(
 def read_cifar(form: CifarFormat, place: Path, split: str) -> ImageSet:
     """Reads the images of one split from the folder or .tar.gz at `place`, without writing to disk.
 
-    Every file is checked against its md5 before it is interpreted.
+    Every file, or the archive as a whole, is checked against its md5 before it is interpreted.
 
     Returns:
         images uint8 (N, 32, 32, 3), contiguous; labels int64 (N,).
 
     Raises:
-        DataError: a file is missing, damaged or not what it should be; the sentence names it.
+        DataError: a file is missing or damaged; the sentence names it.
     """
     wanted = form.meta | form.batches(split)
-    contents = read_folder(place, wanted) if place.is_dir() else read_archive(place, form.folder, wanted)
-    for name, content in contents.items():
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != wanted[name]:
-            raise damage(place / name, f"is damaged: its md5 is {found}, expected {wanted[name]}", place)
-    (meta,) = form.meta
-    classes = class_names(contents[meta], form, place / meta, place)
-    batches = [read_batch(contents.pop(name), form, place / name, place, len(classes)) for name in form.batches(split)]
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return ImageSet(images, labels, classes, form.mean, form.std)
+    if place.is_dir():
+        contents = {name: read_checked(place / name, md5, place) for name, md5 in wanted.items()}
+    else:
+        contents = unpack(read_checked(place, form.archive_md5, place), form.folder, wanted)
+    meta, *batches = (unpickle(contents.pop(name), str(place / name)) for name in wanted)
+    planes = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    labels = torch.tensor([label for batch in batches for label in batch[form.label_key]])
+    classes = tuple(name.decode() for name in meta[form.classes_key])
+    return ImageSet(torch.from_numpy(images), labels, classes, form.mean, form.std)
 
 
-def damage(what: Path, problem: str, place: Path) -> DataError:
-    return DataError(f"{what} {problem}; delete {place} and run again.")
-
-
-def read_folder(folder: Path, wanted: Iterable[str]) -> dict[str, bytes]:
-    contents = {}
-    for name in wanted:
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise damage(folder / name, f"cannot be read ({error.strerror})", folder) from None
-    return contents
-
-
-def read_archive(archive: Path, folder: str, wanted: Iterable[str]) -> dict[str, bytes]:
-    """Reads the wanted members of `folder` in one pass, which ends with the last of them."""
-    missing = {f"{folder}/{name}": name for name in wanted}
-    contents = {}
+def read_checked(path: Path, md5: str, place: Path) -> bytes:
+    """Reads the file at `path`, of whatever size. Raises DataError where its md5 is another."""
     try:
-        with (
-            gzip.open(archive) as unpacked,
-            tarfile.open(fileobj=cast(BinaryIO, Bounded(unpacked, archive, LARGEST_ARCHIVE)), mode="r|") as members,
-        ):
-            while missing and (member := members.next()):
-                if name := missing.pop(member.name, None):
-                    if not member.isreg() or member.issparse():
-                        raise damage(archive, f"holds {member.name} as something other than a plain file", archive)
-                    contents[name] = given(members.extractfile(member)).read()
-    except DataError:
-        raise
-    except Exception as error:  # on hostile bytes, tarfile and zlib raise nearly anything
-        raise damage(archive, f"is damaged or no archive ({error})", archive) from None
-    if missing:
-        raise damage(archive, f"lacks {' and '.join(missing)}", archive)
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({reason(error)}); delete {place} and run again.") from None
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        problem = f"{path} is damaged: its md5 is {found}, expected {md5}"
+        raise DataError(f"{problem}; delete {place} and run again.")
+    return content
+
+
+def unpack(archive: bytes, folder: str, wanted: Iterable[str]) -> dict[str, bytes]:
+    """Unpacks the wanted members of `folder` in one pass, which ends with the last of them."""
+    missing, contents = {f"{folder}/{name}": name for name in wanted}, {}
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as members:
+        while missing:
+            member = given(members.next())
+            if name := missing.pop(member.name, None):
+                contents[name] = given(members.extractfile(member)).read()
     return contents
-
-
-@dataclass
-class Bounded:
-    """A stream that raises rather than unpack without end; tarfile keeps headers of any claimed size in memory."""
-
-    stream: gzip.GzipFile
-    archive: Path
-    left: int
-
-    def read(self, size: int) -> bytes:
-        self.left -= size
-        if self.left < 0:
-            limit = f"{LARGEST_ARCHIVE // 2**20} MiB"
-            raise damage(self.archive, f"unpacks to more than {limit}, so it is not CIFAR", self.archive)
-        return self.stream.read(size)
-
-
-def read_batch(content: bytes, form: CifarFormat, path: Path, place: Path, classes: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 32, 32, 3) and labels int64 (N,) of one file, whose rows hold the colour planes R, G, B."""
-    match unpickle(content, str(path)):
-        case {b"data": np.ndarray(dtype=np.uint8, shape=(_, 3072)) as rows, form.label_key: list(labels)}:
-            pass
-        case _:
-            raise damage(path, "has not the form of CIFAR: expected uint8 data of (N, 3072) and labels", place)
-    if len(labels) != len(rows) or not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise damage(path, f"lacks one label from 0 to {classes - 1} for each of {len(rows)} images", place)
-    images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return torch.from_numpy(images), torch.tensor(labels)
-
-
-def class_names(content: bytes, form: CifarFormat, path: Path, place: Path) -> tuple[str, ...]:
-    names = unpickle(content, str(path)).get(form.classes_key)
-    if not isinstance(names, list) or not names or not all(type(name) is bytes for name in names):
-        raise damage(path, "does not list the class names", place)
-    return tuple(name.decode("latin-1") for name in names)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 
 from fastcifar.data import SPLITS
 from fastcifar.data.arrays import read_arrays
 from fastcifar.data.cache import cache_folder
-from fastcifar.data.image_set import ImageSet
+from fastcifar.data.image_set import ImageSet, check_classes
+from fastcifar.data.memory import Room, check_memory
 from fastcifar.errors import DataError, reason
 
 if TYPE_CHECKING:
@@ -28,6 +32,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 Pictures = dict[str, list[Path]]
 """The files of each class; classes and files in ascending order of their names."""
+
+DECODING = Room()
+BYTES_A_PIXEL = 12
+"""What decoding a picture takes: as it was stored, upright, and in RGB."""
 
 VERSION = 1
 """The version of the decoding; a new number invalidates older caches."""
@@ -58,11 +66,20 @@ def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
         for name in sorted(pictures[part].keys() - pictures[other].keys()):
             found = f"{folder / part / name} is a class that {folder / other} lacks"
             raise DataError(f"{found}; give both splits the same classes.")
+    check_classes(list(pictures["train"]))
     cache = cache_folder() / f"{folder.resolve().name}-{size}-{digest(folder, pictures, size)}.npz"
     with suppress(DataError):  # not there, or damaged: then it is made anew
         return read_arrays(cache, split)
-    print(f"decoding {folder} at {size}x{size} pixels into {cache}", file=sys.stderr)
-    write_arrays(cache, decode_all(pictures, size))
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache.parent / ".decoding.lock"):
+            with suppress(DataError):  # another process may have made it meanwhile
+                return read_arrays(cache, split)
+            print(f"decoding {folder} at {size}x{size} pixels into {cache}", file=sys.stderr)
+            write_arrays(cache, decode_all(pictures, size))
+    except OSError as error:
+        remedy = "make room there, or set XDG_CACHE_HOME to another folder"
+        raise DataError(f"{cache} cannot be written ({reason(error)}); {remedy}.") from None
     return read_arrays(cache, split)
 
 
@@ -96,7 +113,9 @@ def digest(folder: Path, pictures: dict[str, Pictures], size: int) -> str:
         try:
             state = path.stat()
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); replace it or remove it.") from None
+            raise DataError(f"{path} cannot be read ({reason(error)}); replace it or remove it.") from None
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError(f"{path} is no file; replace it or remove it.")
         lines.append(f"{path.relative_to(folder).as_posix()} {state.st_size} {state.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -105,12 +124,16 @@ def decode_all(pictures: dict[str, Pictures], size: int) -> dict[str, np.ndarray
     """Decodes all pictures into the arrays that `read_arrays` expects."""
     from PIL import Image
 
+    counts = {split: sum(map(len, classes.values())) for split, classes in pictures.items()}
+    check_memory(
+        sum(counts.values()) * size * size * 3, f"decoding {sum(counts.values()):,} pictures at {size}x{size} pixels"
+    )
     arrays = {"classes": np.array(list(pictures["train"]))}
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for split, classes in pictures.items():
             paths = [path for files in classes.values() for path in files]
-            arrays[f"{split}_images"] = np.empty((len(paths), size, size, 3), np.uint8)
+            arrays[f"{split}_images"] = np.empty((counts[split], size, size, 3), np.uint8)
             for row, image in enumerate(pool.map(lambda path: decode(path, size), paths)):
                 arrays[f"{split}_images"][row] = image
             arrays[f"{split}_labels"] = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
@@ -119,7 +142,8 @@ def decode_all(pictures: dict[str, Pictures], size: int) -> dict[str, np.ndarray
 
 def decode(path: Path, size: int) -> np.ndarray:
     """Decodes the picture at `path` as `fit` returns it. Raises DataError where it is none."""
-    return fit(read_picture(path), size)
+    with read_picture(path) as picture:
+        return fit(picture, size)
 
 
 def fit(picture: Picture, size: int) -> np.ndarray:
@@ -138,13 +162,22 @@ def upright(picture: Picture) -> Picture:
     return ImageOps.exif_transpose(picture).convert("RGB")
 
 
-def read_picture(path: Path) -> Picture:
-    """Reads the picture at `path` in RGB, the right way up. Raises DataError where it is none."""
+@contextmanager
+def read_picture(path: Path) -> Iterator[Picture]:
+    """The picture at `path` in RGB, the right way up. Raises DataError where it is none, or too large for the memory.
+
+    Threads wait for each other where their pictures together would not fit.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            return upright(picture)
+        with (
+            Image.open(path, formats=FORMATS) as picture,
+            DECODING.taking(BYTES_A_PIXEL * picture.width * picture.height, f"decoding {path}"),
+        ):
+            yield upright(picture)
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"{path} is no {', '.join(FORMATS)} picture; replace it or remove it.") from None
     except Exception as error:  # on hostile bytes, Pillow raises nearly anything
@@ -152,18 +185,15 @@ def read_picture(path: Path) -> Picture:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a .npz file atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Writes a .npz file atomically, and removes what a process that was killed has left of such files."""
+    for partial in path.parent.glob(".*.npz.partial"):
+        partial.unlink()
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType], as an array may be called allow_pickle
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        remedy = "make room there, or set XDG_CACHE_HOME to another folder"
-        raise DataError(f"{path} cannot be written ({error.strerror}); {remedy}.") from None
     finally:
-        with suppress(OSError):
-            partial.unlink()
+        partial.unlink(missing_ok=True)

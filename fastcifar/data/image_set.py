@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastcifar.data import IMAGE_SIZES
 from fastcifar.errors import DataError
+
+LONGEST_NAME = 200
+"""Most characters in the name of a class."""
 
 Three = tuple[float, float, float]
 
@@ -43,6 +50,7 @@ class ImageSet:
             raise DataError(
                 f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(self.classes) - 1}."
             )
+        check_classes(self.classes)
 
     @staticmethod
     def of(images: ArrayLike, labels: ArrayLike, classes: Sequence[str] | None = None) -> ImageSet:
@@ -74,11 +82,29 @@ class ImageSet:
         _, height, width, _ = self.images.shape
         return height, width
 
+    @property
+    def image_size(self) -> int:
+        """Pixels a side. Raises DataError where no network takes such images: not square, or too small or large."""
+        height, width = self.size
+        if height != width or height not in IMAGE_SIZES:
+            raise DataError(
+                f"networks take square images of {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels a side, and "
+                f"these are {width}x{height}; crop or resize them, or give pictures as a folder, PATH@32."
+            )
+        return height
+
     def __repr__(self) -> str:
         height, width = self.size
         return (
             f"ImageSet({len(self):,} images of {width}x{height}, {len(self.classes)} classes, on {self.images.device})"
         )
+
+    def digest(self) -> str:
+        """A SHA-256 of shape, images and labels, in hexadecimal, the same on every device."""
+        pieces = (*self.images.cpu().flatten().split(2**24), self.labels.cpu())
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(lambda piece: hashlib.sha256(piece.contiguous().numpy()).hexdigest(), pieces)
+            return hashlib.sha256(repr((tuple(self.images.shape), *hashes)).encode()).hexdigest()
 
     def subset(self, index: Tensor) -> ImageSet:
         """The samples at `index`, int64 (M,), in that order, with the same classes and statistics."""
@@ -87,6 +113,17 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its tensors on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def check_classes(names: Sequence[str]) -> None:
+    """Raises DataError where a name cannot be shown or written everywhere, or stands for two classes."""
+    for name in names:
+        if not (isinstance(name, str) and name.isprintable() and name.strip() and len(name) <= LONGEST_NAME):
+            expected = f"1 to {LONGEST_NAME} characters that can be printed"
+            raise DataError(f"a class is called {str(name)[:40]!a}; give it a name of {expected}.")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise DataError(f"two classes are called {twice!r}; give each a name of its own.")
 
 
 def three(values: Iterable[float]) -> Three:

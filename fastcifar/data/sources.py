@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from fastcifar.data import SPLITS
+from fastcifar.data import IMAGE_SIZES, SPLITS
 from fastcifar.data.cache import cache_folder
 from fastcifar.errors import DataError, unknown
 from fastcifar.models import GIVEN
@@ -31,7 +31,6 @@ DATASETS = (*CIFAR_FORMATS, "synthetic")
 
 IMAGE_SIZE = 32
 """Pixels a side of the pictures in an image folder, unless its path gives a size."""
-IMAGE_SIZES = range(4, 1025)
 
 QUICK_DOWNLOAD = 60.0
 """Seconds that a first run waits for CIFAR-10."""
@@ -51,8 +50,8 @@ def load_dataset(
 
     CIFAR is looked for in `data_dir`, then ``$FASTCIFAR_DATA``, then the user's cache; each may hold the unpacked
     folder or the .tar.gz as its authors publish them, or be that folder itself. Every file is checked against its md5
-    at every read. What is nowhere is fetched into `data_dir`, or into the cache where none is given, from the authors
-    and then from ``$FASTCIFAR_MIRRORS``: addresses of folders or archives, separated by spaces or commas.
+    at every read. What is nowhere is fetched into `data_dir`, which has to exist, or else into the cache: from the
+    authors, and then from ``$FASTCIFAR_MIRRORS``, addresses of folders or archives, separated by spaces or commas.
 
     Args:
         name: "cifar10", "cifar100" or "synthetic"; or a path, for which `data_dir` and what follows it have no meaning.
@@ -86,7 +85,7 @@ def load_dataset(
     place = find(name, data_dir)
     if place is None:
         if not download:
-            raise DataError(f"{absence(form, data_dir)}; put one there, or use --dataset synthetic.")
+            raise DataError(f"{absence(form, data_dir)}; put what is missing there, or use --dataset synthetic.")
         place = fetch(form, data_dir)
     return read_cifar(form, place, split)
 
@@ -105,9 +104,9 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     form = cifar_form(name)
     for folder in search_folders(data_dir):
         for batches in (folder / form.folder, folder):
-            if all((batches / name).is_file() for name in form.meta | form.train | form.test):
+            if not lacking(batches, form):
                 return batches
-        if (folder / form.archive).is_file():
+        if os.path.isfile(folder / form.archive):
             return folder / form.archive
     return None
 
@@ -135,8 +134,9 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
     It is CIFAR-10 if that is present or arrives within a minute, else the synthetic set.
 
     Raises:
-        DataError: ``$FASTCIFAR_DATA`` is set but names no folder.
+        DataError: `data_dir` or ``$FASTCIFAR_DATA`` is set but names no folder.
     """
+    check_data_dir(data_dir)
     if place := find("cifar10", data_dir):
         return "cifar10", f"CIFAR-10, found at {place}"
     try:
@@ -149,7 +149,7 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
 
 def check_data_dir(data_dir: str | Path | None) -> None:
     """Raises DataError where `data_dir` is no folder, lest a download create a misspelt one."""
-    if data_dir is not None and not (folder := Path(data_dir).expanduser()).is_dir():
+    if data_dir is not None and not os.path.isdir(folder := expanded(data_dir)):
         raise DataError(
             f"data_dir {data_dir} is no folder; correct it, or make one with: mkdir -p {shlex.quote(str(folder))}"
         )
@@ -161,12 +161,17 @@ def search_folders(data_dir: str | Path | None = None) -> list[Path]:
     Raises:
         DataError: ``$FASTCIFAR_DATA`` is set but names no folder.
     """
-    folders = [Path(data_dir).expanduser()] if data_dir is not None else []
+    folders = [expanded(data_dir)] if data_dir is not None else []
     if named := os.environ.get("FASTCIFAR_DATA"):
-        if not Path(named).expanduser().is_dir():
+        if not os.path.isdir(expanded(named)):
             raise DataError(f"FASTCIFAR_DATA names {named}, which is no folder; make it, correct it, or unset it.")
-        folders.append(Path(named).expanduser())
+        folders.append(expanded(named))
     return [*folders, cache_folder()]
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ replaced; one of an unknown user stays, and leads nowhere."""
+    return Path(os.path.expanduser(path))
 
 
 def cifar_form(name: str) -> CifarFormat:
@@ -195,7 +200,7 @@ def read_path(name: str, split: str) -> ImageSet:
 
 def path_and_size(name: str) -> tuple[Path, int | None]:
     """Splits PATH@SIZE into path and size; a path that exists is taken whole, without a size."""
-    plain = Path(name).expanduser()
+    plain = expanded(name)
     before, at, size = name.rpartition("@")
     if not at or "/" in size or os.sep in size or os.path.exists(plain):
         return plain, None
@@ -204,17 +209,28 @@ def path_and_size(name: str) -> tuple[Path, int | None]:
             f"{name} has no size after its @; give {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels, as in "
             f"{before}@32."
         )
-    return Path(before).expanduser(), int(size)
+    return expanded(before), int(size)
+
+
+def lacking(folder: Path, form: CifarFormat) -> list[str]:
+    """The files of the data set that are not in `folder`."""
+    return [name for name in form.files() if not os.path.isfile(folder / name)]
 
 
 def absence(form: CifarFormat, data_dir: str | Path | None) -> str:
-    return f"no {form.folder} or {form.archive} in {' or '.join(map(str, search_folders(data_dir)))}"
+    folders = search_folders(data_dir)
+    for folder in (batches for parent in folders for batches in (parent / form.folder, parent)):
+        if folder.name == form.folder and os.path.isdir(folder):
+            return f"{folder} lacks {', '.join(lacking(folder, form))}"
+    return f"no {form.folder} or {form.archive} in {' or '.join(map(str, folders))}"
 
 
 def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float = math.inf) -> Path:
+    """Fetches the archive into `data_dir`, which has to exist, or else into the cache."""
     from fastcifar.data.download import download
 
-    archive = (Path(data_dir).expanduser() if data_dir is not None else cache_folder()) / form.archive
+    check_data_dir(data_dir)
+    archive = (cache_folder() if data_dir is None else expanded(data_dir)) / form.archive
     print(f"{absence(form, data_dir)}; fetching {archive}", file=sys.stderr)
     download(addresses(form), archive, form.archive_md5, form.archive_size, deadline_seconds)
     return archive

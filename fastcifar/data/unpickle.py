@@ -3,7 +3,8 @@
 A pickle is a program, which the standard unpickler runs. It gets stand-ins for the three names of numpy that describe
 an array, and nothing else to call. Numpy itself is not let near a pickle: it takes the flags of a dtype from one, and
 with them bytes for pointers. Two more things would end the process rather than the reading, so they are refused
-beforehand: a memo as large as the pickle says, and tuples so deep that hashing them overflows the C stack.
+beforehand: a memo as large as the pickle says, and tuples so deep that hashing them overflows the C stack. So are
+pickles with so many instructions that their values fill the memory.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ INSTRUCTIONS = frozenset(
     "REDUCE BUILD".split()
 )
 """The pickle opcodes of CIFAR's batches, and of those that Python 3 writes in protocols 2 to 4."""
+MOST_INSTRUCTIONS = 500_000
+"""Twice as many as the largest batch has; each may take some hundred bytes of memory."""
 MOST_TUPLES = 1000
 MOST_DIMENSIONS = 8
 PLAIN_DTYPES = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"})
@@ -104,9 +107,11 @@ def unpickle(data: bytes, name: str) -> dict:
 
 
 def check_instructions(data: bytes) -> None:
-    """Raises ValueError where the pickle has an opcode that no batch needs."""
+    """Raises ValueError where the pickle has an opcode, or a number of them, that no batch needs."""
     tuples = 0
-    for opcode, argument, _ in pickletools.genops(data):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number == MOST_INSTRUCTIONS:
+            raise ValueError(f"it has more than {MOST_INSTRUCTIONS:,} instructions, and no CIFAR batch has so many")
         if opcode.name not in INSTRUCTIONS:
             raise ValueError(f"it holds the instruction {opcode.name}, which no CIFAR batch needs")
         if opcode.name == "LONG_BINPUT" and given(argument) > len(data):

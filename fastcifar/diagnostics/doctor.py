@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fastcifar.config import RunConfig
 from fastcifar.diagnostics import machine
-from fastcifar.engine.memory import footprint, lay_out, memory_limit, size
+from fastcifar.engine.memory import footprint, lay_out, memory_limit, passes_in_words, size
 from fastcifar.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -307,7 +307,9 @@ def check_memory(limit: int | None, device: torch.device, value_bytes: int) -> F
     except ConfigError as error:
         code = "memory_low" if device.type == "cpu" else "card_memory_low"
         return Finding("memory", code, **there, problem=parts_of(error)["problem"])
-    return Finding("memory", "memory", **there, arch=MAIN_JOB.model.arch, needed=size(plan.needed), manner=plan.manner)
+    return Finding(
+        "memory", "memory", **there, arch=MAIN_JOB.model.arch, needed=size(plan.needed), manner=passes_in_words(plan)
+    )
 
 
 def check_disk(folder: Path, free: int, writable: bool) -> Finding:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fastcifar.checks import given
 from fastcifar.config import DataConfig, RunConfig
-from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, size
+from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, passes_in_words, size
 from fastcifar.errors import ConfigError
 from fastcifar.models import find_architecture
 from fastcifar.optim import OPTIMIZERS
@@ -50,6 +50,8 @@ SIZES = {
 MISTAKES = {
     "ends_early": "{schedule} ends after {end:g} of {epochs} epochs and stays at lr {lr:.4g}, {share:.0%} of the peak; "
     "without --horizon it ends with the run.",
+    "climbs_again": "{schedule} turns after {end:g} of {epochs} epochs and rises again, to lr {lr:.4g} at the "
+    "end; without --horizon it ends with the run.",
     "cut_off": "{schedule} is laid out for {end:g} epochs, but the run ends after {epochs}, at lr {lr:.4g}, "
     "{share:.0%} of the peak; leave --horizon out.",
     "slow_one_cycle": "one-cycle is made to move on every step, but moves once an epoch; leave --per out.",
@@ -107,10 +109,13 @@ class Cost:
     """FLOPs of the forward and backward passes of all steps; a multiplication and an addition are two."""
     memory: MemoryPlan
     """The memory layout of the run; unbounded where the device is absent or its free memory unknown."""
+    precision: Precision
+    rehearsed: int
+    """Images that the speed was measured with."""
+    speed: float | None
+    """Images a second of forward and backward passes, uncompiled; None where the device is absent."""
     seconds: float | None
-    """Seconds of the forward and backward passes, uncompiled; None where the device is absent."""
-    measured: str
-    """The basis of `seconds`, or why there are none."""
+    """Seconds of all such passes of the run."""
 
 
 def outline(config: RunConfig) -> Outline:
@@ -144,7 +149,7 @@ def data_size(data: DataConfig) -> DataSize:
     from fastcifar.data.sources import load_dataset
 
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
-    return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
+    return DataSize(len(train), len(test), len(train.classes), train.image_size)
 
 
 def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
@@ -155,7 +160,7 @@ def mistakes(config: RunConfig, course: Outline) -> list[Mistake]:
     at = {"schedule": name, "end": horizon / course.steps_per_epoch, "epochs": config.epochs}
     at |= {"lr": last, "share": last / peak}
     if horizon < course.steps and name != "swa":
-        found.append(Mistake("ends_early", at))
+        found.append(Mistake("climbs_again" if schedule.periodic else "ends_early", at))
     if horizon > course.steps:
         found.append(Mistake("cut_off", at))
     if name == "one-cycle" and schedule.per == "epoch":
@@ -183,36 +188,34 @@ def cost(config: RunConfig, course: Outline) -> Cost:
     """
     import torch
 
-    from fastcifar.device import Precision, device_name, resolve_device, resolve_precision
+    from fastcifar.device import Precision, resolve_device, resolve_precision
     from fastcifar.models import build_model, check_parameters
     from fastcifar.models.count import count_network
 
     options = {"classes": course.data.classes, "image_size": course.data.image_size, **config.model.options}
     count = count_network(config.model.arch, **options)
     check_parameters(count.parameters, config.model.max_params)
-    passes = 1 if config.optim.sharpness == "none" else 2
-    images = course.steps * config.batch_size
-    seconds, measured = None, ""
+    passes = course.steps * config.batch_size * (1 if config.optim.sharpness == "none" else 2)
     try:
-        device = resolve_device(config.engine.device)
-    except ConfigError as absent:
-        measured = f"not measured: {absent}"
-        device, limit = torch.device(config.engine.device), config.engine.memory_limit_bytes
-        precision = Precision("bf16" if config.engine.precision == "auto" else config.engine.precision)
-    else:
+        device, present = resolve_device(config.engine.device), True
+    except ConfigError:
+        device, present = torch.device(config.engine.device), False
+    if present:
         limit = memory_limit(config.engine, device)
         precision, _ = resolve_precision(config.engine.precision, device)
+    else:
+        limit = config.engine.memory_limit_bytes
+        precision = Precision("bf16" if config.engine.precision == "auto" else config.engine.precision)
     taken = footprint(config, course.data, device, precision.dtype.itemsize, count)
     memory = lay_out(config, taken, limit or sys.maxsize)
-    if not measured:
+    batch, speed = min(memory.micro_batch, REHEARSED[device.type]), None
+    if present:
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
-        batch, model = min(memory.micro_batch, REHEARSED[device.type]), build_model(config.model.arch, **options)
-        speed = rehearse(model, torch.randn(batch, 3, *2 * [course.data.image_size], device=device), precision)
-        seconds = images * passes / speed
-        way = f"forward and backward passes of {batch} images, uncompiled, on {device_name(device)} in {precision.name}"
-        measured = f"{speed:,.0f} img/s in {way}"
-    return Cost(count.parameters, images * passes * count.training_flops, memory, seconds, measured)
+        images = torch.randn(batch, 3, *2 * [course.data.image_size], device=device)
+        speed = rehearse(build_model(config.model.arch, **options), images, precision)
+    flops, seconds = passes * count.training_flops, speed and passes / speed
+    return Cost(count.parameters, flops, memory, precision, batch, speed, seconds)
 
 
 def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
@@ -249,8 +252,8 @@ def rehearse(model: nn.Module, images: Tensor, precision: Precision) -> float:
 def print_plan(config: RunConfig, picture: Path) -> None:
     """Prints the plan and draws the learning rate to the PNG file `picture`. Raises as `outline` and `cost`."""
     course = outline(config)
+    from fastcifar.output import printable
     from fastcifar.plots import draw, plot_lr
-    from fastcifar.runs.console import clock
 
     spent, console = cost(config, course), Console(highlight=False, soft_wrap=True)
     console.print(rates(course, config.optim.peak_lr(config.batch_size)))
@@ -263,8 +266,8 @@ def print_plan(config: RunConfig, picture: Path) -> None:
         "images": f"{course.images:,} from {source}",
         "steps": f"{course.steps:,}: {steps}",
         "arithmetic": f"{spent.flops:.3g} FLOP ({spent.flops / course.steps:.3g} a step)",
-        "memory": f"{size(spent.memory.needed)}{there}, {spent.memory.manner}: {parts}",
-        "time": f"{clock(spent.seconds)}, from {spent.measured}" if spent.seconds is not None else spent.measured,
+        "memory": f"{size(spent.memory.needed)}{there}, {passes_in_words(spent.memory)}: {parts}",
+        "time": time_line(config, spent),
     }
     if course.snapshots:
         epochs = ", ".join(f"{step / course.steps_per_epoch:.4g}" for step in course.snapshots)
@@ -272,11 +275,24 @@ def print_plan(config: RunConfig, picture: Path) -> None:
     if config.schedule.schedule == "plateau":
         console.print("This is the rate as long as the loss keeps falling; when it is lowered, only training can tell.")
     for name, text in facts.items():
-        console.print(f"{name:12}{text}", markup=False)
+        console.print(f"{name:12}{printable(text)}", markup=False)
     for mistake in mistakes(config, course):
         console.print(f"Warning: {mistake}", markup=False, style="bold")
     failure = draw(picture, plot_lr, course.lr, course.steps_per_epoch, course.kinks)
-    console.print(failure or str(picture), markup=False)
+    console.print(printable(failure or str(picture)), markup=False)
+
+
+def time_line(config: RunConfig, spent: Cost) -> str:
+    from fastcifar.device import device_name, resolve_device
+    from fastcifar.runs.console import clock
+
+    if spent.speed is None or spent.seconds is None:
+        return f"not measured, since there is no {config.engine.device} here"
+    device = device_name(resolve_device(config.engine.device))
+    return (
+        f"{clock(spent.seconds)}, from {spent.speed:,.0f} img/s in forward and backward passes of {spent.rehearsed} "
+        f"images, uncompiled, on {device} in {spent.precision.name}"
+    )
 
 
 def rates(course: Outline, peak: float) -> Table:

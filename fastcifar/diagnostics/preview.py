@@ -24,6 +24,7 @@ from fastcifar.augment.torch_apply import augmented
 from fastcifar.checks import check_range
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
+from fastcifar.output import show
 from fastcifar.plots import COLUMNS, plot_images, save, shortened
 
 CAPTION = 16
@@ -71,7 +72,7 @@ def preview(
     index = torch.arange(min(count, len(dataset))) * len(dataset) // min(count, len(dataset))
     views = [view(name, dataset, Key(seed, epoch), index) for name in dict.fromkeys(policies)]
     if show_params:
-        print("\n\n".join(one.text(index) for one in views))
+        show("\n\n".join(one.text(index) for one in views))
     pages = {"all.png": sheet_of(views)} if len(views) > 1 else {}
     if not is_file or not pages:
         pages |= {f"{re.sub(r'[^A-Za-z0-9.]+', '_', one.name)}.png": pairs_of(one) for one in views}

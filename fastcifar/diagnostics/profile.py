@@ -33,7 +33,7 @@ from fastcifar.diagnostics.profile_report import (
     write_report,
 )
 from fastcifar.engine.memory import DataSize, held_bytes
-from fastcifar.engine.run import commit, compile_and_capture, versions
+from fastcifar.engine.run import compile_and_capture
 from fastcifar.engine.setup import build_trainer, resolve
 from fastcifar.engine.step import Observer, unobserved
 from fastcifar.engine.trainer import Trainer
@@ -41,6 +41,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.models import ARCHITECTURES, build_model
 from fastcifar.runs.console import Console
 from fastcifar.runs.files import writing
+from fastcifar.runs.provenance import commit, versions
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 WARM_UP_STEPS = 3
@@ -61,10 +62,10 @@ NAMES = {
 """
 
 
-def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Figures:
+def print_profile(config: RunConfig, steps: int, out: Path | None = None, trust: bool = False) -> Figures:
     """Trains for `steps` steps, prints where time goes, and writes figures, trace and picture.
 
-    They go to the folder `out`, `profile-ARCH` by default.
+    They go to the folder `out`, `profile-ARCH` by default. `trust` allows a teacher of code that is imported.
 
     Raises:
         FastcifarError: as `engine.run.train`, or because the profiler sees nothing of the GPU.
@@ -72,7 +73,7 @@ def print_profile(config: RunConfig, steps: int, out: Path | None = None) -> Fig
     console, began = Console(), time.perf_counter()
     folder = out or Path(f"profile-{''.join(c if c.isalnum() or c in '._-' else '-' for c in config.model.arch)}")
     config, notes = resolve(on_data_at_hand(config))
-    trainer = build_trainer(config, began)
+    trainer = build_trainer(config, began, trust=trust)
     for note in notes:
         console.note(note)
     compile_and_capture(trainer, console)

@@ -75,7 +75,7 @@ class Launcher:
             ascend = Ascend(state.model, state.buckets, optim)
             parts += [ascend, *gradient, Return(ascend)]
         parts += [Clip(state.optimizer, state.scaler, optim.clip_norm)] if optim.clip_norm else []
-        parts += [Update(state.optimizer, state.scaler, state.lr)]
+        parts += [Update(state.optimizer, state.scaler, state.lr, state.momentum)]
         parts += [Average(state.averages, state.book and state.book.decays)] if self.config.average.decays else []
         return Step((*parts, state.book or state.meter))
 

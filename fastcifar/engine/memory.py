@@ -78,21 +78,6 @@ class MemoryPlan:
     def passes(self) -> int:
         return math.ceil(self.batch_size / self.micro_batch)
 
-    @property
-    def manner(self) -> str:
-        if self.passes == 1:
-            return f"batches of {self.batch_size} whole"
-        return (
-            f"batches of {self.batch_size} in {self.passes} passes of {self.micro_batch}, "
-            "with batch norm statistics of each pass"
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"Within {size(self.limit)}: {self.manner}; {self.chunk_size:,} images augmented and "
-            f"{self.evaluation_batch:,} evaluated at once; an estimated {size(self.needed)} in use."
-        )
-
 
 @dataclass(frozen=True)
 class Footprint:
@@ -252,6 +237,19 @@ def divisors(number: int) -> list[int]:
     """Lists the divisors, from the number itself down to 1."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     return sorted({*small, *(number // divisor for divisor in small)}, reverse=True)
+
+
+def passes_in_words(plan: MemoryPlan) -> str:
+    whole = f"batches of {plan.batch_size}"
+    split = f"in {plan.passes} passes of {plan.micro_batch}, with batch norm statistics of each pass"
+    return f"{whole} whole" if plan.passes == 1 else f"{whole} {split}"
+
+
+def plan_in_words(plan: MemoryPlan) -> str:
+    return (
+        f"Within {size(plan.limit)}: {passes_in_words(plan)}; {plan.chunk_size:,} images augmented and "
+        f"{plan.evaluation_batch:,} evaluated at once; an estimated {size(plan.needed)} in use."
+    )
 
 
 def size(count: int) -> str:

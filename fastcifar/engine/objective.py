@@ -17,7 +17,7 @@ from fastcifar.checks import given
 from fastcifar.config import LossConfig
 from fastcifar.device import Precision
 from fastcifar.errors import ConfigError
-from fastcifar.runs.network import joint_logits, load_networks
+from fastcifar.runs.network import LoadOptions, joint_logits, load_networks
 
 
 class BatchMetrics(NamedTuple):
@@ -45,7 +45,8 @@ class ForwardPass:
 class Objective:
     """A step's objective: the `loss` of a network's logits, with `weights`, by name, in place of its own.
 
-    Raises FastcifarError where a teacher cannot be read, or knows other classes than `classes`.
+    Raises FastcifarError where a teacher cannot be read, knows other classes than `classes`, or needs code and `trust`
+    is not given.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Objective:
         loss: LossConfig,
         classes: tuple[str, ...],
         weights: dict[str, Tensor] | None = None,
+        trust: bool = False,
     ) -> None:
         self.forward, self.weights = forward, dict(weights or {})
         self.loss, self.criterion = loss.resolved, build_loss(loss)
-        self.teacher = load_teacher(loss.teacher, forward.device, classes) if loss.teacher else None
+        self.teacher = load_teacher(loss.teacher, forward.device, classes, trust) if loss.teacher else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> BatchMetrics:
         """Images uint8 (B, 3, H, W); labels int64 (B,), or shares float32 (B, classes), the largest of them correct."""
@@ -88,9 +90,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def asymmetric(
-    logits: Tensor, labels: Tensor, gamma_pos: float = 0.0, gamma_neg: float = 4.0, smoothing: float = 0.1
-) -> Tensor:
+def asymmetric(logits: Tensor, labels: Tensor, gamma_pos: float, gamma_neg: float, smoothing: float) -> Tensor:
     """Computes the single-label asymmetric loss, as a `Loss`.
 
     It is a cross-entropy with smoothed targets whose terms are focused, (1 - p)^gamma_pos for the right class and
@@ -126,12 +126,13 @@ class Teacher:
         return joint_logits([network(normalize(images, dtype)) for network, normalize in self.members])
 
 
-def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...]) -> Teacher:
+def load_teacher(path: Path, device: torch.device, classes: tuple[str, ...], trust: bool = False) -> Teacher:
     """Loads the network of a run's folder (see `runs.network.load_networks` for its weights), or an ensemble's voters.
 
-    Raises FastcifarError where the folder is neither or has no checkpoint; ConfigError where its classes differ.
+    Raises FastcifarError where the folder is neither, has no checkpoint, or needs code and `trust` is not given;
+    ConfigError where its classes differ.
     """
-    networks = load_networks(path, device)
+    networks = load_networks(path, device, LoadOptions(trust=trust))
     for network in networks:
         if network.classes != classes:
             raise ConfigError(

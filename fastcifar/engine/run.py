@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shlex
-import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +17,20 @@ from fastcifar.config import ModelConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.device import device_name, matmul_flops_per_second, peak_memory_bytes
 from fastcifar.engine.compile import Obstacle, Why
-from fastcifar.engine.setup import build_trainer, open_images, resolve
+from fastcifar.engine.memory import plan_in_words
+from fastcifar.engine.setup import Images, build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError, reason
-from fastcifar.models import GIVEN
-from fastcifar.optim.schedules import Duration, in_steps, lr_table
+from fastcifar.models import GIVEN, check_trusted
+from fastcifar.optim.course import Duration
+from fastcifar.optim.schedules import in_steps, lr_table
 from fastcifar.plots import draw, plot_run
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import WEIGHTS
 from fastcifar.runs.console import Console, notebook_console
 from fastcifar.runs.folder import Result, Run, check_free
 from fastcifar.runs.interrupt import Interrupted, StopRequest
+from fastcifar.runs.provenance import commit, versions
 from fastcifar.runs.records import EpochRecord, JsonLines, Sink, TensorBoard, read_records
 
 CHECKPOINT_SHARE = 0.02
@@ -46,6 +45,7 @@ def train(
     train_set: ImageSet | None = None,
     test_set: ImageSet | None = None,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Result:
     """Trains as `config` says, in a new run folder; the other arguments are those of `fastcifar.train`.
 
@@ -62,11 +62,12 @@ def train(
     config, notes = resolve(config)
     images = open_images(config, train_set, test_set)
     with naming_failures():
-        trainer = build_trainer(config, began, images, model)
+        trainer = build_trainer(config, began, images, model, trust)
+    trainer.state.images = digests(images)
     run = Run.create(Path(out) if out else None, trainer.config)
     with run.locked():
         if trainer.memory and (config.engine.memory_limit or trainer.memory.passes > 1):
-            notes.append(str(trainer.memory))
+            notes.append(plan_in_words(trainer.memory))
         for note in notes:
             console.note(note, prominent=True)
         return carry_out(run, trainer, images.test, console)
@@ -80,6 +81,7 @@ def resume(
     train_set: ImageSet | None = None,
     test_set: ImageSet | None = None,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Result:
     """Resumes the run in the folder `path` from its last checkpoint, with the choices stored there.
 
@@ -87,29 +89,49 @@ def resume(
         epochs: the number of epochs in all, more than the run was made for; the run may have ended already.
         model, train_set, test_set: what was given to `train`, given again.
         console: where to show progress; by default only a notebook shows it.
+        trust: whether an architecture of the run's own code (`package.module:function`) may be imported.
 
     Raises:
         FastcifarError: as `train`; or the checkpoint is damaged, or `epochs` does not exceed the run's.
         Interrupted: a signal stopped the run, which was saved.
     """
-    console, began = console or notebook_console(), time.perf_counter()
-    run = Run.open(Path(path))
+    console, began, run = console or notebook_console(), time.perf_counter(), Run.open(Path(path))
     with run.locked():
+        run.sweep()
+        checkpoints.sweep(run.checkpoints)
         finished, stored = run.result(), run.config()
         if finished is not None and epochs is None:
             console.note(f"{run.path} has ended already; --epochs beyond its {stored.epochs} would make it go on.")
             return finished
+        if model is None:
+            check_trusted(stored.model.arch, run.path, trust)
         images = open_images(stored, train_set, test_set)
         config = stored if epochs is None else lengthened(stored, epochs, images.steps_per_epoch(stored), run.path)
         with naming_failures():
-            trainer = build_trainer(config, began, images, model)
+            trainer = build_trainer(config, began, images, model, trust)
+            trainer.state.images = digests(images)
             if checkpoint := checkpoints.load(run.checkpoints):
+                known = checkpoint.progress.get("images", {})
+                check_images(run.path, known, trainer.state.images, console)
                 trainer.state.restore(checkpoint)
         console.note(f"Going on with {run.path} after epoch {trainer.state.epoch} of {config.epochs}.")
         if epochs is not None:
             console.note(change_of_rate(stored, trainer), prominent=True)
             run.set_aside_result(stored.epochs)
         return carry_out(run, trainer, images.test, console)
+
+
+def digests(images: Images) -> dict[str, str]:
+    return {"train": images.train.digest(), "test": images.test.digest()}
+
+
+def check_images(run: Path, known: dict[str, str], given: dict[str, str], console: Console) -> None:
+    """Raises FastcifarError where the digests `given` are not those that the run's checkpoint holds, `known`."""
+    if not known:
+        line = "is of an earlier version, without digests: damage to it, and other images than its own, go unnoticed."
+        console.note(f"{run} {line}", prominent=True)
+    elif bad := [split for split, digest in given.items() if known.get(split) != digest]:
+        raise FastcifarError(f"the {bad[0]} images are others than those of {run}; bring those back, or train anew.")
 
 
 def lengthened(config: RunConfig, epochs: int, steps_per_epoch: int, path: Path) -> RunConfig:
@@ -143,16 +165,17 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         f"{config.data.dataset} ({len(trainer.loader.dataset):,} images), {device_name(trainer.device)}, "
         f"{trainer.precision.name}, seed {config.seed}"
     )
-    with StopRequest() as request, naming_failures(run.path):
-        with stopped_at_once(request, run, console):
+    with StopRequest() as request, naming_failures(run.path), closing(console):
+        with request.answered_at_once(run.path):
             resolved = compile_and_capture(trainer, console)
         run.write_config(resolved)
-        sinks = (JsonLines(run.metrics, state.epoch), tensorboard := TensorBoard(run.path, state.epoch), console)
+        lines = JsonLines(run.metrics, state.epoch)
+        sinks = (lines, tensorboard := TensorBoard(run.path, lines.kept, console.note))
         console.begin(state.steps_done, state.total_steps, config.batch_size)
         try:
             with ExitStack() as at_the_end:
-                for sink in sinks:
-                    at_the_end.callback(sink.close)
+                for shown in (*sinks, console):
+                    at_the_end.callback(shown.close)
                 train_epochs(run, trainer, sinks, console, request)
                 evaluations = trainer.evaluate(test, state.chosen())
                 accuracies = {name: evaluation.accuracy for name, evaluation in evaluations.items()}
@@ -177,8 +200,9 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
     while state.epoch < total:
         ended = trainer.run_epoch(lambda: request.signal_number is not None, tick)
         totals = trainer.read_totals()
-        if ended:
-            record = trainer.end_epoch(totals)
+        record = trainer.end_epoch(totals) if ended else None
+        if record:
+            run.check_there()
             for sink in sinks:
                 sink.write(record)
         elapsed, signal_number = trainer.clock.elapsed, request.signal_number
@@ -186,6 +210,8 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
             start = time.perf_counter()
             checkpoints.save(run.checkpoints, state.checkpoint())
             saved, cost = elapsed, time.perf_counter() - start
+        if record:
+            console.write(record)
         if signal_number is not None and state.epoch < total:
             raise Interrupted(signal_number, run.path)
 
@@ -199,25 +225,13 @@ def naming_failures(run: Path | None = None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise FastcifarError(
             f"the GPU's memory ran out ({reason(error)}); close what else uses the card and go on with {command}, or "
-            "start anew with a "
-            "smaller --batch-size, or with --micro-batch, which splits the batches."
+            "start anew with a smaller --batch-size, or with --micro-batch, which splits the batches."
         ) from error
     except torch.AcceleratorError as error:
         raise FastcifarError(
             f"the GPU failed ({reason(error)}); what was saved is whole: go on with {command}, or ask fastcifar "
             "doctor if that fails too."
         ) from error
-
-
-@contextmanager
-def stopped_at_once(request: StopRequest, run: Run, console: Console) -> Iterator[None]:
-    """Raises Interrupted as soon as `request` is made within the block, which has nothing to save."""
-    try:
-        with request.answered_at_once():
-            yield
-    except KeyboardInterrupt:
-        console.stop_waiting()
-        raise Interrupted(request.signal_number or signal.SIGINT, run.path) from None
 
 
 NOT_COMPILED = {
@@ -301,33 +315,5 @@ def flop_utilization(trainer: Trainer) -> float | None:
 
 
 def highest_test_accuracy(records: list[EpochRecord]) -> float | None:
-    """Returns the highest test accuracy of any epoch and weights; None where the test set was not watched."""
-    highest = [
-        max(record.test_accuracy, *record.averaged_test_accuracies.values(), 0.0)
-        for record in records
-        if record.test_accuracy is not None
-    ]
-    return max(highest, default=None)
-
-
-def versions() -> dict[str, str]:
-    packages = ("fastcifar", "torch", "triton", "nvidia-dali-cuda130", "numpy")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """Returns the git commit of the package's own checkout, marked -dirty where its files differ."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        described = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(described, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    """Returns the highest test accuracy of the weights in any epoch; None where the test set was not watched."""
+    return max((record.test_accuracy for record in records if record.test_accuracy is not None), default=None)

@@ -66,7 +66,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
 
 def absolute(path: Path) -> Path:
-    return path.expanduser().resolve()
+    return Path(os.path.expanduser(path)).resolve()  # which leaves an unknown user as it is
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,21 @@ def open_images(config: RunConfig, train_set: ImageSet | None = None, test_set: 
 
 
 def build_trainer(
-    config: RunConfig, began: float | None = None, images: Images | None = None, model: nn.Module | None = None
+    config: RunConfig,
+    began: float | None = None,
+    images: Images | None = None,
+    model: nn.Module | None = None,
+    trust: bool = False,
 ) -> Trainer:
     """Builds the trainer of a resolved configuration, laid out for the available memory.
 
     The run began at `began`, by `time.perf_counter()`, or now; `images` and `model` replace those of `config`.
+    `trust` allows a teacher of code that is imported.
     """
     prepare_machine(config.engine)
     images = images or open_images(config)
     train, validation = images.train, None
-    size = DataSize(len(train), len(images.test), len(train.classes), train.images.shape[1])
+    size = DataSize(len(train), len(images.test), len(train.classes), train.image_size)
     if model is None:
         options = {"classes": size.classes, "image_size": size.image_size, **config.model.options}
         count = count_network(config.model.arch, **options)
@@ -121,7 +126,7 @@ def build_trainer(
         kept, apart = validation_split(train.labels, config.data.val_split, config.data.split_seed, size.classes)
         train, validation = train.subset(kept), train.subset(apart)
     watched = images.test if config.watch_test else None
-    trainer = Trainer(config, train, validation, watched, began=began, memory=plan, model=model)
+    trainer = Trainer(config, train, validation, watched, began=began, memory=plan, model=model, trust=trust)
     trainer.count = count
     return trainer
 

@@ -17,11 +17,13 @@ from fastcifar.device import Precision, random_state_of, set_random_state
 from fastcifar.engine.evaluate import Evaluation
 from fastcifar.engine.shadow import Shadow, shadow_dtype
 from fastcifar.engine.step import DeviceBook, Meter
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.optim import OPTIMIZERS
 from fastcifar.optim.averaging import Averages, Buckets, Flat
 from fastcifar.optim.optimizers import build_optimizer
-from fastcifar.optim.schedules import Plateau, cycle_ends, lr_table
-from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors, load_weights
+from fastcifar.optim.plateau import Plateau
+from fastcifar.optim.schedules import cycle_ends, lr_table, momentum_table
+from fastcifar.runs.checkpoint import WEIGHTS, Best, Checkpoint, Network, Progress, copy_tensors
 
 
 class Clock:
@@ -70,21 +72,24 @@ class TrainingState:
         clock: Clock,
     ) -> None:
         self.model, self.network, self.device, self.clock = model, network, device, clock
-        self.epochs, self.steps_per_epoch, self.total_steps = (
-            config.epochs,
-            steps_per_epoch,
-            config.epochs * steps_per_epoch,
-        )
+        self.epochs, self.steps_per_epoch = config.epochs, steps_per_epoch
+        self.total_steps = config.epochs * steps_per_epoch
         self.epoch, self.batch = 0, 0
         """Epochs done, and batches done in the current one."""
+        self.images: dict[str, str] = {}
+        """Digests of the training and the test set, by split; empty where they are not known."""
         precision, schedule = Precision(config.engine.precision), config.schedule.resolved
         self.buckets = Buckets(model)
-        self.optimizer = build_optimizer(model, config.optim)
+        self.momentum = None
+        """Momentum of every step, where the schedule sets it."""
+        if OPTIMIZERS[config.optim.optimizer].takes_cycles:
+            self.momentum = momentum_table(config.schedule, steps_per_epoch, config.epochs)
+        self.optimizer = build_optimizer(model, config.optim, cycled=self.momentum is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
         self.shadow = Shadow(model, self.buckets.flat[0], shadow_dtype(config.model.arch, device, precision.dtype))
-        self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         peak_lr = config.optim.peak_lr(config.batch_size)
         self.lr = lr_table(config.schedule, peak_lr, steps_per_epoch, config.epochs)
+        self.averages = Averages(self.buckets, config.average, steps_per_epoch, config.epochs)
         self.scheduled_lr = tuple(self.lr)
         """Learning rate of every step, without the changes that a plateau made."""
         self.plateau = None
@@ -92,7 +97,9 @@ class TrainingState:
             self.plateau = Plateau(given(schedule.gamma), given(schedule.patience), given(schedule.final_lr))
         self.meter = Meter(device)
         on_gpu = device.type == "cuda"
-        self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays) if on_gpu else None
+        self.book = None
+        if on_gpu:
+            self.book = DeviceBook(self.meter, self.optimizer, self.lr, self.averages.decays, self.momentum)
         self.best: dict[str, BestWeights] = {}
         """Best weights so far, by name; empty without a validation split."""
         ends = cycle_ends(config.schedule, steps_per_epoch, config.epochs) if schedule.snapshots else ()
@@ -157,8 +164,8 @@ class TrainingState:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Restores everything after the block, which may run steps, unless CUDA has failed."""
-        averages = [part for flat in self.averages.flat.values() for part in flat]
-        changing = [*self.model.state_dict().values(), *averages, *self.tensors().values()]
+        weights = [part for flat in self.last().values() for part in flat]
+        changing, put_back_buffers = [*weights, *self.tensors().values()], self.buckets.keep_buffers()
         kept, random_state = [tensor.clone() for tensor in changing], random_state_of(self.device)
         scaler = self.scaler.state_dict()
         lost = False
@@ -170,6 +177,7 @@ class TrainingState:
         finally:
             if not lost:
                 self.drop_gradients()
+                put_back_buffers()
                 for tensor, before in zip(changing, kept, strict=True):
                     tensor.copy_(before)
                 self.turn_to(self.epoch, self.batch)
@@ -191,6 +199,8 @@ class TrainingState:
             "snapshots": list(self.snapshots),
             "best": {name: best.score for name, best in self.best.items()},
         }
+        if self.images:
+            progress["images"] = self.images
         last = {name: self.named(flat) for name, flat in self.last().items()}
         best = {name: self.named(best.flat) for name, best in self.best.items()}
         return Checkpoint(last | self.snapshots, best, self.tensors(), progress, self.network)
@@ -200,16 +210,17 @@ class TrainingState:
         progress, own = checkpoint.progress, self.tensors()
         snapshots = self.check_fit(checkpoint)
         for name, tensors in checkpoint.best.items():
-            load_weights(self.model, tensors, f"the checkpoint's best {name}")
+            copy_tensors(tensors, self.model.state_dict(), f"the checkpoint's best {name}")
             self.best[name] = BestWeights(progress["best"][name], self.buckets.copies())
         # The weights themselves, which come last, stay in the model.
         for name, flat in reversed(self.last().items()):
-            load_weights(self.model, checkpoint.weights[name], f"the checkpoint's {name}")
+            copy_tensors(checkpoint.weights[name], self.model.state_dict(), f"the checkpoint's {name}")
             for target, origin in zip(flat, self.buckets.flat, strict=True):
                 target.copy_(origin)
         self.snapshots = {name: checkpoint.weights[name] for name in snapshots}
         copy_tensors(checkpoint.state, own, "the checkpoint's state")
         self.turn_to(progress["epoch"], progress["batch"])
+        self.images = progress.get("images", {})
         try:
             set_random_state(self.device, own["random"])
             if self.scaler.is_enabled():
@@ -217,7 +228,7 @@ class TrainingState:
             if self.plateau:
                 self.plateau.restore(progress["plateau"])
                 self.scale_lr(self.plateau.factor)
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, ConfigError) as error:
             raise FastcifarError(f"the checkpoint's state is damaged ({error}); start the run again.") from error
         self.clock.go_on(progress)
 

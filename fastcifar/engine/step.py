@@ -125,11 +125,15 @@ class Update:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     lr: list[float]
+    momentum: list[float] | None = None
+    """The momentum of each step, where the schedule sets it."""
 
     def __call__(self, work: Workspace) -> None:
         if work.step is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr[work.step] * group["lr_ratio"]
+                if self.momentum:
+                    group["cycled"] = self.momentum[work.step]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -187,31 +191,43 @@ class DeviceBook:
 
     Called at the end of a step, it adds the step to the meter and advances to the next, in one launch. The optimizer's
     groups get their rates as views of one tensor. `lr` holds one rate for each step; `decays`, float32 (S, K) on the
-    device, the decays of the averages for each step.
+    device, the decays of the averages for each step, beside which the momentum of each step stands where it changes.
     """
 
-    def __init__(self, meter: Meter, optimizer: torch.optim.Optimizer, lr: list[float], decays: Tensor) -> None:
-        self.sums, self.decay_table, device = meter.sums, decays, decays.device
+    def __init__(
+        self,
+        meter: Meter,
+        optimizer: torch.optim.Optimizer,
+        lr: list[float],
+        decays: Tensor,
+        momentum: list[float] | None = None,
+    ) -> None:
+        self.sums, device = meter.sums, decays.device
+        beside = [torch.tensor(momentum, device=device)[:, None]] if momentum else []
+        self.table = torch.cat([decays, *beside], dim=1)
         self.lr_table = torch.tensor(lr, device=device)
         self.ratios = torch.tensor([group["lr_ratio"] for group in optimizer.param_groups], device=device)
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
-        self.rates, self.decays = torch.zeros_like(self.ratios), torch.zeros_like(decays[0])
+        self.rates, self.row = torch.zeros_like(self.ratios), torch.zeros_like(self.table[0])
+        self.decays = self.row[: decays.size(1)]
         for group, rate in zip(optimizer.param_groups, self.rates.unbind(), strict=True):
             group["lr"] = rate
+            if momentum:
+                group["cycled"] = self.row[-1]
         self.turn_to(0)
 
     def turn_to(self, step: int) -> None:
         self.number.fill_(step)
-        set_rates_and_decays(self.number, self.rates, self.decays, self.lr_table, self.ratios, self.decay_table)
+        set_rates_and_decays(self.number, self.rates, self.row, self.lr_table, self.ratios, self.table)
 
     def change_rates(self, lr: list[float], step: int) -> None:
         self.lr_table.copy_(torch.tensor(lr))
         self.turn_to(step)
 
     def __call__(self, work: Workspace) -> None:
-        book = self.sums, self.number, self.rates, self.decays
+        book = self.sums, self.number, self.rates, self.row
         loss, correct = given(work.metrics)
-        advance_(*book, loss.detach(), correct, self.lr_table, self.ratios, self.decay_table, len(work.labels))
+        advance_(*book, loss.detach(), correct, self.lr_table, self.ratios, self.table, len(work.labels))
 
 
 class LiveMeter:

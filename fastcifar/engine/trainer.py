@@ -39,6 +39,7 @@ class Trainer:
         began: `time.perf_counter()` when the run, or its resumption, began; now by default.
         memory: how the run is laid out in memory, where that is known.
         model: a network to use in place of the one that `config` names; it is trained itself, not a copy.
+        trust: whether a teacher's architecture may be code that is imported.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Trainer:
         began: float | None = None,
         memory: MemoryPlan | None = None,
         model: nn.Module | None = None,
+        trust: bool = False,
     ) -> None:
         self.clock = Clock(time.perf_counter() if began is None else began)
         self.config, self.device, self.memory = config, torch.device(config.engine.device), memory
@@ -59,7 +61,7 @@ class Trainer:
         self.steps_per_epoch = len(self.loader)
         self.validation, self.watched = (part and part.to(self.device) for part in (validation, watched))
         torch.manual_seed(config.seed)
-        self.options = {"classes": len(train.classes), "image_size": train.images.shape[1], **config.model.options}
+        self.options = {"classes": len(train.classes), "image_size": train.image_size, **config.model.options}
         model = build_model(config.model.arch, **self.options) if model is None else model
         check_parameters(sum(parameter.numel() for parameter in model.parameters()), config.model.max_params)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
@@ -73,7 +75,7 @@ class Trainer:
         }
         self.state = TrainingState(self.model, network, config, self.steps_per_epoch, self.device, self.clock)
         forward = ForwardPass(self.model, normalization, self.precision, self.device)
-        self.objective = Objective(forward, config.loss, train.classes, self.state.shadow.weights)
+        self.objective = Objective(forward, config.loss, train.classes, self.state.shadow.weights, trust)
         self.evaluator = Evaluator(forward, memory and memory.evaluation_batch)
         self.launch = Launcher(
             config, self.state, self.objective, self.evaluator, self.loader, lambda: self.count.training_flops

@@ -5,5 +5,8 @@ from typing import Literal
 TTA = Literal["none", "mirror", "mirror-shift"]
 """Test-time augmentation; see `inference.classifier`."""
 
+PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+"""What networks compute in; "auto" is what they were trained in."""
+
 ExportFormat = Literal["safetensors", "torch", "onnx"]
 """What a network is exported to; see `inference.export`."""

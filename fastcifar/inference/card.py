@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,13 @@ import torch
 
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import is_path
-from fastcifar.errors import FastcifarError
-from fastcifar.inference.evaluate import ENSEMBLE, FOLDER, names_of
+from fastcifar.inference.check import Check
 from fastcifar.inference.formats import Format, module_beside
-from fastcifar.inference.report import Report
+from fastcifar.inference.metrics import wilson_interval
 from fastcifar.models import GIVEN
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS
 from fastcifar.runs.console import percent
 from fastcifar.runs.ensembles import is_ensemble, read_report
-from fastcifar.runs.files import read_json
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import TrainedNetwork
 
@@ -30,7 +28,7 @@ CARD = """# {title}
 
 - Input `images`: uint8 (N, {size}, {size}, 3), RGB, any N; the normalisation is part of the network.
 - Output: probabilities, float32 (N, {count}), of the classes in this order: {classes}.
-- Checked after writing on {checked}: the largest difference to {original} in float32 was {difference:.1e}.
+- Checked after writing on {checked}: the largest difference to {original} in fp32 was {difference:.1e}.
 - It knows these classes alone, and gives any other image to one of them.
 
 ## How to load it
@@ -67,42 +65,38 @@ def card(
     configs: Sequence[RunConfig],
     exported: Format,
     file: Path,
-    checked: str,
-    difference: float,
+    check: Check,
 ) -> str:
-    """Writes the card of the `file` that holds `networks` of the run or the ensemble at `path`.
-
-    `configs` are those of the networks' runs, `checked` describes the images of the check, and `difference` is the
-    largest difference of a probability on them.
-    """
+    """Writes the card of the `file` that holds `networks`, of runs with `configs`, of the run or ensemble at `path`."""
     first, several = networks[0], len(networks) > 1
     dataset, archs = dataset_name(configs[0]), ", ".join(dict.fromkeys(map(arch_name, networks)))
     total = sum(map(parameters_of, networks))
     plain = f" The network is {module_beside(file).name}, plain PyTorch." if exported.suffix == ".safetensors" else ""
     return CARD.format(
-        title=f"{f'Ensemble of {len(networks)}' if several else configs[0].recipe or archs} on {dataset}",
+        title=escaped(f"{f'Ensemble of {len(networks)}' if several else configs[0].recipe or archs} on {dataset}"),
         what=(
-            f"{len(networks)} networks ({archs}) in one, {total:,} parameters together, of runs of fastcifar"
+            f"{len(networks)} networks ({escaped(archs)}) in one, {total:,} parameters together, of runs of fastcifar"
             if several
-            else f"{archs}, {total:,} parameters, the {weights_name(first.weights)} of a run of fastcifar"
+            else f"{escaped(archs)}, {total:,} parameters, the {weights_name(first.weights)} of a run of fastcifar"
         ),
         torch=torch.__version__,
         size=first.image_size,
         count=len(first.classes),
-        classes=", ".join(first.classes),
-        checked=checked,
+        classes=", ".join(map(escaped, first.classes)),
+        checked=escaped(str(check)),
         original="the mean of the trained networks" if several else "the trained network",
-        difference=difference,
+        difference=check.difference,
         usage=exported.usage.format(file=file.name, module=module_beside(file).stem),
         note=plain,
         members=MEMBERS.format(rows="\n".join(map(member_row, networks))) if several else "",
         recipe=table(together([recipe_of(config) for config in configs])),
-        numbers=table(numbers_of(path, networks)) or "The run has not ended, and was not evaluated.",
+        numbers=table(numbers_of(path, networks, check)) or "The run has not ended, and was not evaluated.",
     )
 
 
 def member_row(network: TrainedNetwork) -> str:
-    return f"| {network.path.name} | {network.weights} | {arch_name(network)} | {parameters_of(network):,} |"
+    cells = network.path.name, network.weights, arch_name(network), f"{parameters_of(network):,}"
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def parameters_of(network: TrainedNetwork) -> int:
@@ -155,31 +149,30 @@ def together(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: found[0] if len(found) == 1 else ", ".join(map(str, found)) for name, found in values.items()}
 
 
-def numbers_of(path: Path, networks: Sequence[TrainedNetwork]) -> dict[str, Any]:
-    """Collects what the run or vote, and `fastcifar eval`, measured of the exported weights."""
-    ensemble = is_ensemble(path)
-    numbers = votes_of(path) if ensemble else result_of(path, networks[0].weights)
-    name = ENSEMBLE if ensemble else networks[0].weights
-    with suppress(FastcifarError):  # a card goes without an evaluation that is missing, damaged or another version's
-        report: Report = read_json(path / FOLDER / "evaluation.json", Report, "evaluate the run again")
-        same = report.weights.keys() == {*names_of(path, networks), ENSEMBLE} if ensemble else name in report.weights
-        if same:
-            score = report.weights[name]
-            numbers["test accuracy"] = percent(score.accuracy)
-            numbers["95% interval"] = " to ".join(map(percent, score.interval))
-            if report.chosen == name:
-                numbers["expected calibration error"] = percent(report.calibration.error)
-    return numbers
+def numbers_of(path: Path, networks: Sequence[TrainedNetwork], check: Check) -> dict[str, Any]:
+    """Collects the file's own score, and what the run or the vote measured of the exported weights."""
+    numbers: dict[str, Any] = {}
+    if score := check.score:
+        numbers["test accuracy of this file, in fp32"] = percent(score.correct / score.images)
+        numbers["95% interval"] = " to ".join(map(percent, wilson_interval(score.correct, score.images)))
+        if score.precision:
+            what = f"test images that fastcifar classifies differently in {score.precision}"
+            numbers[what] = f"{score.differing:,} of {score.images:,}"
+    return numbers | (votes_of(path) if is_ensemble(path) else result_of(path, networks[0].weights))
 
 
 def result_of(path: Path, weights: str) -> dict[str, Any]:
     """Returns the numbers of the run at `path`; none where it has not ended."""
-    result = Run.open(path).result()
+    run = Run.open(path)
+    result = run.result()
     if result is None:
         return {}
     own = result.test_accuracy if weights == WEIGHTS else result.averaged_test_accuracies.get(weights)
-    numbers = {"test accuracy": percent(own), "seconds of training": round(result.seconds)}
-    return numbers | {"trained on": result.device}
+    return {
+        f"test accuracy measured in training, in {run.config().engine.precision}": percent(own),
+        "seconds of training": round(result.seconds),
+        "trained on": result.device,
+    }
 
 
 def votes_of(path: Path) -> dict[str, Any]:
@@ -187,14 +180,18 @@ def votes_of(path: Path) -> dict[str, Any]:
     report = read_report(path)
     if report.tta != "none":
         return {}
-    best = report.best
     return {
-        "test accuracy": percent(best.soft_accuracy),
-        "95% interval": " to ".join(map(percent, best.soft_interval)),
-        "mean test accuracy of its members": percent(best.mean_member),
+        "test accuracy of the vote": percent(report.best.soft_accuracy),
+        "mean test accuracy of its members": percent(report.best.mean_member),
     }
 
 
+def escaped(text: str) -> str:
+    """Makes text from files harmless in a line of Markdown: it shows as it is, what cannot be printed as an escape."""
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", visible)
+
+
 def table(rows: dict[str, Any]) -> str:
-    filled = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
+    filled = [f"| {name} | {escaped(str(value))} |" for name, value in rows.items() if value not in (None, "")]
     return "\n".join(["| | |", "|-|-|", *filled]) if filled else ""

@@ -14,7 +14,7 @@ from fastcifar.augment.normalize import Normalizer
 from fastcifar.device import Precision, resolve_device, resolve_precision
 from fastcifar.engine.evaluate import BATCH_SIZE
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.inference import TTA
+from fastcifar.inference import TTA, PrecisionName
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import LoadOptions, TrainedNetwork, check_agreement, joint_logits, load_networks
 
@@ -72,7 +72,9 @@ class Classifier:
         return self.logits(images, tta).double().softmax(dim=1)
 
 
-def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOptions) -> Classifier:
+def open_classifier(
+    runs: str | Path | Sequence[str | Path], options: LoadOptions, precision: PrecisionName = "auto"
+) -> Classifier:
     """Opens runs or ensembles, on a GPU if there is one. Raises FastcifarError if one is unusable, or they differ."""
     paths = [Path(path) for path in ([runs] if isinstance(runs, str | Path) else runs)]
     if not paths:
@@ -80,14 +82,23 @@ def open_classifier(runs: str | Path | Sequence[str | Path], options: LoadOption
     device = resolve_device("auto")
     networks = tuple(network for path in paths for network in load_networks(path, device, options))
     check_agreement(networks)
-    return Classifier(networks, device, precision_of(networks, device))
+    return Classifier(networks, device, precision_of(networks, device, precision))
 
 
-def precision_of(networks: Sequence[TrainedNetwork], device: torch.device) -> Precision:
-    """Returns the precision shared by all runs, where one trained on another device counts as "auto"; else float32."""
-    engines = [Run.open(network.path).config().engine for network in networks]
-    requested = {engine.precision if engine.device == str(device) else "auto" for engine in engines}
-    return resolve_precision(requested.pop() if len(requested) == 1 else "fp32", device)[0]
+def precision_of(
+    networks: Sequence[TrainedNetwork], device: torch.device, requested: PrecisionName = "auto"
+) -> Precision:
+    """Returns the precision requested.
+
+    By default it is the one shared by all runs, or else float32; a run that was trained on another device has the best
+    of this one.
+    """
+    if requested == "auto":
+        shared: set[PrecisionName] = set()
+        for engine in (Run.open(network.path).config().engine for network in networks):
+            shared.add(engine.precision if engine.device == str(device) else "auto")
+        requested = shared.pop() if len(shared) == 1 else "fp32"
+    return resolve_precision(requested, device)[0]
 
 
 def logits_of_views(model: nn.Module, images: Tensor, tta: TTA) -> Tensor:

@@ -17,7 +17,7 @@ from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
 from fastcifar.device import device_name, resolve_device, synchronize
 from fastcifar.errors import FastcifarError
-from fastcifar.inference import TTA
+from fastcifar.inference import TTA, PrecisionName
 from fastcifar.inference.classifier import Classifier, precision_of
 from fastcifar.inference.images import read_pair
 from fastcifar.inference.metrics import (
@@ -32,6 +32,7 @@ from fastcifar.inference.metrics import (
 from fastcifar.inference.report import Calibration, Report, Score, Speed, write_report
 from fastcifar.models import GIVEN
 from fastcifar.runs.ensembles import SplitObstacle, is_ensemble
+from fastcifar.runs.files import inside
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import LoadOptions, TrainedNetwork, joint_logits, load_networks, read_network
 
@@ -61,12 +62,25 @@ class Answers:
         return Score(total, correct / total, wilson_interval(correct, total), loss, self.seconds)
 
 
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A run's sets of weights, or an ensemble's voters, by name; which of them, or `ENSEMBLE`, to look at closely."""
+
+    parts: dict[str, Classifier]
+    chosen: str
+    classifier: Classifier
+    """What `chosen` names."""
+    configs: list[RunConfig]
+    """Those of the classifier's networks."""
+
+
 def evaluate_run(
     path: str | Path,
     data_dir: Path | None = None,
     *,
     which: str | None = None,
     tta: TTA = "none",
+    precision: PrecisionName = "auto",
     pairs: Sequence[str] = (),
     speed: bool = False,
     out: str | Path | None = None,
@@ -76,15 +90,15 @@ def evaluate_run(
 ) -> Report:
     """Measures a run or an ensemble on its test set, and writes evaluation.json and the pictures.
 
-    Networks and preprocessing are those stored with the weights. Of an ensemble, each voting member is measured, and
-    then all of them by the mean of their probabilities, which the pictures, classes and calibration are about.
+    Each voting member of an ensemble is measured, and then all of them by the mean of their probabilities, which the
+    pictures, classes and calibration are about.
 
     Args:
         path: folder of the run or the ensemble.
         data_dir: where to look for the data set; the run's own place by default.
-        which: the weights of a run that the pictures, classes and calibration are about; like `trust` and `model`, as
-            in `runs.network.LoadOptions`.
+        which: the weights of a run to look at closely; like `trust` and `model`, as in `runs.network.LoadOptions`.
         tta: test-time augmentation of those weights, measured beside none.
+        precision: what the networks compute in: "bf16", "fp16" or "fp32"; by default what they were trained in.
         pairs: further test sets; see `inference.images.read_pair`.
         speed: whether to measure latency and throughput.
         out: folder of the report; `evaluation` within the run's by default.
@@ -94,51 +108,48 @@ def evaluate_run(
         FastcifarError: the folder is neither, or has no checkpoint yet, or the report cannot be written.
         DataError: the data set cannot be had.
     """
-    path, device = Path(path), resolve_device("auto")
-    parts, chosen = measured_networks(path, device, LoadOptions(which, trust, model))
-    networks = (parts[chosen],) if chosen in parts else tuple(parts.values())
-    classifier = Classifier(networks, device, precision_of(networks, device))
-    configs = [Run.open(network.path).config() for network in networks]
-    data = configs[0].data
-    data_dir = data_dir or data.data_dir
-    dataset = data.dataset if test_set is None else "test_set"
-    test = load_dataset(data.dataset, "test", data_dir) if test_set is None else test_set
-    check_dataset(networks[0], test, dataset)
+    path = Path(path)
+    subject = open_subject(path, LoadOptions(which, trust, model), precision)
+    classifier, data_dir = subject.classifier, data_dir or subject.configs[0].data.data_dir
+    dataset = subject.configs[0].data.dataset if test_set is None else "test_set"
+    test = load_dataset(dataset, "test", data_dir) if test_set is None else test_set
+    check_dataset(classifier.networks[0], test, dataset)
     extra = {text: read_pair(text, classifier.image_size, len(classifier.classes)) for text in pairs}
-    plain = {
-        name: classify(replace(classifier, networks=(part,)), test.images, test.labels) for name, part in parts.items()
-    }
-    if chosen not in plain:
-        plain[chosen] = together(list(plain.values()))
-    answers = plain[chosen] if tta == "none" else classify(classifier, test.images, test.labels, tta)
-    confusion = confusion_matrix(answers.logits, test.labels)
+    plain = classify_parts(subject, test)
+    answers = plain[subject.chosen] if tta == "none" else classify(classifier, test.images, test.labels, tta)
     report = Report(
-        arch=", ".join(dict.fromkeys(network.arch for network in networks)),
+        arch=", ".join(dict.fromkeys(network.arch for network in classifier.networks)),
         dataset=dataset,
-        device=device_name(device),
+        device=device_name(classifier.device),
         precision=classifier.precision.name,
         weights={name: one.score for name, one in plain.items()},
-        chosen=chosen,
+        chosen=subject.chosen,
         tta=tta,
         augmented=None if tta == "none" else answers.score,
-        classes=class_scores(confusion, classifier.classes),
-        confusion=confusion.tolist(),
-        calibration=calibrate(answers, validation_answers(classifier, configs, data_dir, tta)),
+        classes=class_scores(answers.logits, test.labels, test.classes),
+        confusion=confusion_matrix(answers.logits, test.labels),
+        calibration=calibrate(answers, classify_validation(subject, data_dir, tta)),
         sets={text: classify(classifier, *pair, tta).score for text, pair in extra.items()},
-        speed=measure_speed(classifier, tta) if speed else (),
+        speed=tuple(measure_speed(classifier, size, tta) for size in SPEED_SIZES[classifier.device.type] if speed),
     )
-    write_report(Path(out) if out else path / FOLDER, report, answers.logits, test)
+    write_report(Path(out) if out else inside(path, FOLDER), report, answers.logits, test)
     return report
 
 
-def measured_networks(path: Path, device: torch.device, options: LoadOptions) -> tuple[dict[str, TrainedNetwork], str]:
-    """Loads a run's sets of weights, or an ensemble's voters, by name, and names the one, or the whole, to report."""
+def open_subject(path: Path, options: LoadOptions, precision: PrecisionName) -> Subject:
+    """Loads every set of weights of the run at `path`, or an ensemble's voters."""
+    device = resolve_device("auto")
     if is_ensemble(path):
-        voting = load_networks(path, device, options)
-        return dict(zip(names_of(path, voting), voting, strict=True)), ENSEMBLE
-    stored = read_network(path, options)
-    chosen = stored.choose(options.weights)
-    return {name: stored.load(device, name) for name in stored.weights}, chosen
+        networks, chosen = load_networks(path, device, options), ENSEMBLE
+        parts = dict(zip(names_of(path, networks), networks, strict=True))
+    else:
+        stored = read_network(path, options)
+        chosen = stored.choose(options.weights)
+        parts = {name: stored.load(device, name) for name in stored.weights}
+        networks = (parts[chosen],)
+    classifier = Classifier(networks, device, precision_of(networks, device, precision))
+    singles = {name: replace(classifier, networks=(part,)) for name, part in parts.items()}
+    return Subject(singles, chosen, classifier, [Run.open(network.path).config() for network in networks])
 
 
 def names_of(path: Path, members: Sequence[TrainedNetwork]) -> list[str]:
@@ -170,18 +181,22 @@ def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = 
     return Answers(logits, labels, time.perf_counter() - start)
 
 
-def together(each: Sequence[Answers]) -> Answers:
-    return Answers(joint_logits([one.logits for one in each]), each[0].labels, sum(one.seconds for one in each))
+def classify_parts(subject: Subject, test: ImageSet) -> dict[str, Answers]:
+    """Classifies the test set by each part, and then by an ensemble as a whole, which asks no network again."""
+    each = {name: classify(part, test.images, test.labels) for name, part in subject.parts.items()}
+    if subject.chosen not in each:
+        joint = joint_logits([one.logits for one in each.values()])
+        each[subject.chosen] = Answers(joint, test.labels, sum(one.seconds for one in each.values()))
+    return each
 
 
-def validation_answers(
-    classifier: Classifier, configs: Sequence[RunConfig], data_dir: Path | None, tta: TTA
-) -> Answers | None:
+def classify_validation(subject: Subject, data_dir: Path | None, tta: TTA) -> Answers | None:
     """Classifies the images that all runs set apart for validation; None where there are none at hand."""
-    data = configs[0].data
-    if split_obstacle(configs) or data.dataset == GIVEN:
+    config = subject.configs[0]
+    if split_obstacle(subject.configs) or config.data.dataset == GIVEN:
         return None
-    return classify(classifier, *validation_set(configs[0], load_dataset(data.dataset, "train", data_dir)), tta)
+    train = load_dataset(config.data.dataset, "train", data_dir)
+    return classify(subject.classifier, *validation_set(config, train), tta)
 
 
 def split_obstacle(configs: Sequence[RunConfig]) -> SplitObstacle | None:
@@ -212,11 +227,7 @@ def calibrate(test: Answers, validation: Answers | None) -> Calibration:
     )
 
 
-def measure_speed(classifier: Classifier, tta: TTA = "none") -> tuple[Speed, ...]:
-    return tuple(measure_batch(classifier, size, tta) for size in SPEED_SIZES[classifier.device.type])
-
-
-def measure_batch(classifier: Classifier, batch_size: int, tta: TTA) -> Speed:
+def measure_speed(classifier: Classifier, batch_size: int, tta: TTA) -> Speed:
     side, device = classifier.image_size, classifier.device
     images = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8).to(device)
     for _ in range(2):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +13,19 @@ from torch.export import Dim, ExportedProgram
 
 from fastcifar.config import RunConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.data.sources import load_dataset
 from fastcifar.device import Precision
-from fastcifar.errors import ConfigError, DataError, FastcifarError, reason
+from fastcifar.errors import ConfigError, FastcifarError, reason
+from fastcifar.inference import PrecisionName
 from fastcifar.inference.card import card, dataset_name
-from fastcifar.inference.classifier import Classifier
-from fastcifar.inference.formats import FORMATS, Classify, Metadata, check_packages
+from fastcifar.inference.check import TOLERANCE, Check, check_file, find_test_set
+from fastcifar.inference.classifier import Classifier, open_classifier
+from fastcifar.inference.formats import FORMATS, Metadata, check_packages
+from fastcifar.runs.console import percent
 from fastcifar.runs.files import publish, write_text, writing
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import LoadOptions, TrainedNetwork, load_networks
 
-TOLERANCE = 1e-5
-"""Largest allowed difference of a probability, in float32."""
-CHECKED = 64
-"""Number of images that an export is checked on."""
-BATCHES = (1, 7, CHECKED)
-"""Batch sizes that an export must accept."""
+CPU = torch.device("cpu")
 
 
 class Deployed(nn.Module):
@@ -41,7 +37,7 @@ class Deployed(nn.Module):
     def __init__(self, network: TrainedNetwork) -> None:
         super().__init__()
         self.network = network.model.to(memory_format=torch.contiguous_format)
-        scale, offset = network.normalization.affine(torch.device("cpu"))
+        scale, offset = network.normalization.affine(CPU)
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("offset", offset[:, None, None])
         self.requires_grad_(False)
@@ -69,10 +65,18 @@ class Export:
     files: tuple[Path, ...]
     weights: str
     """Name of a run's weights, or the number of an ensemble's networks."""
-    checked: str
-    """The images used for the check."""
-    difference: float
-    """Largest difference of a probability from the trained network's, or from the mean of several networks."""
+    check: Check
+
+
+def lines_of(export: Export) -> Iterator[str]:
+    check = export.check
+    yield f"{export.weights}: equal to within {check.difference:.1e} on {check}"
+    if score := check.score:
+        accuracy = percent(score.correct / score.images)
+        yield f"test accuracy of the file: {accuracy} of {score.images:,} images, computed in fp32"
+        if score.precision:
+            yield f"In {score.precision} the run gives another class to {score.differing:,} of them."
+    yield from map(str, export.files)
 
 
 def export_run(
@@ -82,13 +86,15 @@ def export_run(
     *,
     which: str | None = None,
     data_dir: Path | None = None,
+    precision: PrecisionName | None = None,
     trust: bool = False,
     model: nn.Module | None = None,
     test_set: ImageSet | None = None,
 ) -> Export:
     """Writes a run's network and a model card, once the written file is known to give the same probabilities.
 
-    An ensemble becomes one file that gives the mean probabilities of its members that vote.
+    An ensemble becomes one file that gives the mean probabilities of its members that vote. The file computes in fp32,
+    and its own accuracy is measured where the test images are at hand.
 
     Args:
         path: folder of the run or the ensemble.
@@ -97,34 +103,40 @@ def export_run(
         which: the weights of a run; like `trust` and `model`, as in `runs.network.LoadOptions`.
         data_dir: where to look for the run's data set; the file is checked on its test images, or on random ones where
             it is not at hand.
+        precision: also compare the file's classes with those of the run in this precision, on all test images.
         test_set: the images to check the file on, in place of those of the run's data set.
 
     Raises:
         FastcifarError: the run cannot be read or exported, packages are missing, `out` cannot be written, or the
             probabilities differ.
     """
-    made, path = FORMATS[name], Path(path)
+    made, path, options = FORMATS[name], Path(path), LoadOptions(which, trust, model)
     out = Path(out) if out else path / f"model{made.suffix}"
     if out.suffix != made.suffix:
         raise ConfigError(f"--out {out} does not end in {made.suffix}, as files of the format {name} do; rename it.")
     check_packages(name)
-    cpu = torch.device("cpu")
-    networks = load_networks(path, cpu, LoadOptions(which, trust, model))
+    networks = load_networks(path, CPU, options)
     configs = [Run.open(network.path).config() for network in networks]
-    images, checked = sample_images(configs[0], data_dir, networks[0].image_size, test_set)
-    expected = Classifier(networks, cpu, Precision("fp32"))(images).softmax(dim=1)
+    dataset = dataset_name(configs[0]) if test_set is None else "the set given"
+    test_set = find_test_set(configs[0], networks[0], data_dir, test_set)
+    if precision and test_set is None:
+        raise ConfigError("--precision compares classes of the test images, which are not at hand; give --data-dir.")
+    other = open_classifier(path, options, precision) if precision else None
     program, metadata = trace(networks, path), describe(networks, configs[0])
     with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         partial = Path(folder) / out.name
         made.write(program, metadata, partial)
-        difference = largest_difference(made.open(partial), images, expected, out)
-        text = card(path, networks, configs, made, out, checked, difference)
-        write_text(partial.with_name(f"{out.name}.md"), text)
+        trained = Classifier(networks, CPU, Precision("fp32"))
+        check = check_file(made.open(partial), trained, other, dataset, test_set)
+        if not check.difference <= TOLERANCE:  # NaN too
+            gap = f"probabilities off by {check.difference:.1e}, more than {TOLERANCE:.0e}"
+            raise FastcifarError(f"{out} gave {gap}, and was not kept; try another format.")
+        write_text(partial.with_name(f"{out.name}.md"), card(path, networks, configs, made, out, check))
         written = sorted(Path(folder).iterdir())
         for file in written:
             publish(file, out.parent / file.name)
     weights = networks[0].weights if len(networks) == 1 else f"{len(networks)} networks"
-    return Export(tuple(out.parent / file.name for file in written), weights, checked, difference)
+    return Export(tuple(out.parent / file.name for file in written), weights, check)
 
 
 def describe(networks: Sequence[TrainedNetwork], config: RunConfig) -> Metadata:
@@ -159,28 +171,3 @@ def trace(networks: Sequence[TrainedNetwork], path: Path) -> ExportedProgram:
             f"{path}'s network has operations that plain torch lacks, {', '.join(sorted(foreign))}; do without them."
         )
     return program
-
-
-def sample_images(config: RunConfig, data_dir: Path | None, size: int, test_set: ImageSet | None) -> tuple[Tensor, str]:
-    """Returns images uint8 (CHECKED, size, size, 3), of the test set if at hand, else random, and their description."""
-    source = dataset_name(config) if test_set is None else "the set given"
-    with suppress(DataError):
-        if test_set is None:
-            test_set = load_dataset(config.data.dataset, "test", data_dir or config.data.data_dir, download=False)
-        images = test_set.images[:CHECKED]
-        if images.shape == (CHECKED, size, size, 3):
-            return images, f"the first {CHECKED} test images of {source}"
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (CHECKED, size, size, 3), dtype=torch.uint8, generator=generator)
-    return noise, f"{CHECKED} random images, since {source} was not at hand"
-
-
-def largest_difference(classify: Classify, images: Tensor, expected: Tensor, out: Path) -> float:
-    """Compares probabilities in batches of several sizes. Raises FastcifarError above the tolerance."""
-    with torch.inference_mode():
-        gaps = [(classify(images[:count]) - expected[:count]).abs().max().item() for count in BATCHES]
-    difference = max(gaps)
-    if not difference <= TOLERANCE:  # NaN too
-        gap = f"probabilities off by {difference:.1e}, more than {TOLERANCE:.0e}"
-        raise FastcifarError(f"{out} gave {gap}, and was not kept; try another format.")
-    return difference

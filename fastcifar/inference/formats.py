@@ -13,18 +13,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fastcifar.checks import given
 from fastcifar.errors import ConfigError
+from fastcifar.inference.check import Classify
 
 Metadata = dict[str, Any]
 """A network's classes, image_size, dataset, arch, weights, mean and std as JSON; the last four by ensemble member."""
-
-Classify = Callable[[Tensor], Tensor]
-"""Images uint8 (N, H, W, 3) -> probabilities float32 (N, classes)."""
 
 
 @dataclass(frozen=True)

@@ -63,18 +63,10 @@ class Images:
     def read_one(self, item: np.ndarray | Path | Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns uint8 (size, size, 3), and the original width and height."""
         if isinstance(item, Path):
-            item = read_picture(item)
+            with read_picture(item) as picture:
+                return fit(picture, self.size), picture.size
         picture = Image.fromarray(item) if isinstance(item, np.ndarray) else item
         return fit(picture, self.size), picture.size
-
-    @property
-    def note(self) -> str | None:
-        count = self.resized.total()
-        if not count:
-            return None
-        of = "{}x{}".format(*next(iter(self.resized))) if len(self.resized) == 1 else "several sizes"
-        what = f"{count:,} images of {of} were cut to their" if count > 1 else f"1 image of {of} was cut to its"
-        return f"{what} largest centred square and resized to {self.size}x{self.size}."
 
 
 def open_images(source: Source, image_size: int) -> Images:
@@ -197,7 +189,7 @@ def read_pair(text: str, image_size: int, classes: int) -> tuple[Tensor, Tensor]
     IMAGES.npy,LABELS.npy. Raises DataError, which names the array, where one is missing or damaged, or has another
     type, shape or range.
     """
-    paths = [Path(part).expanduser() for part in (text.split(",") if text.endswith(".npy") else [text])]
+    paths = [Path(os.path.expanduser(part)) for part in (text.split(",") if text.endswith(".npy") else [text])]
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{path} does not exist; {PAIRS}.")

@@ -15,6 +15,8 @@ BINS = 15
 """Number of bins of the calibration error, as in Guo et al. 2017."""
 NORMAL_95 = 1.959963984540054
 """The normal distribution's 97.5% quantile."""
+MOST_CONFUSED = 1000
+"""Most classes of a confusion matrix, which has an entry for each pair of them."""
 TEMPERATURES = (0.01, 100.0)
 """Bounds of the search for the temperature."""
 
@@ -51,15 +53,23 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return (centre - half if correct else 0.0), (centre + half if correct < total else 1.0)
 
 
-def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (N, K) and labels int64 (N,) -> int64 (K, K): a row for each label, a column for each prediction."""
+def confusion_matrix(logits: Tensor, labels: Tensor) -> list[list[int]] | None:
+    """Logits (N, K) and labels int64 (N,) -> counts, a row for each label, a column for each prediction.
+
+    Returns None for more than `MOST_CONFUSED` classes.
+    """
     classes = logits.shape[1]
-    return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).reshape(classes, classes)
+    if classes > MOST_CONFUSED:
+        return None
+    counts = torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2)
+    return counts.reshape(classes, classes).tolist()
 
 
-def class_scores(confusion: Tensor, names: tuple[str, ...]) -> tuple[ClassScore, ...]:
-    hits, images, given = (counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
-    rows = zip(names, hits, images, given, strict=True)
+def class_scores(logits: Tensor, labels: Tensor, names: tuple[str, ...]) -> tuple[ClassScore, ...]:
+    """Counts by class: logits (N, K), labels int64 (N,), and the names of the K classes."""
+    predicted = logits.argmax(dim=1)
+    counts = [torch.bincount(each, minlength=len(names)) for each in (labels[predicted == labels], labels, predicted)]
+    rows = zip(names, *(count.tolist() for count in counts), strict=True)
     return tuple(ClassScore(name, of, hit / of if of else None, hit / to if to else None) for name, hit, of, to in rows)
 
 

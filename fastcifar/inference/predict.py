@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
-from fastcifar.inference import TTA
+from fastcifar.inference import TTA, PrecisionName
 from fastcifar.inference.classifier import open_classifier
 from fastcifar.inference.images import Images, Source, open_images
 from fastcifar.runs.files import appearing
@@ -29,6 +29,8 @@ class Predictions:
     """float64 (N, classes), each row of which sums to 1."""
     classes: tuple[str, ...]
     """Names of the classes, by label."""
+    precision: str
+    """What the networks computed in: bf16, fp16 or fp32."""
 
     @property
     def names(self) -> list[str]:
@@ -41,6 +43,7 @@ def predict(
     *,
     which: str | None = None,
     tta: TTA = "none",
+    precision: PrecisionName = "auto",
     trust: bool = False,
     model: nn.Module | None = None,
 ) -> Predictions:
@@ -55,16 +58,18 @@ def predict(
         which: weights of each run, such as "weights" or "ema-0.999"; by default the best on the validation split, or
             else an average.
         tta: test-time augmentation: "none", "mirror" or "mirror-shift".
+        precision: what the networks compute in: "bf16", "fp16" or "fp32"; by default what they were trained in.
         trust: whether code that comes with a run may be executed.
         model: the network that was given to `fastcifar.train`, of which a copy takes the weights.
 
     Raises:
         FastcifarError: a run or the images cannot be used, or the runs differ in classes or image size.
     """
-    classifier = open_classifier(runs, LoadOptions(which, trust, model))
+    classifier = open_classifier(runs, LoadOptions(which, trust, model), precision)
     batches = open_images(images, classifier.image_size).batches(classifier.batch_size)
     probabilities = torch.cat([classifier.probabilities(batch, tta) for batch in batches])
-    return Predictions(probabilities.argmax(dim=1), probabilities, classifier.classes)
+    labels = probabilities.argmax(dim=1)
+    return Predictions(labels, probabilities, classifier.classes, classifier.precision.name)
 
 
 def write_predictions(
@@ -74,28 +79,44 @@ def write_predictions(
     options: LoadOptions,
     *,
     tta: TTA = "none",
+    precision: PrecisionName = "auto",
     probabilities: bool = False,
-) -> Images:
-    """Writes a table of any number of images, a header and then a row for each, in order; returns the images.
+) -> tuple[Images, str]:
+    """Writes a table of any number of images, a header and then a row for each, in order.
 
     A row is `file,prediction` for pictures, by their paths below the folder given, else `index,prediction`, counted
     from 0; with `probabilities` a column for each class follows. The file `out` appears whole, or an earlier one stays.
-    Raises FastcifarError as `predict` does, or where `out` cannot be written.
+    Returns the images, and the precision that the networks computed in. Raises FastcifarError as `predict` does, or
+    where `out` cannot be written.
     """
     if os.path.isdir(out):
         raise ConfigError(f"--out {out} is a folder; give a file, such as predictions.csv.")
     if os.path.exists(out) and os.path.exists(images) and os.path.samefile(out, images):
         raise ConfigError(f"--out {out} is where the images are; choose another file.")
-    classifier = open_classifier(runs, options)
+    classifier = open_classifier(runs, options, precision)
     source, classes = open_images(images, classifier.image_size), classifier.classes
     # What UTF-8 lacks, such as the bytes of a file's name that are none, is written as an escape.
-    with appearing(out, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with appearing(out, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("file" if source.names else "index", "prediction", *(classes if probabilities else ())))
-        names = iter(source.names or range(len(source)))
+        shown = [cell(name) for name in classes]
+        table.writerow(("file" if source.names else "index", "prediction", *(shown if probabilities else ())))
+        names = map(cell, source.names or map(str, range(len(source))))
         for batch in source.batches(classifier.batch_size):
             shares = classifier.probabilities(batch, tta)
             for row, winner in zip(shares.tolist(), shares.argmax(dim=1).tolist(), strict=True):
-                name = str(next(names)).replace("\r", "\\r")  # which csv would not quote
-                table.writerow((name, classes[winner], *(f"{value:.7g}" for value in row if probabilities)))
-    return source
+                table.writerow((next(names), shown[winner], *(f"{value:.7g}" for value in row if probabilities)))
+    return source, classifier.precision.name
+
+
+def cell(text: str) -> str:
+    """Puts an apostrophe before text that a spreadsheet would execute as a formula; csv itself quotes all but \\r."""
+    return ("'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + text.replace("\r", "\\r")
+
+
+def lines_of(images: Images, precision: str, out: Path) -> Iterator[str]:
+    """Describes what `write_predictions` returned."""
+    if count := images.resized.total():
+        sizes = "{}x{}".format(*next(iter(images.resized))) if len(images.resized) == 1 else "several sizes"
+        what = f"{count:,} images of {sizes} were cut to their" if count > 1 else f"1 image of {sizes} was cut to its"
+        yield f"{what} largest centred square and resized to {images.size}x{images.size}."
+    yield f"{len(images):,} prediction{'s' if len(images) > 1 else ''} in {out}, computed in {precision}"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from fastcifar.checks import given
@@ -81,8 +81,8 @@ class Report:
     augmented: Score | None
     """Score with test-time augmentation, where asked for; the fields below are then augmented too."""
     classes: tuple[ClassScore, ...]
-    confusion: list[list[int]]
-    """A row for each label, a column for each prediction."""
+    confusion: list[list[int]] | None
+    """A row for each label, a column for each prediction; None for very many classes."""
     calibration: Calibration
     sets: dict[str, Score]
     """Scores on further test sets, by path."""
@@ -116,6 +116,7 @@ def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
         yield f"{'class':{width}}  images   recall  precision"
         for one in report.classes:
             yield f"{one.name:{width}}  {one.images:6,}  {percent(one.recall):>7}  {percent(one.precision):>9}"
+    yield f"{'precision':{wide}}  {report.precision}, on {report.device}"
     for speed in report.speed:
         latency, rate = 1000 * speed.latency_seconds, speed.images_per_second
         yield f"batch {speed.batch_size:>4}  {latency:9.3f} ms  {rate:12,.0f} img/s"
@@ -127,7 +128,7 @@ def described(score: Score) -> str:
 
 
 def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -> None:
-    """Writes evaluation.json, confusion.png, reliability.png and, where there are mistakes, mistakes.png.
+    """Writes evaluation.json, reliability.png and, where they have something to show, confusion.png and mistakes.png.
 
     `folder` is created where it does not exist; `logits` are float32 (N, classes) for the images of the labelled set
     `test`. A picture that cannot be drawn is missing, which stderr reports.
@@ -137,7 +138,7 @@ def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -
     series = {"as it is": points(calibration.bins), f"at temperature {calibration.temperature:.3f}": points(scaled)}
     worst, captions = worst_mistakes(logits, test.labels, test.classes)
     pictures = {
-        "confusion.png": (plot_confusion, torch.tensor(report.confusion).numpy(), test.classes),
+        "confusion.png": (plot_confusion, np.array(report.confusion), test.classes),
         "reliability.png": (plot_reliability, series, [one.images for one in calibration.bins]),
         "mistakes.png": (plot_images, test.images[worst].numpy()[None], captions),
     }
@@ -148,6 +149,8 @@ def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -
             (folder / name).unlink(missing_ok=True)
     if not captions:
         del pictures["mistakes.png"]
+    if report.confusion is None:
+        del pictures["confusion.png"]
     for name, (plot, *arguments) in pictures.items():
         if failure := draw(folder / name, plot, *arguments):
             print(failure, file=sys.stderr)
@@ -165,10 +168,9 @@ def worst_mistakes(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
     predicted = logits.argmax(dim=1)
     wrong = (predicted != labels).nonzero().flatten()
     worst = wrong[shares[wrong, labels[wrong]].argsort(stable=True)[:MISTAKES]]
-    names = [shortened(name, CAPTION) for name in classes]
     captions = []
     for image in worst.tolist():
-        label, given = labels[image], predicted[image]
-        share = shares[image, given].exp()
-        captions.append(f"label: {names[label]}\npredicted: {names[given]} {share:.0%}\nimage {image}")
+        pair = int(labels[image]), int(predicted[image])
+        label, mistaken = (shortened(classes[one], CAPTION) for one in pair)
+        captions.append(f"label: {label}\npredicted: {mistaken} {shares[image, pair[1]].exp():.0%}\nimage {image}")
     return worst, captions

@@ -12,6 +12,7 @@ from fastcifar.many.results import recipe_settings
 from fastcifar.recipes import Recipe
 from fastcifar.recipes.registry import derive
 from fastcifar.runs.console import Console
+from fastcifar.runs.files import exists
 from fastcifar.runs.folder import Result, Run
 
 
@@ -43,29 +44,27 @@ class Job:
 
     @property
     def started(self) -> bool:
-        return (self.folder / "config.json").exists()
+        return exists(self.folder / "config.json")
 
     @property
     def result(self) -> Result | None:
         return Run(self.folder).result()
 
-    def check_same_reading(self) -> None:
-        """Raises ConfigError where the folder holds a run of an earlier version of the recipe."""
-        if self.started:
-            check_settings(self, recipe_settings(Run(self.folder).config()), str(self.folder))
-
-    def check_same_length(self) -> None:
-        """Raises ConfigError where the folder holds a run of a different number of epochs."""
-        if self.started and (found := Run(self.folder).config().epochs) != self.config.epochs:
-            wanted = self.config.epochs
+    def check_folder(self) -> None:
+        """Raises ConfigError where the folder holds a run of another length, or of an earlier version of the recipe."""
+        if not self.started:
+            return
+        found, wanted = Run(self.folder).config(), self.config.epochs
+        check_settings(self, recipe_settings(found), str(self.folder))
+        if found.epochs != wanted:
             raise ConfigError(
-                f"{self.folder} holds a run of {found} epochs in place of {wanted}; choose another --out."
+                f"{self.folder} holds a run of {found.epochs} epochs in place of {wanted}; choose another --out."
             )
 
 
 def carry_out(config: RunConfig, folder: Path, console: Console) -> Result:
     """Trains the run of `config`, or resumes it where it was started."""
-    if (folder / "config.json").exists():
+    if exists(folder / "config.json"):
         return resume(folder, console=console)
     return train(config, folder, console=console)
 

@@ -56,8 +56,7 @@ def plan_members(recipe: Recipe, seeds: Sequence[int], out: Path, overrides: Ove
         raise ConfigError("an ensemble takes two members or more; give more --seeds, or a recipe that keeps snapshots.")
     jobs = [Job(recipe, overrides.apply(own, seed), out / f"seed{seed}") for seed in seeds]
     for job in jobs:
-        job.check_same_reading()
-        job.check_same_length()
+        job.check_folder()
     return jobs
 
 
@@ -66,7 +65,7 @@ def train_packed(jobs: Sequence[Job], at_once: int | None, console: Console) -> 
 
     Finished runs are kept, interrupted ones are resumed, and one that fails does not stop the others. By default
     `how_many` decides how many run `at_once`; threads and memory are divided where they are not given. Raises
-    FastcifarError where a run failed, after all others were done, or the data set is missing; Interrupted where a
+    FastcifarError where a run failed, once all others have ended, or the data set is missing; Interrupted where a
     signal stopped it, with every run saved.
     """
     check_range("at_once", at_once, 1)
@@ -90,9 +89,8 @@ def train_packed(jobs: Sequence[Job], at_once: int | None, console: Console) -> 
     if failures:
         folder, sentence = next(iter(failures.items()))
         count = f"{len(failures)} of {len(jobs)} members failed"
-        raise FastcifarError(
-            f"{count}, {folder} since {sentence.rstrip('.')}; see {log_of(folder)}. The others are done."
-        )
+        others = " The others are done." if len(failures) < len(jobs) else ""
+        raise FastcifarError(f"{count}, {folder} since {sentence.rstrip('.')}; see {log_of(folder)}.{others}")
 
 
 def fetch(config: RunConfig) -> DataSize:
@@ -100,7 +98,7 @@ def fetch(config: RunConfig) -> DataSize:
     data = config.data
     name = resolve_auto(data.data_dir)[0] if data.dataset == "auto" else data.dataset
     train, test = (load_dataset(name, split, data.data_dir) for split in ("train", "test"))
-    return DataSize(len(train), len(test), len(train.classes), train.images.shape[1])
+    return DataSize(len(train), len(test), len(train.classes), train.image_size)
 
 
 def how_many(config: RunConfig, data: DataSize) -> int:

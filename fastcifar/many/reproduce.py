@@ -51,7 +51,7 @@ def reproduce(
         if row := done.get(job.key):
             check_settings(job, row.settings, f"results.json beside {job.folder.parent}")
         else:
-            job.check_same_reading()
+            job.check_folder()
     failures = {}
     for number, job in enumerate(jobs, start=1):
         if job.key in done:
@@ -73,7 +73,8 @@ def reproduce(
         console.note(claims_table(summaries(found)))
     if failures:
         told = "; ".join(f"{folder}: {sentence.rstrip('.')}" for folder, sentence in failures.items())
-        raise FastcifarError(f"{len(failures)} of {len(jobs)} runs failed ({told}); the others are done.")
+        others = "the others are done" if len(failures) < len(jobs) else "mend that, and repeat the command"
+        raise FastcifarError(f"{len(failures)} of {len(jobs)} runs failed ({told}); {others}.")
     return found
 
 

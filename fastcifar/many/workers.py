@@ -24,13 +24,15 @@ from fastcifar.checks import given
 from fastcifar.config import RunConfig
 from fastcifar.errors import FastcifarError
 from fastcifar.many.jobs import Job, carry_out
+from fastcifar.output import complain
 from fastcifar.runs.console import Console, percent
 from fastcifar.runs.files import writing
 from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted, StopRequest
 from fastcifar.runs.records import EpochRecord, read_records
 
-COMMAND = (sys.executable, "-m", "fastcifar.many.workers")
+COMMAND = (sys.executable, "-P", "-m", "fastcifar.many.workers")
+"""With -P, Python imports nothing from the current folder, which may be a stranger's."""
 POLL_SECONDS = 0.2
 STDIN = 0
 
@@ -90,7 +92,8 @@ class Worker:
         self.line = progress.add_task(job.folder.name, total=job.config.epochs, told="starting")
         with writing(log := log_of(job.folder)):
             log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "wb") as output:
+            log.unlink(missing_ok=True)  # a link would lead elsewhere
+            with open(log, "xb") as output:
                 # In a group of its own the process does not get the terminal's Ctrl-C, which the parent answers.
                 self.process = subprocess.Popen(
                     COMMAND,
@@ -157,10 +160,10 @@ def work() -> int:
     try:
         carry_out(RunConfig.from_json(told["config"]), Path(told["folder"]), Console())
     except FastcifarError as error:
-        print(f"fastcifar: {error}", file=sys.stderr)
+        complain(f"fastcifar: {error}")
         return 2
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        complain(stop)
         return 128 + stop.signal_number
     return 0
 

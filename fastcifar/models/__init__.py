@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastcifar.checks import check_range
 from fastcifar.errors import ConfigError, unknown
@@ -20,39 +21,48 @@ GIVEN = "given"
 LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
 PLUG_IN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """Matches package.module:function."""
+INSTALLED = re.compile(r"((timm|torchvision):)?\w[\w.-]*")
+"""Matches the names that build from installed code alone: no other module is imported, and nothing is fetched."""
 
-UNCHOSEN = ("block_dropout", "resnet_d", "entry_stride", "classes", "image_size")
-"""The fields of `ResNet` that are not settings."""
-HINTS = {name: hint for name, hint in get_type_hints(ResNet).items() if name not in UNCHOSEN}
-NetworkOptions: Any = make_dataclass(
-    "NetworkOptions",
-    [
-        *((name, Any, None) for name in ("arch", "depth", "widen")),
-        *((name, hint | None, field(default=None, metadata={"home": ResNet})) for name, hint in HINTS.items()),
-    ],
-    frozen=True,
-)
-"""A base class with the settings of `ResNet`, all optional: None where not given.
 
-Their help and defaults stand with `ResNet`. Their order, after three of `ModelConfig`, is that of every list of
-settings.
-"""
+def of_resnet() -> Any:
+    """A field of `ModelConfig` that is None where not given; its help and default stand with `ResNet`."""
+    return field(default=None, metadata={"home": ResNet})
 
 
 @dataclass(frozen=True)
-class ModelConfig(NetworkOptions):
+class ModelConfig:
     """The network. What is left out is the architecture's own; what it does not read is refused."""
 
     arch: str = "resnet_prop"
     """Architecture: one of these names, timm:NAME, torchvision:NAME, or package.module:function; `fastcifar count
     --arch NAME` describes one.
     """
-    # Not None, since the files of older runs have false for every network.
-    pre_activation: bool = field(default=False, metadata={"home": ResNet})
     depth: int | None = None
     """Convolutions and linear layers on the longest path of a wide ResNet, 6 n + 4 for n blocks a stage."""
     widen: int | None = None
     """Factor of the stages' width in a wide ResNet."""
+    shake_drop: float | None = None
+    """Probability of disturbing the last block's branch in a PyramidNet; in the others it grows towards it."""
+    blocks: tuple[int, ...] | None = of_resnet()
+    channels: tuple[int, ...] | None = of_resnet()
+    kernels: tuple[int, ...] | None = of_resnet()
+    skip_kernels: tuple[int, ...] | None = of_resnet()
+    groups: int | None = of_resnet()
+    group_width: int | None = of_resnet()
+    stem_channels: int | None = of_resnet()
+    stem_out: int | None = of_resnet()
+    stem_stride: int | None = of_resnet()
+    pool: int | None = of_resnet()
+    pool_stride: int | None = of_resnet()
+    block: Literal["basic", "bottleneck"] | None = of_resnet()
+    # Not None, since the files of older runs have false for every network.
+    pre_activation: bool = field(default=False, metadata={"home": ResNet})
+    final_norm: bool | None = of_resnet()
+    se_ratio: float | None = of_resnet()
+    dropout: float | None = of_resnet()
+    stochastic_depth: float | None = of_resnet()
+    weight_init: Literal["he", "pytorch"] | None = of_resnet()
     max_params: float | None = None
     """Refuse a network of more parameters, such as 5e6."""
 
@@ -98,6 +108,15 @@ def wide_resnet(*, depth: int, widen: int, dropout: float = 0.0, **options: Any)
         block_dropout=dropout,
         **options,
     )
+
+
+def family(name: str) -> Callable[..., nn.Module]:
+    """The function `name` of the module `name` of this package, which is imported when a network is built."""
+
+    def build(**options: Any) -> nn.Module:
+        return getattr(import_module(f"fastcifar.models.{name}"), name)(**options)
+
+    return build
 
 
 @dataclass(frozen=True)
@@ -149,7 +168,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet": Architecture(
         "the generic residual network, ResNet-18 where nothing is given",
         resnet,
-        tuple(name for name in HINTS if name != "stem_out"),
+        tuple(f.name for f in fields(ModelConfig) if f.metadata and f.name != "stem_out"),
     ),
     "resnet18": Architecture("ResNet-18 for small images, the baseline of reports 4 and 5", resnet, SE, PYTORCH),
     "resnet20": Architecture(
@@ -182,7 +201,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         stages((4, 4, 3), (64, 128, 256), dropout=0.4, **PYTORCH),
     ),
     "resnet_s4_deep": Architecture(
-        "report 4, table 8: three stages of 13 blocks", resnet, POOLED, stages((13, 13, 13), (32, 64, 128), **PYTORCH)
+        "report 4, table 8: three stages of 13 blocks, with the stem of its code; its text reads as stem_channels 32",
+        resnet,
+        ("stem_channels", *POOLED),
+        stages((13, 13, 13), (32, 64, 128), stem_channels=16, **PYTORCH),
     ),
     "resnet_s4_4stages": Architecture(
         "report 4, table 8: four stages", resnet, POOLED, stages((4, 4, 3, 3), (32, 64, 128, 256), **PYTORCH)
@@ -195,6 +217,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         resnet,
         ("stem_stride", *RS),
         {**RESNETRS50, "stem_stride": 2, "entry_stride": 2},
+    ),
+    "resnetrs101": Architecture(
+        "report 2's ResNet-RS-101",
+        resnet,
+        ("stem_stride", *RS),
+        {**RESNETRS50, "blocks": (3, 4, 23, 3), "stem_stride": 2, "entry_stride": 2},
     ),
     "resnetrs50_cifar": Architecture(
         "ResNet-RS-50 with an unstrided stem: maps of 32, 16, 8 and 4 pixels", resnet, RS, RESNETRS50
@@ -213,6 +241,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "wrn28_2": Architecture("WRN-28-2; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 2}),
     "wrn28_10": Architecture("WRN-28-10; dropout is within its blocks", wide_resnet, LAST, {"depth": 28, "widen": 10}),
+    "densenet121": Architecture(
+        "DenseNet-121 with a 3x3 stem (Huang et al. 2017)",
+        family("densenet"),
+        preset={"blocks": (6, 12, 24, 16), "growth": 32},
+    ),
+    "vgg19_bn": Architecture(
+        "VGG19 with norms and one linear layer (Simonyan and Zisserman 2015)",
+        family("vgg"),
+        preset={"depths": (2, 2, 4, 4, 4)},
+    ),
+    "pyramidnet272": Architecture(
+        "PyramidNet-272 of bottlenecks, alpha 200 (Han et al. 2017)",
+        family("pyramidnet"),
+        ("shake_drop",),
+        {"depth": 272, "alpha": 200, "shake_drop": 0.0},
+    ),
 }
 
 
@@ -254,6 +298,14 @@ def check_architecture(name: str, options: Mapping[str, Any]) -> Architecture:
             hint = f"it is for {', '.join(readers)}" if readers else own
             raise ConfigError(f"{name} does not read the option {option!r}; {hint}.")
     return architecture
+
+
+def check_trusted(name: str, place: object, trust: bool) -> None:
+    """Raises ConfigError where the architecture `name`, read from a file at `place`, is code that is not trusted."""
+    if not trust and not INSTALLED.fullmatch(name):
+        raise ConfigError(
+            f"{place}'s network is built by {name!r}, code that would be executed; add --trust where you know it."
+        )
 
 
 def build_model(name: str, *, classes: int = 10, image_size: int = 32, **options: Any) -> nn.Module:

@@ -24,35 +24,44 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     The output has the input's dtype, under autocast too. The input may be a pair of tensors, which are added.
 
-    It is `nn.BatchNorm2d` without `num_batches_tracked`, which only a cumulative average reads and which costs a kernel
-    launch a step. In training on a GPU it is one op, with a channels_last result.
+    It is `nn.BatchNorm2d`, except that `num_batches_tracked` costs a kernel launch a step and so begins with the first
+    batch of a cumulative average (`momentum=None`, as `swa_utils.update_bn` sets it). In training on a GPU it is one
+    op, with a channels_last result.
     """
 
-    num_batches_tracked: None
+    num_batches_tracked: Tensor | None
     running_mean: Tensor
     running_var: Tensor
-    momentum: float
+    momentum: float | None
 
     def __init__(self, channels: int, relu: bool = False) -> None:
         super().__init__(channels)
-        self.num_batches_tracked = None
+        self.register_buffer("num_batches_tracked", None, persistent=False)
         self.relu = relu
+
+    def reset_running_stats(self) -> None:
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked = None
 
     def forward(
         self, x: Tensor | tuple[Tensor, Tensor], residual: Tensor | None = None, skip: Skip | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Normalises `x`, adds `residual` if given, and returns the shortcut's input that `skip` selects, if any."""
         x, addend = x if isinstance(x, tuple) else (x, None)
-        if self.training and takes_op(x, self.weight, residual, addend):
+        moving = self.training and self.momentum is not None
+        if moving and takes_op(x, self.weight, residual, addend):
             parameters = self.weight, self.bias, self.running_mean, self.running_var
             how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu, "skip": skip}
             return batch_norm_relu(
                 as_channels_last(x), *parameters, as_channels_last(residual), as_channels_last(addend), **how
             )
         x = x if addend is None else x + addend
-        if self.training and x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() > self.num_features:
+        if moving and x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() > self.num_features:
             y = self.compiled_for_cpu(x, residual)
         else:
+            if self.training and not moving and self.num_batches_tracked is None:
+                self.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=x.device)
             y = add_and_activate(super().forward(x), residual, self.relu)
         return with_skip(y, x, skip)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fastcifar.checks import check_name, check_range, check_reads, filled, given
 from fastcifar.errors import ConfigError
-from fastcifar.optim.schedules import Duration
+from fastcifar.optim.course import Duration
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class OptimConfig:
         check_range("momentum", self.momentum, 0, 1)
         check_range("weight_decay", self.weight_decay, 0)
         check_range("clip_norm", self.clip_norm, 0, exclusive=True)
-        check_range("rho", self.rho, 0, exclusive=True)
-        check_range("eta", self.eta, 0)
+        check_range("rho", self.rho, 0, 1e6, exclusive=True)
+        check_range("eta", self.eta, 0, 1e6)
 
     @property
     def resolved(self) -> OptimConfig:
@@ -74,6 +74,11 @@ class Optimizer:
     form: Literal["fused", "foreach", "own"] = "fused"
     """One kernel for all parameters (fused), one for each operation (foreach), or a class that is not of torch (own).
     """
+
+    @property
+    def takes_cycles(self) -> bool:
+        """Whether one-cycle may change its momentum."""
+        return self.target == "torch.optim:SGD"
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -116,7 +121,7 @@ class AverageConfig:
     def __post_init__(self) -> None:
         for decay in self.ema_decay:
             check_range("ema_decay", decay, 0, 1)
-        if len(set(self.decays)) != len(self.decays) or len(self.decays) > 4:
+        if len({average_name(decay) for decay in self.decays}) != len(self.decays) or len(self.decays) > 4:
             raise ConfigError(
                 f"ema_decay {' '.join(map(str, self.ema_decay))} does not suit; give one to four different decays, "
                 "or 0."
@@ -127,3 +132,8 @@ class AverageConfig:
     @property
     def decays(self) -> tuple[float, ...]:
         return tuple(decay for decay in self.ema_decay if decay)
+
+
+def average_name(decay: float) -> str:
+    """The name of an exponential average in checkpoints and records, which is distinct up to six digits."""
+    return f"ema-{decay:g}"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.averaging import ema_update_
-from fastcifar.optim import AverageConfig
-from fastcifar.optim.schedules import Duration
+from fastcifar.optim import AverageConfig, average_name
+from fastcifar.optim.course import Duration
 
 ALIGNMENT = 16
 """In elements; equal to 64 bytes."""
@@ -44,6 +44,29 @@ class Buckets:
                     "lower precision."
                 )
         self.flat = (flatten(parameters), flatten(buffers))
+        self.views = {id(buffer): buffer for buffer in buffers}
+        """The buffers that lie in `flat`, by identity."""
+        modules = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
+        self.places = [(module._buffers, name) for module, name in modules]
+        """The dictionary that holds each buffer, and its name there."""
+
+    def keep_buffers(self) -> Callable[[], None]:
+        """Returns a function that makes the buffers what they are now, except for the values in `flat`.
+
+        Until it is called, a forward pass may write into a buffer or put another tensor in its place.
+        """
+        kept = [(holder, name, holder[name]) for holder, name in self.places]
+        copies = [
+            (buffer, buffer.clone()) for *_, buffer in kept if buffer is not None and id(buffer) not in self.views
+        ]
+
+        def put_back() -> None:
+            for holder, name, buffer in kept:
+                holder[name] = buffer
+            for buffer, copy in copies:
+                buffer.copy_(copy)
+
+        return put_back
 
     def copies(self) -> Flat:
         return tuple(flat.clone() for flat in self.flat)
@@ -86,10 +109,8 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 def decay_table(decays: Sequence[float], steps: int) -> Tensor:
     """The decays of each step, float32 (steps, decays): `min(decay, (1 + step) / (10 + step))`.
 
-    The warm-up lets the start be forgotten soon; it is that of TensorFlow's
+    The warm-up, which lets the start be forgotten soon, is that of TensorFlow's
     `ExponentialMovingAverage(num_updates=...)`.
-
-    The warm-up is TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
     """
     step = torch.arange(steps, dtype=torch.float64)[:, None]
     return torch.minimum((1 + step) / (10 + step), torch.tensor(decays, dtype=torch.float64)).float()
@@ -110,7 +131,7 @@ class Averages:
         self.decays = decay_table(config.decays, total).to(device)
         """The decays of each step, float32 (steps, averages)."""
         self.flat = {
-            f"ema-{decay:g}": tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)
+            average_name(decay): tuple(average[i] for average in self.ema) for i, decay in enumerate(config.decays)
         }
         """The averaged weights, in the form of `Buckets.flat`."""
         self.swa_start = None

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from fastcifar.checks import given
 from fastcifar.optim import OPTIMIZERS, OptimConfig
+from fastcifar.optim.cycled import CycledSGD
 from fastcifar.optim.muon import hidden_matrices
 
 MUON_LR_RATIO = 2.0
 """The learning rate of weights that Muon does not orthogonalise, over that of the others."""
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optim: OptimConfig, *, cycled: bool = False) -> torch.optim.Optimizer:
     """Builds the optimiser of `optim` for the parameters of `model`, with its initial state, all zero.
+
+    If `cycled`, it is SGD, whose momentum is to be set at every step.
 
     Each group has its own learning rate, to be set to the run's times the group's `lr_ratio`. On a GPU it is a float32
     tensor () there, so that a change costs neither a wait nor a new capture.
@@ -27,7 +30,9 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
     optim, own = optim.resolved, OPTIMIZERS[optim.optimizer]
     kind, device = resolve_name(own.target), next(model.parameters()).device
     settings: dict[str, Any] = {} if own.momentum is None else {"momentum": optim.momentum}
-    if own.nesterov and optim.momentum:
+    if cycled:
+        kind, settings = CycledSGD, {}
+    if own.nesterov and (cycled or optim.momentum):
         settings["nesterov"] = True
     if device.type == "cuda" and "capturable" in inspect.signature(kind).parameters:
         settings["capturable"] = True

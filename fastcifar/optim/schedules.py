@@ -2,20 +2,19 @@
 
 Where `torch.optim.lr_scheduler` has a schedule, the table equals torch's at every step up to the horizon, after which
 the last value is held. Torch's lengths are independent of the run, so they are easily mistaken. The mistakes of report
-4 are written as follows, all without warm-up (0%):
+4 are written as follows, all without warm-up (0%) and per epoch:
 
-- `LinearLR` with its defaults: linear, start_lr 1/3, final_lr 1, horizon 5ep, per epoch;
-- `PolynomialLR` with its defaults: polynomial, horizon 5ep, per epoch, after which the rate is 0;
-- `OneCycleLR` of 25,600 steps, stepped once an epoch: one-cycle, horizon 25600ep, per epoch;
-- `CosineAnnealingLR` with a T_max of 200 in 100 epochs: cosine, horizon 200ep, per epoch.
+- `LinearLR` with its defaults: linear, start_lr 1/3, final_lr 1, horizon 5ep;
+- `PolynomialLR` with its defaults: polynomial, horizon 5ep, after which the rate is 0;
+- `OneCycleLR` of 25,600 steps, stepped once an epoch: one-cycle, horizon 25600ep;
+- `CosineAnnealingLR` with a T_max of 200: cosine, horizon 200ep, and in more than 200 epochs, periodic.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter, signature
 from itertools import accumulate, count, takewhile
@@ -23,13 +22,8 @@ from typing import Any, Literal
 
 from fastcifar.checks import check_name, check_range, check_reads, filled, given
 from fastcifar.errors import ConfigError
+from fastcifar.optim.course import AUTO, Course, Duration, warmup_steps, whole_period
 
-AUTO, WARMUP_SHARE, SHORTEST_WARMUP, LONGEST_WARMUP_SHARE = "auto", 0.05, 200, 0.25
-"""The default warm-up: a share of the run, but at least so many steps, up to the larger share of the run.
-
-A share alone takes a short run to its peak within a few steps, too soon for networks without a norm before their
-classifier.
-"""
 Pace = Literal["step", "epoch"]
 
 
@@ -66,11 +60,15 @@ class ScheduleConfig:
     """Exponent of polynomial; 1 is a straight line."""
     patience: int | None = None
     """Epochs without a lower loss after which plateau falls."""
+    cycle_momentum: bool | None = None
+    """Let one-cycle set the momentum of SGD: from 0.95 to 0.85 at the peak, and back. Other optimisers keep theirs."""
+    periodic: bool = False
+    """Let cosine rise again after its horizon, and fall, and so on."""
 
     def __post_init__(self) -> None:
         check_name("schedule", self.schedule, SCHEDULES)
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("schedule", "warmup")}
-        given["snapshots"] = self.snapshots or None
+        given |= {"snapshots": self.snapshots or None, "periodic": self.periodic or None}
         check_reads("schedule", self.schedule, given, [name for name in self.defaults if name != "warmup"])
         warmup = None if self.warmup == AUTO else self.warmup
         for text in (warmup, self.horizon, self.step_size, self.restart_period, *(self.milestones or ())):
@@ -79,7 +77,7 @@ class ScheduleConfig:
         check_range("start_lr", self.start_lr, 0, 1)
         check_range("final_lr", self.final_lr, 0, 1)
         check_range("gamma", self.gamma, 0, 1, exclusive=True)
-        check_range("restart_factor", self.restart_factor, 1)
+        check_range("restart_factor", self.restart_factor, 1, 1000)
         check_range("power", self.power, 0, exclusive=True)
         check_range("patience", self.patience, 0)
 
@@ -95,72 +93,6 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class Duration:
-    """A length of training, written `5ep`, `2000st` or `5%`: epochs, optimiser steps, or a share of the run."""
-
-    amount: float
-    unit: str
-
-    @staticmethod
-    def parse(text: str) -> Duration:
-        """Parses a duration. Raises ConfigError where `text` is none."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st|%)", text.strip())
-        if not match:
-            raise ConfigError(
-                f"{text!r} is no duration; write epochs as 5ep, steps as 2000st, or a share of the run as 5%."
-            )
-        return Duration(float(match[1]), match[2])
-
-    def exact(self, steps_per_epoch: int, total_steps: int) -> float:
-        """The length in steps, not rounded."""
-        return self.amount * {"ep": steps_per_epoch, "st": 1, "%": total_steps / 100}[self.unit]
-
-    def steps(self, steps_per_epoch: int, total_steps: int) -> int:
-        """The length in steps, rounded."""
-        return round(self.exact(steps_per_epoch, total_steps))
-
-
-@dataclass(frozen=True)
-class Course:
-    """The time of a schedule in a run, in ticks (steps or epochs) since the end of the warm-up."""
-
-    steps_per_epoch: int
-    total: int
-    """Steps of the run."""
-    warmup: int
-    """Steps of the warm-up."""
-    tick: int
-    """Steps in a tick."""
-    length: int
-    """Ticks until the horizon."""
-
-    def ticks(self, step: int) -> int:
-        """The ticks at a step after the warm-up; once an epoch, those at the epoch's beginning."""
-        return step // self.tick - self.warmup // self.tick
-
-    def step(self, ticks: float) -> int:
-        """The step at a number of ticks."""
-        return round((self.warmup // self.tick + ticks) * self.tick)
-
-    def progress(self, ticks: int) -> float:
-        """The progress from 0 at the end of the warm-up to 1 at the horizon and after it."""
-        return min(ticks / self.length, 1.0)
-
-    def place(self, text: str) -> int:
-        """The ticks at a place in the run, written as a `Duration`."""
-        return round(Duration.parse(text).steps(self.steps_per_epoch, self.total) / self.tick) - (
-            self.warmup // self.tick
-        )
-
-    def period(self, name: str, text: str) -> int:
-        """The ticks of a period; a share is one of what follows the warm-up. Raises ConfigError for no length."""
-        ticks = whole_period(text, self.steps_per_epoch, self.total - self.warmup, self.tick)
-        if ticks < 1:
-            raise ConfigError(f"{name} is {text}; expected some length, such as 30ep or 25%.")
-        return ticks
-
-
-@dataclass(frozen=True)
 class Curve:
     """The values of a schedule in a run."""
 
@@ -168,6 +100,8 @@ class Curve:
     """The share of the peak, given the ticks since the warm-up."""
     kinks: Iterable[float] = ()
     """Ticks at which the curve jumps or bends, ascending, maybe endless, without those of warm-up and horizon."""
+    momentum: Callable[[int], float] | None = None
+    """The momentum, given the ticks since the warm-up, where the schedule sets it."""
 
 
 Schedule = Callable[..., Curve]
@@ -210,8 +144,12 @@ def multistep(
     return Curve(lambda ticks: gamma ** bisect_right(places, ticks), places)
 
 
-def cosine(course: Course, *, per: Pace = "step", horizon: str = "100%", final_lr: float = 0.0) -> Curve:
+def cosine(
+    course: Course, *, per: Pace = "step", horizon: str = "100%", final_lr: float = 0.0, periodic: bool = False
+) -> Curve:
     """Cosine annealing without restarts: Loshchilov and Hutter 2017, arXiv:1608.03983."""
+    if periodic:
+        return Curve(lambda ticks: swing(1.0, final_lr, ticks / course.length))
     return Curve(lambda ticks: swing(1.0, final_lr, course.progress(ticks)))
 
 
@@ -252,6 +190,8 @@ def polynomial(
 
 RISE = 0.3
 """Share of the one-cycle schedule before its peak."""
+LOWEST_MOMENTUM, HIGHEST_MOMENTUM = 0.85, 0.95
+"""The momentum at the peak of the one-cycle schedule, and at its ends."""
 
 
 def one_cycle(
@@ -262,16 +202,21 @@ def one_cycle(
     horizon: str = "100%",
     start_lr: float = 0.04,
     final_lr: float = 4e-6,
+    cycle_momentum: bool = True,
 ) -> Curve:
     """Rises by half a cosine, then falls by another: Smith and Topin 2018, arXiv:1708.07120, as in `OneCycleLR`."""
     peak, last = RISE * course.length - 1, course.length - 1
 
-    def factor(ticks: int) -> float:
-        if ticks <= peak:
-            return swing(start_lr, 1.0, ticks / peak)
-        return swing(1.0, final_lr, (min(ticks, last) - peak) / (last - peak))
+    def cycle(start: float, middle: float, end: float) -> Callable[[int], float]:
+        def value(ticks: int) -> float:
+            if ticks <= peak:
+                return swing(start, middle, ticks / peak)
+            return swing(middle, end, (min(ticks, last) - peak) / (last - peak))
 
-    return Curve(factor, (peak,))
+        return value
+
+    momentum = cycle(HIGHEST_MOMENTUM, LOWEST_MOMENTUM, HIGHEST_MOMENTUM) if cycle_momentum else None
+    return Curve(cycle(start_lr, 1.0, final_lr), (peak,), momentum)
 
 
 def plateau(course: Course, *, gamma: float = 0.1, patience: int = 10, final_lr: float = 0.0) -> Curve:
@@ -317,12 +262,20 @@ def lr_table(schedule: ScheduleConfig, peak: float, steps_per_epoch: int, epochs
     For a plateau this is the table that `Plateau` scales.
 
     Raises:
-        ConfigError: the warm-up fills the run or reaches the horizon, or a period has no length.
+        ConfigError: the run has too many steps, the warm-up fills it or reaches the horizon, or a period has no length.
     """
     course, curve = lay_out(schedule, steps_per_epoch, epochs)
     start = peak * curve.factor(0)
     rising = [start * (step + 1) / course.warmup for step in range(course.warmup)]
     return rising + [peak * curve.factor(course.ticks(step)) for step in range(course.warmup, course.total)]
+
+
+def momentum_table(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[float] | None:
+    """The momentum of each step of a run, or None where the optimiser keeps its own. Raises as `lr_table`."""
+    course, curve = lay_out(schedule, steps_per_epoch, epochs)
+    if curve.momentum is None:
+        return None
+    return [curve.momentum(max(course.ticks(step), 0)) for step in range(course.total)]
 
 
 def kinks(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[int]:
@@ -383,24 +336,13 @@ def in_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> Sch
     )
 
 
-def warmup_steps(text: str, steps_per_epoch: int, total_steps: int) -> int:
-    """The length in steps of a warm-up, a `Duration` or `auto`. Raises ConfigError where `text` is neither."""
-    if text == AUTO:
-        return round(min(max(WARMUP_SHARE * total_steps, SHORTEST_WARMUP), LONGEST_WARMUP_SHARE * total_steps))
-    return Duration.parse(text).steps(steps_per_epoch, total_steps)
-
-
-def whole_period(text: str, steps_per_epoch: int, steps: int, tick: int = 1) -> int:
-    """A length in ticks, rounded up; a share is one of `steps`.
-
-    Rounded down, a run of four quarters would end with the peak of a fifth.
-    """
-    return math.ceil(Duration.parse(text).exact(steps_per_epoch, steps) / tick - 1e-6)
-
-
 def horizon_steps(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> int:
     """The step at which the schedule ends, which may be after the run's end."""
     return Duration.parse(schedule.resolved.horizon or "100%").steps(steps_per_epoch, steps_per_epoch * epochs)
+
+
+MOST_STEPS = 10_000_000
+"""The longest run, since every step has an entry in tables of learning rates and decays."""
 
 
 def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tuple[Course, Curve]:
@@ -409,6 +351,11 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tupl
     tick = steps_per_epoch if resolved.per == "epoch" else 1
     warmup = warmup_steps(given(resolved.warmup), steps_per_epoch, total)
     horizon = horizon_steps(schedule, steps_per_epoch, epochs)
+    if total > MOST_STEPS:
+        raise ConfigError(
+            f"{epochs} epochs of {steps_per_epoch} steps are more than the {MOST_STEPS:,} steps that a run may have; "
+            "lower --epochs or raise --batch-size."
+        )
     if warmup >= total:
         raise ConfigError(
             f"a warm-up of {warmup} steps fills the whole run of {total}; shorten --warmup or train longer."
@@ -421,41 +368,3 @@ def lay_out(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> tupl
         )
     course, build = Course(steps_per_epoch, total, warmup, tick, length), SCHEDULES[schedule.schedule]
     return course, build(course, **{name: getattr(resolved, name) for name in options(build)})
-
-
-THRESHOLD, LEAST_CHANGE = 1e-4, 1e-8
-"""The relative fall for a loss to count as better, and the least change of the factor: torch's defaults."""
-
-
-@dataclass
-class Plateau:
-    """Lowers the learning rate after `patience` epochs without a better loss, as torch's `ReduceLROnPlateau`.
-
-    Args:
-        gamma: what the rate is multiplied by.
-        patience: epochs without improvement that are borne.
-        final_lr: share of the peak below which the rate does not fall.
-    """
-
-    gamma: float = 0.1
-    patience: int = 10
-    final_lr: float = 0.0
-    factor: float = 1.0
-    best: float = math.inf
-    bad_epochs: int = 0
-
-    def observe(self, loss: float) -> float:
-        """Records the loss of an epoch; returns the factor for the rest of the table."""
-        better = loss < self.best * (1.0 - THRESHOLD)
-        self.best, self.bad_epochs = (loss, 0) if better else (self.best, self.bad_epochs + 1)
-        if self.bad_epochs > self.patience:
-            reduced, self.bad_epochs = max(self.factor * self.gamma, self.final_lr), 0
-            self.factor = reduced if self.factor - reduced > LEAST_CHANGE else self.factor
-        return self.factor
-
-    def state(self) -> dict[str, float]:
-        """The state as plain numbers; `best` is infinite before the first epoch."""
-        return {"factor": self.factor, "best": self.best, "bad_epochs": float(self.bad_epochs)}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        self.factor, self.best, self.bad_epochs = state["factor"], state["best"], int(state["bad_epochs"])

@@ -32,12 +32,13 @@ class Ascend:
         self.rho, self.eta = given(optim.rho), optim.eta
         self.named: list[tuple[str, Tensor]] = list(model.named_parameters())
         self.flat = buckets.flat
-        self.kept = buckets.copies()
+        self.kept, self.keep_buffers = buckets.copies(), buckets.keep_buffers
         """Parameters and buffers as they were before the second pass."""
 
     @torch.no_grad()
     def __call__(self, work: object) -> None:
         torch._foreach_copy_(self.kept, self.flat)
+        self.put_back = self.keep_buffers()
         moved = [(name, parameter, parameter.grad) for name, parameter in self.named if parameter.grad is not None]
         parameters, gradients = [parameter for _, parameter, _ in moved], [gradient for *_, gradient in moved]
         weights = [] if self.eta is None else [parameter for name, parameter, _ in moved if "weight" in name]
@@ -63,7 +64,7 @@ class Ascend:
 
 @dataclass(frozen=True)
 class Return:
-    """Restores the weights, and the running statistics of the first pass, to the bit.
+    """Restores the weights, and the running statistics and other buffers of the first pass, to the bit.
 
     The gradients stay, which are those of the worst point.
     """
@@ -72,4 +73,5 @@ class Return:
 
     @torch.no_grad()
     def __call__(self, work: object) -> None:
+        self.ascend.put_back()
         torch._foreach_copy_(self.ascend.flat, self.ascend.kept)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastcifar.config import RunConfig
+from fastcifar.output import printable
 from fastcifar.recipes.registry import RECIPES, Recipe, difference
 
 
@@ -54,7 +55,7 @@ def written(value: Any) -> str:
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> str:
-    rows = list(rows)
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

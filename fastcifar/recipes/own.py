@@ -8,7 +8,7 @@ from fastcifar.recipes.report5 import r5_resnet18_asam
 
 @declare("ours")
 def quickstart() -> RunConfig:
-    """A first result within three minutes on two CPU cores, on CIFAR-10 where it is at hand."""
+    """This gives a first result within three minutes on two CPU cores, on CIFAR-10 where it is at hand."""
     return RunConfig(
         model=ModelConfig(arch="resnet", blocks=(1, 1, 1), channels=(16, 32, 64), pre_activation=True, final_norm=True),
         data=DataConfig(dataset="auto"),
@@ -21,16 +21,16 @@ def quickstart() -> RunConfig:
 
 @declare("ours", 0.9123, "average")
 def resnet20_v2_best() -> RunConfig:
-    """A network so small underfits, and stronger augmentation took three points from it in report 1: it gets time,
-    and a last norm.
+    """The small network underfits, and stronger augmentation took three points from it in report 1; so it gets more
+    epochs and a final norm instead.
     """
     return derive(r1_resnet20_standard(), optimizer="sgd-nesterov", final_norm=True, epochs=400, watch_test=False)
 
 
 @declare("ours", 0.9515, "average")
 def resnet_prop_best() -> RunConfig:
-    """A large network overfits: AutoAugment with cutout (Cubuk et al. 2019, arXiv:1805.09501), smoothed labels, and
-    a last norm.
+    """The large network overfits, so it gets AutoAugment with cutout (Cubuk et al. 2019, arXiv:1805.09501), label
+    smoothing and a final norm.
     """
     stronger = {"augment": "standard,autoaugment,cutout_1x16", "label_smoothing": 0.1}
     return derive(r1_resnet_prop_standard(), optimizer="sgd-nesterov", final_norm=True, watch_test=False, **stronger)
@@ -38,8 +38,8 @@ def resnet_prop_best() -> RunConfig:
 
 @declare("ours", 0.9741, "average")
 def resnet18_asam() -> RunConfig:
-    """ASAM as in report 5, but for its authors' smoothed cross-entropy, and AutoAugment with cutout, which 400
-    epochs give the time for.
+    """This trains by ASAM as report 5 does, but with the smoothed cross-entropy of ASAM's authors, AutoAugment with
+    cutout, and 400 epochs.
     """
     loss = {"loss": "cross-entropy", "label_smoothing": 0.1}
     return derive(r5_resnet18_asam(), augment="standard,autoaugment,cutout_1x16", epochs=400, watch_test=False, **loss)
@@ -47,7 +47,7 @@ def resnet18_asam() -> RunConfig:
 
 @declare("ours", 0.9768, "ensemble")
 def resnet18_asam_member() -> RunConfig:
-    """A member of an ensemble by ASAM, trained for half as long, so that twice as many can be afforded; all vote,
-    without a split.
+    """Each member of an ensemble is trained by ASAM for half as long, so that twice as many can be afforded; all of
+    them vote.
     """
     return derive(resnet18_asam(), epochs=200)

@@ -11,10 +11,10 @@ from fastcifar.recipes.registry import declare, derive
 
 @declare("R2 F4", 0.8723, "average")
 def r2_stem32() -> RunConfig:
-    """ResNet-RS-50 with a stem of width 32, 100 epochs, multistep.
+    """ResNet-RS-50 has a stem of width 32, and trains for 100 epochs by the multistep schedule.
 
-    Its text says 89.17% for this width, its table 87.23%. The average's decay is 0.999: the usual 0.9999 lags by a
-    quarter of these epochs.
+    The report's text says 89.17% for this width, its table 87.23%. The average's decay is 0.999, since the usual 0.9999
+    lags by a quarter of these epochs.
     """
     return RunConfig(
         ModelConfig("resnetrs50", stem_channels=32, dropout=0.25),
@@ -29,58 +29,56 @@ def r2_stem32() -> RunConfig:
 
 @declare("R2 F4", 0.8723, "average")
 def r2_stem32_as_written() -> RunConfig:
-    """With the slow average of the paper it follows (Bello et al. 2021, arXiv:2103.07579), whose runs are much
-    longer.
+    """The average is the slow one of the paper that the report follows (Bello et al. 2021, arXiv:2103.07579), whose
+    runs are much longer.
     """
     return derive(r2_stem32(), ema_decay=(0.9999,))
 
 
 @declare("R2 F4", 0.8907, "average")
 def r2_stem128() -> RunConfig:
-    """A stem of width 128; its text says 90.28%, its table 89.07%."""
+    """The stem has width 128; the report's text says 90.28%, its table 89.07%."""
     return derive(r2_stem32(), stem_channels=128)
 
 
 @declare("R2 5.1")
 def r2_stem128_stride1() -> RunConfig:
-    """The stem at full resolution, which the report found of no use; the map is still halved before the first stage."""
+    """The stem keeps the resolution, which the report found useless; the map is still halved before the first stage."""
     return derive(r2_stem128(), stem_stride=1)
 
 
 @declare("R2 5.2")
 def r2_cutout_1x16() -> RunConfig:
-    """One large square for four small ones, which the report found worse; its area is four times theirs."""
+    """One large square replaces four small ones, which the report found worse; its area is four times theirs."""
     return derive(r2_stem128(), augment="standard,autoaugment,cutout_1x16")
 
 
 @declare("R2 F4", 0.9112, "average")
 def r2_150_epochs() -> RunConfig:
-    """Warm restarts every 50 epochs."""
+    """The rate restarts every 50 epochs."""
     schedule = {"schedule": "warm-restarts", "restart_period": "50ep", "milestones": None, "gamma": None}
     return derive(r2_stem128(), epochs=150, warmup="0%", **schedule)
 
 
 @declare("R2 F4", 0.9119, "average")
 def r2_200_epochs() -> RunConfig:
-    """Warm restarts every 50 epochs, four times: the report's best."""
+    """The rate has four cycles of 50 epochs, which is the report's best."""
     return derive(r2_150_epochs(), epochs=200)
 
 
 @declare("R2 5.2")
 def r2_restarts_30() -> RunConfig:
-    """Restarts every 30 epochs, which the report found worse than 50; the last is cut short."""
+    """The rate restarts every 30 epochs, which the report found worse than 50; the last cycle is cut short."""
     return derive(r2_200_epochs(), restart_period="30ep")
 
 
 @declare("R2 5.2")
 def r2_restarts_100() -> RunConfig:
-    """Restarts every 100 epochs, which the report found worse than 50."""
+    """The rate restarts every 100 epochs, which the report found worse than 50."""
     return derive(r2_200_epochs(), restart_period="100ep")
 
 
 @declare("R2 F4", 0.9119, "average")
 def r2_resnetrs50_cifar() -> RunConfig:
-    """The same network for small images: its maps end at 4x4, where the report's end at 1x1, the likely cause of its
-    91%.
-    """
+    """The network's maps end at 4x4, where the report's end at 1x1, which is the likely cause of its 91%."""
     return derive(r2_200_epochs(), arch="resnetrs50_cifar")

@@ -11,7 +11,7 @@ from fastcifar.recipes.registry import declare, derive
 
 @declare("R3", 0.9375)
 def r3_resnet_s3_as_written() -> RunConfig:
-    """At lr 0.01, a hundredth of Adadelta's own."""
+    """The learning rate is 0.01, a hundredth of Adadelta's own."""
     return RunConfig(
         ModelConfig("resnet_s3", max_params=5e6),
         DataConfig(normalize="kuangliu"),
@@ -23,19 +23,19 @@ def r3_resnet_s3_as_written() -> RunConfig:
 
 @declare("R3", 0.9375)
 def r3_resnet_s3() -> RunConfig:
-    """At Adadelta's own learning rate."""
+    """The learning rate is Adadelta's own."""
     return derive(r3_resnet_s3_as_written(), lr=None)
 
 
 @declare("R3", 0.9375)
 def r3_resnet_s3_step_as_written() -> RunConfig:
-    """The text's reading: the rate falls by steps, which are not given; these are our defaults."""
+    """The rate falls by steps, as the report's text says without giving them; these are our defaults."""
     return derive(r3_resnet_s3_as_written(), schedule="step", restart_period=None)
 
 
 @declare("R3", 0.9375)
 def r3_resnet_s3_sgd() -> RunConfig:
-    """The network as it does with SGD and a cosine, which the report did not try."""
+    """The network is trained by SGD and a cosine, which the report did not try."""
     return derive(
         r3_resnet_s3(), optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine", restart_period=None, warmup=None
     )

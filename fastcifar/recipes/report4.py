@@ -13,7 +13,7 @@ from fastcifar.recipes.registry import declare, derive, variant
 
 @declare("R4 T1-T8", 0.9548)
 def r4_baseline() -> RunConfig:
-    """Stages of 4, 4 and 3 blocks; its 5x5 pooling reads the top-left corner of the last 8x8 map only."""
+    """Its stages have 4, 4 and 3 blocks; its 5x5 pooling reads the top-left corner of the last 8x8 map only."""
     return RunConfig(
         ModelConfig("resnet_s4", pool=5, dropout=0.0, max_params=5e6),
         DataConfig(normalize="kuangliu"),
@@ -26,44 +26,44 @@ def r4_baseline() -> RunConfig:
 
 @declare("R4 T1", 0.9610)
 def r4_final() -> RunConfig:
-    """The best of each table together; its 197 epochs are those of the highest test accuracy in 200."""
+    """This joins the best of each table; its 197 epochs are those of the highest test accuracy in 200."""
     return derive(r4_baseline(), pool=None, dropout=0.4, normalize="none")
 
 
 @declare("R4 T2", 0.9105)
 def r4_scheduler_linear() -> RunConfig:
-    """Linear to zero over the whole run."""
+    """The rate falls linearly to zero over the whole run."""
     return derive(r4_baseline(), schedule="linear")
 
 
 @declare("R4 T2", 0.9105)
 def r4_scheduler_linear_as_written() -> RunConfig:
-    """PyTorch's defaults: from a third of the rate to all of it in five epochs, and there to the end."""
+    """By PyTorch's defaults, the rate rises from a third to all of it in five epochs, and stays there."""
     return derive(r4_scheduler_linear(), start_lr=1 / 3, final_lr=1.0, horizon="5ep", per="epoch")
 
 
 @declare("R4 T2", 0.7841)
 def r4_scheduler_polynomial() -> RunConfig:
-    """Over the whole run, squared, since to the first power it is the linear one."""
+    """The polynomial is a square over the whole run, since to the first power it would be linear."""
     return derive(r4_baseline(), schedule="polynomial", power=2.0)
 
 
 @declare("R4 T2", 0.7841)
 def r4_scheduler_polynomial_as_written() -> RunConfig:
-    """PyTorch's defaults: to zero in five epochs, so that 195 of 200 learn nothing."""
+    """By PyTorch's defaults, the rate falls to zero in five epochs, so that 195 of 200 learn nothing."""
     return derive(r4_scheduler_polynomial(), power=None, horizon="5ep", per="epoch")
 
 
 @declare("R4 T2", 0.9129)
 def r4_scheduler_one_cycle() -> RunConfig:
-    """One cycle over the run, step by step."""
+    """The cycle takes the whole run, step by step."""
     return derive(r4_baseline(), schedule="one-cycle")
 
 
 @declare("R4 T2", 0.9129)
 def r4_scheduler_one_cycle_as_written() -> RunConfig:
-    """Advanced once an epoch through 25,600 steps, so that the rate never leaves the foot of the cycle."""
-    return derive(r4_scheduler_one_cycle(), horizon="25600ep", per="epoch")
+    """The cycle of 25,600 steps moves on once an epoch, so that the rate never leaves its foot; its peak is 0.01."""
+    return derive(r4_scheduler_one_cycle(), lr=0.01, horizon="25600ep", per="epoch")
 
 
 variant("r4_augment_none", "r4_baseline", "R4 T3", 0.9071, augment="none", normalize="none")
@@ -80,34 +80,39 @@ variant("r4_augment_all", "r4_augment_norm049", "R4 T3", 0.953, augment="standar
 
 OWN: dict[str, Any] = {"lr": None, "weight_decay": None, "warmup": None}
 """An optimiser's own rate and decay, with the warm-up that the report later wished for."""
-SGDS = {"lr": 0.1, "weight_decay": 5e-4, "warmup": "0%"}
+SGDS: dict[str, Any] = {"lr": 0.1, "weight_decay": 5e-4, "warmup": "0%"}
 """The rate and decay of SGD, which the report gave every optimiser; for Adam, the rate is some hundred times its own.
 """
 
 for name, claim in {"adam": 0.6855, "rmsprop": 0.7485, "adamw": 0.9306, "adagrad": 0.8988, "adadelta": 0.943}.items():
     own, as_written = f"r4_optimizer_{name}", f"r4_optimizer_{name}_as_written"
-    suited = "At a learning rate and a decay that suit it."
+    suited = "The learning rate and the decay are those that suit the optimiser."
     variant(own, "r4_baseline", "R4 T4", claim, about=suited, optimizer=name, **OWN)
-    variant(as_written, own, "R4 T4", claim, about="At SGD's learning rate, 0.1, and its decay.", **SGDS)
+    settings = SGDS | ({"momentum": 0.9} if name == "rmsprop" else {})
+    as_sgd = "The learning rate, 0.1, and the decay are SGD's, as is the momentum where there is one."
+    variant(as_written, own, "R4 T4", claim, about=as_sgd, **settings)
 
-wished = "RAdam, which the report wished that it had tried."
+wished = "The report wished that it had tried RAdam."
 variant("r4_optimizer_radam", "r4_baseline", "R4 text", about=wished, optimizer="radam", **OWN)
 
 
 @declare("R4 T5", 0.8545)
 def r4_epochs_100() -> RunConfig:
-    """Half the epochs, with a cosine as long as they are."""
+    """The run has half the epochs, and a cosine as long as they are."""
     return derive(r4_baseline(), epochs=100)
 
 
 @declare("R4 T5", 0.8545)
 def r4_epochs_100_as_written() -> RunConfig:
-    """Half the epochs of a cosine of 200, which ends at half the rate."""
-    return derive(r4_epochs_100(), horizon="200ep")
+    """The cosine is laid out for 200 epochs, so that these 100 end at half the rate."""
+    return derive(r4_epochs_100(), horizon="200ep", per="epoch")
 
 
-variant("r4_epochs_300", "r4_baseline", "R4 T5", 0.9532, epochs=300)
-variant("r4_epochs_400", "r4_baseline", "R4 T5", 0.9531, epochs=400)
+for epochs, claim in {300: 0.9532, 400: 0.9531}.items():
+    name, climbs = f"r4_epochs_{epochs}", "PyTorch's cosine, laid out for 200 epochs, climbs again after them."
+    variant(name, "r4_baseline", "R4 T5", claim, epochs=epochs)
+    again = {"horizon": "200ep", "per": "epoch", "periodic": True}
+    variant(f"{name}_as_written", name, "R4 T5", claim, about=climbs, **again)
 # On an 8x8 map an 8x8 window at stride 1 is adaptive pooling.
 variant("r4_pool_8x1", "r4_baseline", "R4 T6", 0.9557, pool=8, pool_stride=1)
 variant("r4_pool_adaptive", "r4_baseline", "R4 T6", 0.9561, pool=None)
@@ -117,24 +122,17 @@ variant("r4_dropout_04", "r4_baseline", "R4 T7", 0.9549, dropout=0.4)
 variant("r4_dropout_05", "r4_baseline", "R4 T7", 0.9543, dropout=0.5)
 
 
-def with_shape(arch: str) -> RunConfig:
-    """The baseline with other stages; a map below 8x8 is pooled whole, since a 5x5 window does not fit it."""
-    return derive(r4_baseline(), arch=arch, pool=None, dropout=None)
-
-
-@declare("R4 T8", 0.9487)
-def r4_shape_4_4_3_3() -> RunConfig:
-    """Half the width and a fourth stage: 4,458,794 parameters."""
-    return with_shape("resnet_s4_4stages")
-
-
-@declare("R4 T8", 0.9341)
-def r4_shape_4_4_4_4_3() -> RunConfig:
-    """A quarter of the width and five stages: 4,768,410 parameters."""
-    return with_shape("resnet_s4_5stages")
-
-
-@declare("R4 T8", 0.9539)
-def r4_shape_13_13_13() -> RunConfig:
-    """Half the width and 39 blocks: 4,964,266 parameters."""
-    return derive(with_shape("resnet_s4_deep"), pool=5)
+# A map below 8x8 is pooled whole, since a 5x5 window does not fit it.
+for name, claim, arch, pool, about in (
+    ("4_4_3_3", 0.9487, "resnet_s4_4stages", None, "Half the width and a fourth stage make 4,458,794 parameters."),
+    (
+        "4_4_4_4_3",
+        0.9341,
+        "resnet_s4_5stages",
+        None,
+        "A quarter of the width, in five stages, has 4,768,410 parameters.",
+    ),
+    ("13_13_13", 0.9539, "resnet_s4_deep", 5, "Half the width and 39 blocks make 4,964,266 parameters."),
+):
+    shape = {"arch": arch, "pool": pool, "dropout": None}
+    variant(f"r4_shape_{name}", "r4_baseline", "R4 T8", claim, about=about, **shape)

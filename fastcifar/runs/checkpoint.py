@@ -1,20 +1,23 @@
-"""Stores a run's state in folders of safetensors and JSON, published by renaming one pointer; none of it can execute.
+"""Stores a run's state in folders of safetensors and JSON, each published whole by renaming it; none of it can execute.
 
-checkpoints/latest                       the name of the current folder
 checkpoints/STEP/weights.safetensors     parameters and buffers, contiguous; the metadata describes the network
 checkpoints/STEP/NAME.safetensors        the same of the average NAME, such as ema-0.999 or swa
 checkpoints/STEP/snapshot-N.safetensors  the same of the weights at the end of the cycle N of warm restarts
 checkpoints/STEP/best-NAME.safetensors   the same of the weights or the average NAME, best on the validation split
 checkpoints/STEP/state.safetensors       the rest of the training state: momenta, meters, random state
 checkpoints/STEP/progress.json           epoch, batch, times, the names of averages and snapshots, the best epochs
+checkpoints/STEP/SHA256SUMS              digests of these files, as sha256sum writes and checks them
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from fastcifar.checks import check_range
 from fastcifar.errors import FastcifarError
-from fastcifar.runs.files import publish, read_json, reading, write_bytes, write_text, writing
+from fastcifar.runs.files import exists, publish, read_json, reading, write_bytes, write_text, writing
 from fastcifar.serialization import build
 
 RESTART = "start the run again"
@@ -43,7 +46,12 @@ class Best(TypedDict):
     loss: float
 
 
-class Progress(TypedDict):
+class Digests(TypedDict, total=False):
+    images: dict[str, str]
+    """Digests of the training and the test set, by split; missing in runs of earlier versions."""
+
+
+class Progress(Digests):
     epoch: int
     """Epochs done."""
     batch: int
@@ -100,54 +108,64 @@ SNAPSHOT = re.compile(r"snapshot-[1-9][0-9]*")
 NAME = re.compile(rf"weights|swa|ema-[0-9.e-]+|{SNAPSHOT.pattern}")
 """Allowed names of weights, and so of their files."""
 
-OWN = re.compile(r"[0-9]{8,}|\.[0-9]{8,}\.partial")
-"""Folders that `save` makes, and may remove."""
+STEP = re.compile("[0-9]{8,}")
+PARTIAL = re.compile(rf"\.{STEP.pattern}\.partial")
+SUMS = "SHA256SUMS"
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Publishes `checkpoint` in `folder`, then removes the one before it; if killed at any moment, a whole one remains.
 
     A step has one state only, so one that is already published is left alone. Raises FastcifarError where `folder`
-    cannot be written, or its pointer is damaged; the earlier checkpoint stays.
+    cannot be written; the earlier checkpoint stays.
     """
     name = f"{checkpoint.progress['step']:08d}"
     partial, target = folder / f".{name}.partial", folder / name
-    if latest(folder) == target:
-        return
     with writing(folder):
-        for leftover in (partial, target):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            write(partial, checkpoint)
-            publish(partial, target)
-        except Exception:
+        folder.mkdir(exist_ok=True)
+        if latest(folder) != target:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
-        write_text(folder / "latest", name + "\n")
-        for other in folder.iterdir():
-            if OWN.fullmatch(other.name) and other != target:
-                shutil.rmtree(other, ignore_errors=True)
+            try:
+                write(partial, checkpoint)
+                publish(partial, target)
+                (folder / "latest").unlink(missing_ok=True)  # in which earlier versions named the current checkpoint
+            except Exception:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what earlier and killed saves left beside the current checkpoint. Raises FastcifarError as `latest`."""
+    current = latest(folder)
+    for other in folder.iterdir() if exists(folder) else ():
+        if other != current and (STEP.fullmatch(other.name) or PARTIAL.fullmatch(other.name)):
+            shutil.rmtree(other, ignore_errors=True)  # which follows no links
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    folder.mkdir(parents=True)
-    metadata = {"network": json.dumps(checkpoint.network)}
+    folder.mkdir()
+    metadata, sums = {"network": json.dumps(checkpoint.network)}, []
+
+    def put(name: str, content: bytes) -> None:
+        write_bytes(folder / name, content)
+        sums.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+
     for file, tensors in checkpoint.files().items():
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_bytes(folder / f"{file}.safetensors", serialize(contiguous, metadata))
-    write_text(folder / "progress.json", json.dumps(checkpoint.progress, indent=2) + "\n")
+        put(f"{file}.safetensors", serialize(contiguous, metadata))
+    put("progress.json", f"{json.dumps(checkpoint.progress, indent=2)}\n".encode())
+    write_text(folder / SUMS, "".join(sums))
 
 
 def latest(folder: Path) -> Path | None:
-    """Returns the current checkpoint's folder; None before the first. Raises FastcifarError on a damaged pointer."""
-    pointer = folder / "latest"
-    if not os.path.isfile(pointer):
+    """Returns the current checkpoint's folder; None before the first. Raises FastcifarError where that is not known."""
+    if not exists(folder):
         return None
-    with reading(pointer, "write the name of a checkpoint beside it there, or start the run again"):
-        name = pointer.read_text("utf-8").strip()
-        if not re.fullmatch("[0-9]+", name) or not (folder / name).is_dir():
-            raise ValueError("it names no checkpoint beside it")
-    return folder / name
+    with reading(folder, "make it readable"), os.scandir(folder) as entries:
+        # Links are no checkpoints: `sweep` could not remove them.
+        steps = [entry.name for entry in entries if STEP.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
+    return folder / max(steps, key=int) if steps else None
 
 
 def load(folder: Path) -> Checkpoint | None:
@@ -155,23 +173,45 @@ def load(folder: Path) -> Checkpoint | None:
     current = latest(folder)
     if current is None:
         return None
+    sums = read_sums(current / SUMS)
+    check_digest(current / "progress.json", sums)
     progress = read_json(current / "progress.json", Progress, RESTART)
+    if sums is None and "images" in progress:
+        raise FastcifarError(f"{current / SUMS} is missing; {RESTART}.")
     names = (WEIGHTS, *progress["averages"], *progress["snapshots"])
     if bad := [name for name in (*names, *progress["best"]) if not NAME.fullmatch(name)]:
         raise FastcifarError(f"{current / 'progress.json'} names {bad[0]!r}, which no weights are called; {RESTART}.")
+
+    def tensors(name: str) -> dict[str, Tensor]:
+        check_digest(path := current / f"{name}.safetensors", sums)
+        with reading(path, RESTART), safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
     return Checkpoint(
-        weights={name: read_tensors(current / f"{name}.safetensors") for name in names},
-        best={name: read_tensors(current / f"best-{name}.safetensors") for name in progress["best"]},
-        state=read_tensors(current / "state.safetensors"),
+        weights={name: tensors(name) for name in names},
+        best={name: tensors(f"best-{name}") for name in progress["best"]},
+        state=tensors("state"),
         progress=progress,
         network=read_network(current / "weights.safetensors"),
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a file. Raises FastcifarError where it is missing or damaged."""
-    with reading(path, RESTART), safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+def read_sums(path: Path) -> dict[str, str] | None:
+    """Reads the digests of a checkpoint's files, by name; None where there are none, as in runs of earlier versions."""
+    if not exists(path):
+        return None
+    with reading(path, RESTART):
+        return {name: digest for digest, name in re.findall(r"(\w+)  (.+)\n", path.read_text("utf-8"))}
+
+
+def check_digest(path: Path, sums: Mapping[str, str] | None) -> None:
+    """Raises FastcifarError where the file is missing, or is not what was written."""
+    with reading(path, RESTART):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is no file")
+        with open(path, "rb") as file:
+            if sums is not None and sums.get(path.name) != hashlib.file_digest(file, "sha256").hexdigest():
+                raise ValueError(f"it is damaged: its digest is not the one in {SUMS}")
 
 
 def read_network(path: Path) -> Network:
@@ -182,11 +222,6 @@ def read_network(path: Path) -> Network:
             check_range("mean", mean, 0, 1)
             check_range("std", std, 0, 1, exclusive=True)
         return network
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copies `weights` into the tensors of `model`. Raises FastcifarError, as `copy_tensors`, where they do not fit."""
-    copy_tensors(weights, model.state_dict(), source)
 
 
 @torch.no_grad()

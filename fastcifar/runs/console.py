@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import TextWrapper
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Column
 
+from fastcifar.output import LastingOutput, printable
 from fastcifar.runs.folder import Result
 from fastcifar.runs.records import EpochRecord
 
@@ -23,13 +26,14 @@ NO_BREAK = "\u00a0"
 
 
 class Console:
-    """Shows a run's progress on `rich`, by default on standard output.
+    """Shows a run's progress on `rich`, by default on standard output, without which the run would go on.
 
     A terminal, which breaks lines between words, has a moving bar; so has a notebook with ipywidgets.
     """
 
     def __init__(self, rich: RichConsole | None = None) -> None:
-        self.rich = rich or RichConsole(highlight=False, soft_wrap=True)
+        output: Any = LastingOutput(sys.stdout)
+        self.rich = rich or RichConsole(file=output, highlight=False, soft_wrap=True)
         self.live = self.rich.is_terminal or (self.rich.is_jupyter and find_spec("ipywidgets") is not None)
         self.progress: Progress | None = None
         self.status: Status | None = None
@@ -44,7 +48,7 @@ class Console:
             width = self.rich.width
             wrapper = TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
             lines = [part for line in lines for part in wrapper.wrap(line) or [""]]
-        text = "\n".join(lines).replace(NO_BREAK, " ")
+        text = "\n".join(printable(line.replace(NO_BREAK, " ")) for line in lines)
         self.rich.print(text, markup=False, style="bold reverse" if prominent else None)
 
     def wait(self, text: str) -> None:

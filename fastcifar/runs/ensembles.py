@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fastcifar.errors import ConfigError
-from fastcifar.runs.files import read_json, write_text
+from fastcifar.runs.files import exists, read_json, write_text
 
 FILE = "ensemble.json"
 AGAIN = "let `fastcifar ensemble` write it again"
@@ -93,7 +92,7 @@ def read_report(folder: Path) -> EnsembleReport:
 
 
 def is_ensemble(folder: Path) -> bool:
-    return os.path.isfile(folder / FILE)
+    return exists(folder / FILE)
 
 
 def voters(folder: Path) -> list[tuple[Path, str]]:
@@ -105,7 +104,7 @@ def voters(folder: Path) -> list[tuple[Path, str]]:
     if bad := [place for place in members if not 0 <= place < len(report.members)]:
         raise ConfigError(f"{folder / FILE} names member {bad[0]} of {len(report.members)}; {AGAIN}.")
     chosen = [(folder / report.members[place].run, report.members[place].weights) for place in members]
-    if gone := [run for run, _ in chosen if not os.path.isfile(run / "config.json")]:
+    if gone := [run for run, _ in chosen if not exists(run / "config.json")]:
         raise ConfigError(
             f"{folder}'s member {gone[0]} is no longer there; put it back, or let `fastcifar ensemble` vote without it."
         )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from safetensors import SafetensorError
 
@@ -35,6 +35,24 @@ def reading(place: Path | str, remedy: str) -> Iterator[None]:
         raise FastcifarError(f"{place} cannot be read ({reason(error)}); {remedy}.") from error
 
 
+def exists(path: Path) -> bool:
+    """Whether anything is at `path`. Raises FastcifarError where that is not known: only "not found" is absence."""
+    with reading(path, "make it readable, or choose another place"):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Returns `folder`/`name`. Raises FastcifarError where it is a link: what is written there would go elsewhere."""
+    path = folder / name
+    if path.is_symlink():
+        raise FastcifarError(f"{path} is a link that may lead out of {folder}; put what it leads to in its place.")
+    return path
+
+
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
     """Reads `path` as a complete `kind`, a dataclass or TypedDict. Raises FastcifarError where that fails."""
     with reading(path, remedy):
@@ -53,13 +71,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def appearing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
+def appearing(path: Path, mode: Literal["x", "xb"] = "xb", **options: Any) -> Iterator[IO]:
     """Opens a file that replaces `path` at the end of the block, on the disk too; nothing remains if the block fails.
 
     `mode` and `options` are those of `open`. Raises FastcifarError where the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     with writing(path):
+        partial.unlink(missing_ok=True)  # what a killed process left, or a link that leads elsewhere
         try:
             with open(partial, mode, **options) as file:
                 yield file
@@ -70,6 +89,11 @@ def appearing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO]:
             with suppress(OSError):
                 partial.unlink()
             raise
+
+
+def partial_of(path: Path) -> Path:
+    """Returns the file that is written first, and then renamed to `path`."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def publish(partial: Path, target: Path) -> None:

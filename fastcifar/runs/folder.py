@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,9 +26,11 @@ from filelock import FileLock, Timeout
 
 from fastcifar.config import RunConfig
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.runs.files import read_json, write_text, writing
+from fastcifar.runs.files import exists, inside, partial_of, read_json, reading, write_text, writing
 
 LOCK = ".lock"
+LEFT_BY_A_KILL = {LOCK, partial_of(Path("config.json")).name}
+"""What a run that was killed before its configuration was written may have left in its folder."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Result:
     chosen_epochs: dict[str, int]
     """The best epoch on the validation split, by name of the weights; empty without one."""
     watched_test_accuracy: float | None
-    """The highest of any epoch and weights, with `watch_test` only; the test set chose it, which flatters it."""
+    """The highest of the weights in any epoch, with `watch_test` only; the test set chose it, which flatters it."""
     images_per_second: float
     """Training images per second of training, with loading, but without compiling and evaluation."""
     seconds: float
@@ -75,7 +78,8 @@ class Run:
         Raises ConfigError where it is not empty; FastcifarError, leaving nothing, where it cannot be written.
         """
         if path is None:
-            name = config.recipe or config.model.arch
+            # A configuration may be a stranger's, so its names lead nowhere else.
+            name = re.sub(r"[^\w.:-]+", "-", config.recipe or config.model.arch, flags=re.ASCII).lstrip(".-")[:100]
             first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             others = (first.with_name(f"{first.name}-{number}") for number in count(2))
             path = next(place for place in chain([first], others) if not os.path.exists(place))
@@ -100,14 +104,14 @@ class Run:
     @staticmethod
     def open(path: Path) -> Run:
         """Opens an existing run's folder. Raises ConfigError where it is none."""
-        if not os.path.isfile(path / "config.json"):
+        if not exists(path / "config.json"):
             raise ConfigError(f"{path} is no run: it has no config.json; give the folder that `fastcifar train` named.")
         return Run(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Locks the folder against training by other processes. Raises FastcifarError where one has locked it."""
-        lock = FileLock(self.path / LOCK, blocking=False)
+        lock = FileLock(inside(self.path, LOCK), blocking=False)
         with writing(self.path):
             try:
                 lock.acquire()
@@ -125,7 +129,8 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        """Raises FastcifarError where it is a link."""
+        return inside(self.path, "checkpoints")
 
     def config(self) -> RunConfig:
         """Reads the configuration. Raises FastcifarError where it is damaged or, as another version's, incomplete."""
@@ -137,22 +142,37 @@ class Run:
     def write_result(self, result: Result) -> None:
         write_text(self.path / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
 
+    def check_there(self) -> None:
+        """Raises FastcifarError where the folder was removed or renamed since the run began."""
+        if not exists(self.path / "config.json"):
+            raise FastcifarError(
+                f"{self.path} was removed or renamed while it was trained; resume it where it is now, or train anew."
+            )
+
+    def sweep(self) -> None:
+        """Removes what killed processes left half-written; to be called with the folder locked."""
+        with writing(self.path):
+            for name in ("config.json", "metrics.jsonl", "result.json", "curves.png"):
+                partial_of(self.path / name).unlink(missing_ok=True)
+
     def set_aside_result(self, epochs: int) -> None:
         """Renames the result of a run of `epochs` epochs, since the run goes on."""
         file = self.path / "result.json"
         with writing(file):
-            if os.path.isfile(file):
+            if exists(file):
                 os.replace(file, file.with_name(f"result-{epochs}-epochs.json"))
 
     def result(self) -> Result | None:
         """Reads the result; None where the run has not ended. Raises FastcifarError where the file is damaged."""
         file = self.path / "result.json"
-        if not os.path.isfile(file):
+        if not exists(file):
             return None
         return read_json(file, Result, f"delete it, and let --resume {self.path} write it again")
 
 
 def check_free(path: Path) -> None:
-    """Raises ConfigError where `path` exists and is not an empty folder."""
-    if os.path.exists(path) and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+    """Raises ConfigError where `path` is taken; what a kill may have left of the first write does not take it."""
+    with reading(path, "choose another --out"):
+        free = not exists(path) or (path.is_dir() and {entry.name for entry in path.iterdir()} <= LEFT_BY_A_KILL)
+    if not free:
         raise ConfigError(f"{path} exists already; choose another --out, or go on with it by --resume {path}.")

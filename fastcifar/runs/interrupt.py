@@ -42,11 +42,13 @@ class StopRequest:
         return self
 
     @contextmanager
-    def answered_at_once(self) -> Iterator[None]:
-        """Raises KeyboardInterrupt for a signal within the block, where nothing is to be saved and no loop runs."""
+    def answered_at_once(self, run: Path) -> Iterator[None]:
+        """Raises Interrupted as soon as a signal arrives within the block, in which `run` has nothing to save."""
         self.at_once = True
         try:
             yield
+        except KeyboardInterrupt:
+            raise Interrupted(self.signal_number or signal.SIGINT, run) from None
         finally:
             self.at_once = False
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.augment.normalize import Normalization
-from fastcifar.data.sources import IMAGE_SIZE, IMAGE_SIZES
+from fastcifar.data import IMAGE_SIZES
+from fastcifar.data.image_set import ImageSet
+from fastcifar.data.sources import IMAGE_SIZE
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
-from fastcifar.models import GIVEN, build_model
+from fastcifar.models import GIVEN, build_model, check_trusted
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.ensembles import is_ensemble, voters
 from fastcifar.runs.folder import Run
-
-OWN_CODE = re.compile(r"((timm|torchvision):)?\w[\w.-]*")
-"""Architectures that build from installed code alone: no other module is imported, and nothing is fetched."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,19 @@ class TrainedNetwork:
     weights: str
     """Name of the run's weights that it holds: "weights", or an average or a snapshot."""
     arch: str
+    images: dict[str, str]
+    """Digests of the training and the test set of its run, by split; empty where the run does not know them."""
+
+    def knows(self, split: Literal["train", "test"], images: ImageSet) -> bool | None:
+        """Whether `images` are those of its run; None where the run was made by a version that did not note them."""
+        return self.images[split] == images.digest() if split in self.images else None
 
 
 @dataclass(frozen=True)
 class StoredNetwork:
     path: Path
     network: Network
+    images: dict[str, str]
     weights: dict[str, dict[str, Tensor]]
     """Tensors by name: "weights" first, then each average that the run keeps, and each snapshot."""
     validated: dict[str, float]
@@ -100,10 +106,11 @@ class StoredNetwork:
         """Loads the network with the weights that `choose` names, in eval mode. Raises FastcifarError on a misfit."""
         name, network, size = self.choose(which), self.network, self.image_size
         model = build_network(self.path, network, size) if self.model is None else copy.deepcopy(self.model)
-        checkpoints.load_weights(model, self.weights[name], f"{self.path}'s {name}")
+        checkpoints.copy_tensors(self.weights[name], model.state_dict(), f"{self.path}'s {name}")
         model = model.to(device).to(memory_format=torch.channels_last).eval()
         normalization = Normalization(network["mean"], network["std"])
-        return TrainedNetwork(self.path, model, normalization, tuple(network["classes"]), size, name, network["arch"])
+        classes = tuple(network["classes"])
+        return TrainedNetwork(self.path, model, normalization, classes, size, name, network["arch"], self.images)
 
 
 def load_networks(path: Path, device: torch.device, options: LoadOptions = DEFAULT) -> tuple[TrainedNetwork, ...]:
@@ -145,13 +152,11 @@ def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
         raise ConfigError(
             f"{path}'s network was given in Python and has no name to be built by; give it again in Python, as model=."
         )
-    if options.model is None and not options.trust and not OWN_CODE.fullmatch(arch):
-        raise FastcifarError(
-            f"{path}'s network is built by {arch!r}, code that comes with the run and would be executed; add --trust "
-            "where you know it."
-        )
+    if options.model is None:
+        check_trusted(arch, path, options.trust)
     validated = {name: best["accuracy"] for name, best in state.progress["best"].items()}
-    return StoredNetwork(path, state.network, state.chosen, validated, options.model)
+    images = state.progress.get("images", {})
+    return StoredNetwork(path, state.network, images, state.chosen, validated, options.model)
 
 
 def build_network(path: Path, network: Network, image_size: int) -> nn.Module:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fastcifar.errors import reason
 from fastcifar.runs.files import reading, write_text, writing
 from fastcifar.serialization import build
 
@@ -47,10 +51,11 @@ class Sink(Protocol):
 
 def read_records(path: Path) -> list[EpochRecord]:
     """Reads a metrics.jsonl without a half-written last line. Raises FastcifarError where it is damaged."""
-    if not os.path.exists(path):
-        return []
     with reading(path, "delete it"):
-        lines = path.read_text("utf-8").split("\n")[:-1]
+        try:
+            lines = path.read_text("utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
     records = []
     for number, text in enumerate(lines, start=1):
         with reading(f"{path}, line {number},", "delete the line"):
@@ -63,8 +68,8 @@ class JsonLines:
 
     def __init__(self, path: Path, epochs_done: int) -> None:
         self.path = path
-        kept = [record for record in read_records(path) if record.epoch <= epochs_done]
-        write_text(path, "".join(map(line, kept)))
+        self.kept = [record for record in read_records(path) if record.epoch <= epochs_done]
+        write_text(path, "".join(map(line, self.kept)))
         with writing(path):
             self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -104,28 +109,49 @@ def values(record: EpochRecord) -> dict[str, float]:
     return {tag: value for tag, value in found.items() if value is not None}
 
 
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.([0-9]+)")
+
+
 class TensorBoard:
-    """Writes records to TensorBoard; purges epochs past the checkpoint. Raises FastcifarError where it cannot write."""
+    """Writes records for TensorBoard; where that fails, `note` is told once, and the run goes on.
 
-    def __init__(self, folder: Path, epochs_done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    Each session begins a file of a higher number than there is, with all `records` that are kept; its first event voids
+    the files before. So no point is there twice, or missing, however a session ended and whatever the clock says.
+    """
 
-        self.folder = folder
-        with writing(folder):
-            self.writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+    def __init__(self, folder: Path, records: Sequence[EpochRecord], note: Callable[[str], None]) -> None:
+        self.note, self.file = note, None
+        self.began = time.time() - (records[-1].seconds if records else 0.0)
+        try:
+            from fastcifar.runs.events import EventFile
+
+            earlier = (EVENT_FILE.match(path.name) for path in folder.glob("events.*"))
+            number = max((int(match[1]) for match in earlier if match), default=0) + 1
+            self.file = EventFile(folder / f"events.out.tfevents.{number:010d}")
+            for record in records:
+                self.file.add(record.epoch, self.began + record.seconds, values(record))
+        except Exception as error:  # packages that do not suit each other fail at import with nearly anything
+            self.give_up(error)
 
     def write(self, record: EpochRecord) -> None:
-        self.add(record.epoch, values(record))
+        self.add(record.epoch, self.began + record.seconds, values(record))
 
     def final(self, epoch: int, accuracies: dict[str, float]) -> None:
-        self.add(epoch, {f"accuracy/final_test/{name}": accuracy for name, accuracy in accuracies.items()})
+        self.add(epoch, time.time(), {f"accuracy/final_test/{name}": value for name, value in accuracies.items()})
 
-    def add(self, epoch: int, values: dict[str, float]) -> None:
-        with writing(self.folder):
-            for tag, value in values.items():
-                self.writer.add_scalar(tag, value, epoch)
-            self.writer.flush()
+    def add(self, epoch: int, wall_time: float, values: dict[str, float]) -> None:
+        if self.file:
+            try:
+                self.file.add(epoch, wall_time, values)
+            except OSError as error:
+                self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        self.close()
+        self.note(f"TensorBoard has no more points ({reason(error)}); the run goes on, and metrics.jsonl has them all.")
 
     def close(self) -> None:
-        with writing(self.folder):
-            self.writer.close()
+        if self.file:
+            with suppress(OSError):
+                self.file.close()
+            self.file = None

@@ -1,6 +1,7 @@
 """The appliers against PIL and torchvision, and against each other, over the same parameters."""
 
 import builtins
+from collections.abc import Callable
 from dataclasses import replace
 from pkgutil import resolve_name
 
@@ -8,19 +9,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_colour import WITH_PIL
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.autoaugment import _apply_op
+from torchvision.transforms.autoaugment import (
+    AutoAugment,
+    AutoAugmentPolicy,
+    RandAugment,
+    TrivialAugmentWide,
+    _apply_op,
+)
 
-from fastcifar.augment import BACKENDS, dali_apply
-from fastcifar.augment.automatic import ENHANCING, GEOMETRIC, Operation
+from fastcifar.augment import BACKENDS, automatic, dali_apply
+from fastcifar.augment.automatic import GEOMETRIC, Operation
 from fastcifar.augment.dali_apply import COLOURS
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import POLICIES, Policy, parse
 from fastcifar.augment.random import Key
-from fastcifar.augment.sampling import Params, Slot, sample, slot_warp
+from fastcifar.augment.sampling import Params, Slot, sample, sample_slot
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.warp import ONE
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 EXACT = [
@@ -64,34 +71,6 @@ def drawn(policy: Policy, dataset: ImageSet, epoch: int = 0) -> Params:
     return sample(policy, Key(7, epoch), torch.arange(len(dataset)), tuple(dataset.images.shape[1:3]), len(dataset))
 
 
-def with_pil(image: torch.Tensor, warp: torch.Tensor) -> np.ndarray:
-    """Resamples with PIL by the same map; PIL adds the half pixel itself, so it is taken out of the offsets."""
-    a, b, c, d, e, f = (warp.double() / ONE).tolist()
-    matrix = (a, b, c - (a + b) / 2, d, e, f - (d + e) / 2)
-    picture = Image.fromarray(image.numpy())
-    return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("standard", (17, 23)),
-        ("standard", (32, 32)),
-        ("transform2", (5, 8)),
-        ("transform2", (32, 32)),
-        ("turns", (8, 8)),
-    ],
-    ids=str,
-)
-def test_warps_equal_pil_to_the_last_bit(backend, text, size):
-    dataset, policy = image_set(60, size), parse(text)
-    params = drawn(policy, dataset)
-    augmented = apply(backend, policy, dataset, params).permute(0, 2, 3, 1)
-    for image, warp, got in zip(dataset.images, params.warp, augmented, strict=True):
-        assert np.array_equal(got, with_pil(image, warp))
-
-
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -117,66 +96,101 @@ def test_backends_normalise_alike(text, dtype):
     torch.testing.assert_close(apply("dali", policy, dataset, params, dtype), reference, rtol=2e-3, atol=1e-6)
 
 
-VALUES = {
-    **{operation: (-0.3, 0.99) for operation in (Operation.SHEAR_X, Operation.SHEAR_Y)},
-    **{operation: (-14.0, 9.0) for operation in (Operation.TRANSLATE_X, Operation.TRANSLATE_Y)},
-    Operation.ROTATE: (-135.0, 30.0),
-    Operation.SOLARIZE: (0.0, 256.0),
-    Operation.POSTERIZE: (1.0, 8.0),
-}
-WHOLE = (Operation.TRANSLATE_X, Operation.TRANSLATE_Y, Operation.POSTERIZE)
+def every_draw(name: str, choice: int, size: tuple[int, int]) -> tuple[list[tuple[int, int]], Slot]:
+    """Every branch of an automatic policy with the number of every value that its choice can take, and their slot."""
+    table = getattr(automatic, name)(size)
+    options = [branch[choice] for branch in table.branches]
+    draws = [(branch, place) for branch, option in enumerate(options) for place in range(len(option.values))]
+    draws = [(branch, place) for branch, place in draws if options[branch].probability]
+    words = torch.zeros(len(draws), 4, dtype=torch.int64)
+    for row, (branch, place) in enumerate(draws):
+        words[row, 1] = -(-(place << 32) // len(options[branch].values))
+    return draws, sample_slot(table, torch.tensor(draws)[:, 0], choice, words, size)
 
 
-def with_torchvision(picture: Image.Image, operation: Operation, value: float) -> Image.Image:
-    """Runs torchvision's own step of its automatic policies; its enhancement factors are relative to 1."""
-    name = "".join(part.capitalize() for part in operation.name.split("_"))
-    magnitude = value - 1 if operation in ENHANCING else value
-    return _apply_op(picture, name, magnitude, InterpolationMode.NEAREST, fill=[0, 0, 0])
-
-
-@pytest.mark.parametrize("operation", sorted(GEOMETRIC | COLOURS.keys()), ids=lambda operation: operation.name.lower())
-def test_dalis_own_operations_equal_torchvision_on_pil_images(operation):
+def assert_images(backend: str, name: str, slot: Slot, size: tuple[int, int], expected: Callable) -> None:
     """Every third image lies within a narrow range, where contrast is stretched, and every tenth has one colour."""
-    images = image_set(80).images.clone()
+    images = image_set(len(slot.operation), size).images.clone()
     images[::3] = images[::3] // 5 + 90
     images[::10] = images[::10, :1, :1]
-    values = torch.linspace(*VALUES.get(operation, (0.05, 1.95)), 80, dtype=torch.float64)
-    values = values.round() if operation in WHOLE else values
-    operations = torch.full((80,), int(operation))
-    slot = Slot(operations, values, slot_warp(operations, values, (32, 32)), 0)
-    dataset = replace(image_set(80), images=images)
-    got = apply("dali", parse("trivialaugment"), dataset, Params(None, (slot,), None, None, None))
-    for image, value, augmented in zip(images, values.tolist(), got, strict=True):
-        expected = np.asarray(with_torchvision(Image.fromarray(image.numpy()), operation, value))
-        assert np.array_equal(augmented.permute(1, 2, 0), expected), value
+    dataset = replace(image_set(len(images), size), images=images)
+    got = apply(backend, parse(name), dataset, Params(None, (slot,), None, None, None)).permute(0, 2, 3, 1)
+    for row, (image, augmented) in enumerate(zip(images, got, strict=True)):
+        picture = expected(Image.fromarray(image.numpy()), row, Operation(int(slot.operation[row])))
+        assert np.array_equal(augmented, picture), (row, slot.operation[row], slot.value[row])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "theirs", "choice"),
+    [
+        ("autoaugment_tv", AutoAugment(AutoAugmentPolicy.CIFAR10), 0),
+        ("autoaugment_tv", AutoAugment(AutoAugmentPolicy.CIFAR10), 1),
+        ("randaugment", RandAugment(magnitude=9), 0),
+        ("trivialaugment", TrivialAugmentWide(), 0),
+    ],
+    ids=["autoaugment first", "autoaugment second", "randaugment", "trivialaugment"],
+)
+def test_every_operation_in_every_bin_is_torchvisions(backend, name, theirs, choice):
+    """We choose the operation, the bin and the sign; torchvision computes the magnitude and the image."""
+    size = (24, 32)
+    draws, slot = every_draw(name, choice, size)
+    bins = {"autoaugment_tv": (10, size), "randaugment": (31, size), "trivialaugment": (31,)}[name]
+    space = {"Identity": (torch.tensor(0.0), False), **theirs._augmentation_space(*bins)}
+
+    def expected(picture: Image.Image, row: int, operation: Operation) -> Image.Image:
+        branch, place = draws[row]
+        called = "".join(part.capitalize() for part in operation.name.split("_"))
+        magnitudes, signed = space[called]
+        if name == "autoaugment_tv":
+            policy, _, level = theirs.policies[branch][choice]
+            assert called == policy
+        else:
+            level = 9 if name == "randaugment" else place // 2 if signed else place
+        magnitude = float(magnitudes[level].item()) if magnitudes.ndim else 0.0
+        magnitude = -magnitude if signed and place % 2 else magnitude
+        return _apply_op(picture, called, magnitude, InterpolationMode.NEAREST, fill=[0, 0, 0])
+
+    assert_images(backend, name, slot, size, expected)
+
+
+GREY = (128, 128, 128)
+
+
+def by_the_authors(picture: Image.Image, operation: Operation, level: int, sign: int) -> Image.Image:
+    """An operation at a level of 10, as the authors of AutoAugment compute it, over a grey border."""
+
+    def affine(*six: float) -> Image.Image:
+        return picture.transform(picture.size, Image.Transform.AFFINE, six, fillcolor=GREY)
+
+    moved = {
+        Operation.SHEAR_X: lambda: affine(1, sign * level * 0.3 / 10, 0, 0, 1, 0),
+        Operation.SHEAR_Y: lambda: affine(1, 0, 0, sign * level * 0.3 / 10, 1, 0),
+        Operation.TRANSLATE_X: lambda: affine(1, 0, -sign * int(level * 10 / 10), 0, 1, 0),
+        Operation.TRANSLATE_Y: lambda: affine(1, 0, 0, 0, 1, -sign * int(level * 10 / 10)),
+        Operation.ROTATE: lambda: picture.rotate(sign * int(level * 30 / 10), fillcolor=GREY),
+    }
+    if operation in moved:
+        return moved[operation]()
+    values = {Operation.SOLARIZE: 256 - int(level * 256 / 10), Operation.POSTERIZE: 4 - int(level * 4 / 10)}
+    return WITH_PIL[operation](picture, values.get(operation, level * 1.8 / 10 + 0.1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("choice", [0, 1])
+def test_every_choice_of_the_papers_policy_is_the_authors(backend, choice):
+    draws, slot = every_draw("autoaugment", choice, (32, 32))
+
+    def expected(picture: Image.Image, row: int, operation: Operation) -> Image.Image:
+        branch, place = draws[row]
+        _, _, level = automatic.CIFAR10_SUB_POLICIES[branch][choice]
+        return by_the_authors(picture, operation, level, -1 if place else 1)
+
+    assert_images(backend, "autoaugment", slot, (32, 32), expected)
 
 
 def test_equalize_is_all_that_dali_leaves_to_torch():
     assert set(Operation) - GEOMETRIC - COLOURS.keys() == {Operation.IDENTITY, Operation.EQUALIZE}
-
-
-@pytest.mark.parametrize("name", ["autoaugment_tv", "randaugment:2,9", "trivialaugment"])
-def test_whole_policies_against_torchvision_on_pil_images(name):
-    dataset, policy = image_set(200), parse(name)
-    params = drawn(policy, dataset)
-    got = apply("torch", policy, dataset, params)
-    for i in range(200):
-        picture = Image.fromarray(dataset.images[i].numpy())
-        for slot in params.slots:
-            picture = with_torchvision(picture, Operation(int(slot.operation[i])), float(slot.value[i]))
-        assert np.array_equal(got[i].permute(1, 2, 0), np.asarray(picture)), i
-
-
-def test_fill_of_the_papers_policy_is_grey():
-    dataset = image_set(4)
-    params = drawn(parse("autoaugment"), dataset)
-    slot = params.slots[0]
-    values = torch.full((4,), 9.0, dtype=torch.float64)
-    operations = torch.full((4,), int(Operation.TRANSLATE_Y))
-    moved = replace(slot, operation=operations, value=values, warp=slot_warp(operations, values, (32, 32)))
-    got = apply("torch", parse("autoaugment"), dataset, replace(params, slots=(moved,)))
-    assert torch.equal(got[:, :, :9], torch.full((4, 3, 9, 32), 128, dtype=torch.uint8))
-    assert torch.equal(got[:, :, 9:].permute(0, 2, 3, 1), dataset.images[:, :-9])
 
 
 def test_erased_squares_take_the_mean_or_black():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.autoaugment import AutoAugment, AutoAugmentPolicy
 
 from fastcifar.augment import automatic
 from fastcifar.augment.automatic import Operation
@@ -116,33 +115,6 @@ def test_values_take_either_sign_and_every_level():
     expected = torch.ones(61, dtype=torch.float64) / 62
     expected[30] *= 2
     assert_frequencies(levels, expected)
-
-
-def test_levels_are_read_as_torchvision_reads_them():
-    theirs = AutoAugment(AutoAugmentPolicy.CIFAR10)
-    space = theirs._augmentation_space(10, (32, 32))
-    for branch, policy in zip(automatic.autoaugment_tv((32, 32)).branches, theirs.policies, strict=True):
-        for choice, (name, probability, level) in zip(branch, policy, strict=True):
-            assert choice.operation.name.replace("_", "") == name.upper()
-            assert choice.probability == probability
-            if level is None:
-                continue
-            magnitudes, signed = space[name]
-            magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
-            magnitude = int(magnitude) if "Translate" in name else magnitude
-            base = 1 if choice.operation in automatic.ENHANCING else 0
-            expected = {base + magnitude, base - magnitude} if signed else {magnitude}
-            assert sorted(set(choice.values)) == pytest.approx(sorted(expected), rel=1e-6, abs=1e-6)
-
-
-def test_levels_are_read_as_the_paper_has_them():
-    expected = {
-        (Operation.TRANSLATE_Y, 9): (9.0, -9.0),
-        (Operation.COLOR, 5): (1.0,),
-        (Operation.POSTERIZE, 7): (2.0,),
-        (Operation.SOLARIZE, 5): (128.0,),
-    }
-    assert {key: automatic.paper_values(*key) for key in expected} == expected
 
 
 def test_cutout_centres_are_uniform_and_squares_clipped():

@@ -7,8 +7,8 @@ import pickle
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import ThreadingHTTPServer
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 
 import numpy as np
 import pytest
@@ -50,9 +50,9 @@ def tiny() -> Tiny:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Habits) as http:
+    with ThreadingTCPServer(("127.0.0.1", 0), Habits) as http:
         http.daemon_threads, http.block_on_close = True, False
-        http.served = Server(http.server_port, np.random.default_rng(1).bytes(400_000))
+        http.served = Server(http.server_address[1], np.random.default_rng(1).bytes(400_000))
         thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield http.served

@@ -43,17 +43,14 @@ class Tiny:
         return pack({f"{self.form.folder}/{name}": content for name, content in self.files.items()})
 
 
-def pack(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
-    """Packs a .tar.gz of files by name, or of ready-made headers without contents."""
+def pack(members: dict[str, bytes]) -> bytes:
+    """Packs a .tar.gz of files by name."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, content in members.items():
-            if isinstance(content, tarfile.TarInfo):
-                archive.addfile(content)
-            else:
-                header = tarfile.TarInfo(name)
-                header.size = len(content)
-                archive.addfile(header, io.BytesIO(content))
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
     return gzip.compress(plain.getvalue(), mtime=0)
 
 
@@ -72,8 +69,9 @@ def form_of(files: dict[str, bytes]) -> CifarFormat:
 
 def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation of each channel, as fractions of 255, from exact counts of the 256 levels."""
-    levels = np.arange(256) / 255
-    counts = [torch.bincount(channel.flatten(), minlength=256).numpy() for channel in images.unbind(3)]
-    means = [float(np.average(levels, weights=count)) for count in counts]
-    variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
-    return means, [float(variance**0.5) for variance in variances]
+    means, deviations = [], []
+    for channel in images.unbind(3):
+        values = np.repeat(np.arange(256) / 255, torch.bincount(channel.flatten(), minlength=256))
+        means.append(values.mean())
+        deviations.append(values.std())
+    return means, deviations

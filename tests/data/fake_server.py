@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from socketserver import StreamRequestHandler
 
 
 @dataclass
@@ -20,38 +21,90 @@ class Server:
         return f"http://127.0.0.1:{self.port}/{habit}/{name}"
 
 
-class Habits(BaseHTTPRequestHandler):
-    """Answers by the habit that an address names.
+OK = b"HTTP/1.1 200 OK\r\n"
 
-    Habits: good, no_length, corrupt, endless, truncating, silent (stalls half-way), slow (100 kB/s), trickling, absent.
-    """
 
-    def do_GET(self) -> None:
+def answer(habit: str, content: bytes, asked: int) -> Iterator[bytes | float]:
+    """Yields what the server sends, and for how many seconds it then waits."""
+    length, half = b"Content-Length: %d\r\n\r\n" % len(content), content[: len(content) // 2]
+    match habit:
+        case "good":
+            yield OK + length + content
+        case "no_length":
+            yield OK + b"\r\n" + content
+        case "chunked":
+            yield OK + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(content) + content + b"\r\n0\r\n\r\n"
+        case "absent":
+            yield b"HTTP/1.1 404 Not Found\r\n\r\n"
+        case "corrupt":
+            yield OK + length + bytes(255 - byte for byte in content)
+        case "truncating":
+            yield OK + length + half
+        case "page":
+            yield OK + b"\r\n<html>" + bytes(len(content))
+        case "empty":
+            yield OK + b"Content-Length: 0\r\n\r\n"
+        case "endless":
+            yield OK + b"\r\n"
+            while True:
+                yield content
+        case "stays_open":
+            yield OK + b"\r\n" + content
+            yield 3.0
+        case "silent":
+            yield OK + length + half
+            yield 3.0
+        case "dumb":
+            yield 3.0
+        case "slow" | "slow_without_length":  # 100 kB/s
+            yield OK + (length if habit == "slow" else b"\r\n")
+            for offset in range(0, len(content), 1000):
+                yield content[offset : offset + 1000]
+                yield 0.01
+        case "slow_header" | "slow_chunk" | "continuing":
+            start, step = {
+                "slow_header": (OK + b"X: ", b"x"),
+                "slow_chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+                "continuing": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            }[habit]
+            yield start
+            while True:
+                yield step
+                yield 0.02
+        case "redirecting":
+            yield b"HTTP/1.1 302 Found\r\nLocation: /redirecting/file.bin\r\n\r\n"
+        case "redirecting_on":
+            yield b"HTTP/1.1 302 Found\r\nLocation: /redirecting_on/%d\r\n\r\n" % asked
+        case "redirecting_to_a_file":
+            yield b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"
+        case "redirecting_to_garbage":
+            yield b"HTTP/1.1 302 Found\r\nLocation: http://[\x1b[31m\xff\r\n\r\n"
+        case "garbage":
+            yield b"\x1b[31m\x00\xff\x0b garbage\r\n" * 20
+        case "long_line":
+            yield b"HTTP/1.1 200 " + b"x" * 100_000
+        case "many_headers":
+            yield OK + b"".join(b"X-%d: x\r\n" % number for number in range(1000))
+        case "garbled_length":
+            yield OK + b"Content-Length: many\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"
+        case "huge_chunk":
+            yield OK + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffff\r\n" + half
+        case _:
+            raise AssertionError(habit)
+
+
+class Habits(StreamRequestHandler):
+    """Answers by the habit that an address names."""
+
+    def handle(self) -> None:
         served: Server = self.server.served
-        habit, content = self.path.split("/")[1], served.content
+        habit = self.rfile.readline().split(b"/")[1].decode()
+        while self.rfile.readline().strip():
+            pass
         served.asked.append(habit)
-        if habit == "absent":
-            return self.send_error(404)
-        self.send_response(200)
-        if habit not in ("no_length", "endless"):
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
         with suppress(OSError):
-            self.send_body(habit, content)
-
-    def send_body(self, habit: str, content: bytes) -> None:
-        if habit == "corrupt":
-            content = bytes(255 - byte for byte in content)
-        if habit in ("truncating", "silent"):
-            content = content[: len(content) // 2]
-        step, pause = {"slow": (1000, 0.01), "trickling": (1, 0.05)}.get(habit, (len(content), 0.0))
-        for offset in range(0, len(content), step):
-            self.wfile.write(content[offset : offset + step])
-            time.sleep(pause)
-        while habit == "endless":
-            self.wfile.write(content)
-        if habit == "silent":
-            time.sleep(3.0)
-
-    def log_message(self, *_: object) -> None:
-        """Keeps the test's output clean."""
+            for part in answer(habit, served.content, len(served.asked)):
+                if isinstance(part, float):
+                    time.sleep(part)
+                else:
+                    self.wfile.write(part)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
+import os
 import pickle
-import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,16 +44,15 @@ def test_fine_labels_of_cifar100(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_batch_2", "batches.meta"])
-@pytest.mark.parametrize("source", ["folder", "archive"])
 def test_a_changed_file_is_named_before_it_is_unpickled(
-    tiny: Tiny, tmp_path: Path, source: str, name: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cifar, "unpickle", lambda data, path: pytest.fail(f"unpickled {path}"))
-    damaged = replace(tiny, files={**tiny.files, name: tiny.files[name][:-2] + b"!."})
-    with pytest.raises(
-        DataError, match=rf"{name} is damaged: its md5 is \w{{32}}, expected \w{{32}}; delete .* and run again\.$"
-    ):
-        read_cifar(tiny.form, getattr(damaged, source)(tmp_path), "train")
+    folder = tiny.folder(tmp_path)
+    (folder / name).write_bytes(tiny.files[name][:-2] + b"!.")
+    message = rf"{name} is damaged: its md5 is \w{{32}}, expected \w{{32}}; delete .* and run again\.$"
+    with pytest.raises(DataError, match=message):
+        read_cifar(tiny.form, folder, "train")
 
 
 def test_a_missing_batch_is_named(tiny: Tiny, tmp_path: Path) -> None:
@@ -61,88 +62,35 @@ def test_a_missing_batch_is_named(tiny: Tiny, tmp_path: Path) -> None:
         read_cifar(tiny.form, folder, "train")
 
 
-def header(name: str, kind: bytes, size: int = 0, target: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.size, member.linkname = kind, size, target
-    return member
-
-
-BATCH_1 = f"{CIFAR10.folder}/data_batch_1"
 HOSTILE = {
-    "symbolic link": ({BATCH_1: header(BATCH_1, tarfile.SYMTYPE, target="/etc/passwd")}, "other than a plain file"),
-    "device": ({BATCH_1: header(BATCH_1, tarfile.CHRTYPE)}, "other than a plain file"),
-    "huge member": ({BATCH_1: header(BATCH_1, tarfile.REGTYPE, 2**40)}, "more than 512 MiB|damaged"),
-    "huge foreign member": ({"other": header("other", tarfile.REGTYPE, 2**40)}, "more than 512 MiB|damaged|lacks"),
-    "name that climbs": ({f"../{BATCH_1}": b"a"}, f"lacks .*{BATCH_1}"),
-    "foreign": ({"readme.txt": b"hello"}, f"lacks .*{BATCH_1}"),
+    "empty": lambda packed: b"",
+    "truncated": lambda packed: packed[:-1],
+    "one bit": lambda packed: packed[:1000] + bytes([packed[1000] ^ 1]) + packed[1001:],
+    "endless headers": lambda packed: gzip.compress(b"comment=" + bytes(2**24)),
+    "foreign": lambda packed: pack({f"{CIFAR10.folder}/data_batch_1": b"hello"}),
 }
 
 
-@pytest.mark.parametrize(("members", "message"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_archive(tiny: Tiny, tmp_path: Path, members: dict, message: str) -> None:
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
+def test_nothing_of_another_archive_is_unpacked(
+    tiny: Tiny, tmp_path: Path, change: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "unpack", lambda *_: pytest.fail("unpacked"))
     archive = tmp_path / tiny.form.archive
-    archive.write_bytes(pack(members))
-    with pytest.raises(DataError, match=message) as caught:
-        read_cifar(tiny.form, archive, "train")
-    assert str(archive) in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == [archive.name]
-
-
-@pytest.mark.parametrize("keep", [0, 1, 10, 1000, 0.5, 0.99])
-def test_truncated_archive(tiny: Tiny, tmp_path: Path, keep: float) -> None:
-    archive, packed = tmp_path / tiny.form.archive, tiny.packed()
-    archive.write_bytes(packed[: int(keep * len(packed)) if isinstance(keep, float) else keep])
-    with pytest.raises(DataError, match=r"damaged|lacks"):
-        read_cifar(tiny.form, archive, "train" if keep < 0.9 else "test")
-
-
-@pytest.mark.parametrize("place", range(0, 20_000, 1499))
-def test_corrupt_archive(tiny: Tiny, tmp_path: Path, place: int) -> None:
-    archive, packed = tmp_path / tiny.form.archive, bytearray(tiny.packed())
-    packed[place : place + 8] = b"\xffdamage\x00"
-    archive.write_bytes(packed)
-    with pytest.raises(DataError, match=r"damaged|lacks|plain file"):
+    archive.write_bytes(change(tiny.packed()))
+    with pytest.raises(DataError, match=rf"^{archive} is damaged: its md5 is .*; delete {archive} and run again\.$"):
         read_cifar(tiny.form, archive, "train")
 
 
-def test_endless_headers_stop_early(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar, "LARGEST_ARCHIVE", 2**20)
-    archive = tmp_path / tiny.form.archive
-    archive.write_bytes(pack({f"{number:0100}/" * 3: b"" for number in range(1000)}))
-    with pytest.raises(DataError, match="more than 1 MiB"):
-        read_cifar(tiny.form, archive, "train")
-
-
-ROWS = np.zeros((2, 3072), np.uint8)
-FOREIGN = {
-    "no data": {b"labels": [0, 1]},
-    "no labels": {b"data": ROWS},
-    "text keys": {"data": ROWS, "labels": [0, 1]},
-    "data is a list": {b"data": [[0] * 3072] * 2, b"labels": [0, 1]},
-    "data is float": {b"data": ROWS.astype(np.float32), b"labels": [0, 1]},
-    "data is flat": {b"data": ROWS.ravel(), b"labels": [0, 1]},
-    "rows too short": {b"data": ROWS[:, :1024].copy(), b"labels": [0, 1]},
-    "too few labels": {b"data": ROWS, b"labels": [0]},
-    "label out of range": {b"data": ROWS, b"labels": [0, 3]},
-    "negative label": {b"data": ROWS, b"labels": [0, -1]},
-    "huge label": {b"data": ROWS, b"labels": [0, 2**80]},
-    "label is text": {b"data": ROWS, b"labels": [0, b"1"]},
-    "label is a boolean": {b"data": ROWS, b"labels": [0, True]},
-}
-
-
-@pytest.mark.parametrize("batch", FOREIGN.values(), ids=FOREIGN.keys())
-def test_foreign_batch(tiny: Tiny, tmp_path: Path, batch: object) -> None:
-    files = {**tiny.files, "data_batch_2": pickle.dumps(batch, protocol=4)}
-    with pytest.raises(DataError, match=r"data_batch_2 (has not the form of CIFAR|lacks one label)"):
-        read_cifar(form_of(files), replace(tiny, files=files).folder(tmp_path), "train")
-
-
-@pytest.mark.parametrize("meta", [{}, {b"label_names": []}, {b"label_names": [1]}, {b"label_names": ["a"]}], ids=repr)
-def test_foreign_meta(tiny: Tiny, tmp_path: Path, meta: object) -> None:
-    files = {**tiny.files, "batches.meta": pickle.dumps(meta, protocol=4)}
-    with pytest.raises(DataError, match=r"batches\.meta does not list the class names"):
-        read_cifar(form_of(files), replace(tiny, files=files).folder(tmp_path), "train")
+@pytest.mark.parametrize("source", ["folder", "archive"])
+def test_a_file_of_any_size_is_refused_at_once(
+    tiny: Tiny, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "LARGEST_FILE", 2**20)
+    place = getattr(tiny, source)(tmp_path)
+    os.truncate(place / "data_batch_1" if source == "folder" else place, 2**40)
+    with pytest.raises(DataError, match="is damaged"):
+        read_cifar(tiny.form, place, "train")
 
 
 @pytest.mark.data

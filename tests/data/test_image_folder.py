@@ -4,14 +4,16 @@ import os
 import re
 import shutil
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastcifar.data import image_folder
+from fastcifar.data import image_folder, memory
 from fastcifar.data.sources import load_dataset
 from fastcifar.errors import DataError
 
@@ -48,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def cached(isolated: Path) -> list[Path]:
-    return sorted(isolated.iterdir()) if isolated.exists() else []
+    return sorted(path for path in isolated.iterdir() if path.suffix != ".lock") if isolated.exists() else []
 
 
 def test_pictures_in_order(folder: Path) -> None:
@@ -161,6 +163,22 @@ def test_the_cache_appears_whole_or_not_at_all(
     assert cached(isolated) == []
 
 
+def test_what_a_killed_process_left_is_swept_away(folder: Path, isolated: Path) -> None:
+    isolated.mkdir(parents=True)
+    others = [isolated / name for name in (".cifar-10-python.tar.gz.partial", "own-32-0000.npz", ".other")]
+    for path in (isolated / ".own-32-0123.npz.partial", *others):
+        path.touch()
+    load_dataset(str(folder))
+    assert len(cached(isolated)) == len(others) + 1
+    assert not (isolated / ".own-32-0123.npz.partial").exists()
+
+
+def test_processes_take_turns(folder: Path, isolated: Path, capsys: pytest.CaptureFixture) -> None:
+    with ThreadPoolExecutor() as pool:
+        assert list(map(len, pool.map(load_dataset, [str(folder)] * 4))) == [5] * 4
+    assert capsys.readouterr().err.count("decoding") == 1
+
+
 def huge_png() -> bytes:
     """Returns the header of a PNG with 400 million pixels, and a little of its data."""
 
@@ -210,19 +228,74 @@ def test_a_bomb_below_pillows_second_limit_is_refused_too(folder: Path, monkeypa
         load_dataset(str(folder))
 
 
-@pytest.mark.parametrize(("part", "other"), [("test", "train"), ("train", "test")])
-def test_classes_that_differ(folder: Path, part: str, other: str) -> None:
-    write(folder, {f"{part}/cow/z.png": picture(0)})
-    with pytest.raises(DataError, match=rf"{part}/cow is a class that .*{other} lacks; give both splits the same cl"):
+def test_large_pictures_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the three pictures fit into the memory at a time, and none of them into less than one takes."""
+    monkeypatch.setattr(memory, "free_memory", lambda device: 30_000)
+    pictures = {f"train/ant/{seed}.png": picture(seed) for seed in range(12)}
+    folder = write(tmp_path / "own", pictures | {"test/ant/0.png": picture(0)})
+    together, genuine = [], image_folder.upright
+
+    def upright(given: Image.Image) -> Image.Image:
+        together.append(image_folder.DECODING.taken)
+        time.sleep(0.01)
+        return genuine(given)
+
+    monkeypatch.setattr(image_folder, "upright", upright)
+    assert len(load_dataset(f"{folder}@8")) == 12
+    assert max(together) == 2 * 12 * 32 * 32
+    assert image_folder.DECODING.taken == 0
+    write(folder, {"train/ant/large.png": picture(0, 64, 64)})
+    with pytest.raises(DataError, match=r"^decoding .*large\.png takes 0 MiB of memory, and 0 MiB are free"):
+        load_dataset(f"{folder}@8")
+
+
+def test_more_pictures_than_fit_are_refused_before_they_are_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(image_folder, "decode", lambda path, size: pytest.fail(f"decoded {path}"))
+    with pytest.raises(DataError, match=r"^decoding 7 pictures at 512x512 pixels takes 5 MiB of memory, and 1 MiB are"):
+        load_dataset(f"{folder}@512")
+
+
+def test_a_picture_that_is_no_file(folder: Path) -> None:
+    (folder / "train/ant/a.png").unlink()
+    os.mkfifo(folder / "train/ant/a.png")
+    with pytest.raises(DataError, match=r"a\.png is no file; replace it or remove it\.$"):
         load_dataset(str(folder))
 
 
-def test_an_empty_class(folder: Path) -> None:
-    write(folder, {"train/cow/a.tiff": b"", "test/cow/b.tiff": b""})
+@pytest.mark.parametrize("name", [b"\x1b[31mred", b"\xff", b"a\nb", b" ", b"a" * 201], ids=repr)
+def test_a_class_whose_name_cannot_be_shown(folder: Path, name: bytes) -> None:
+    for split in ("train", "test"):
+        (folder / split / "ant").rename(folder / split / os.fsdecode(name))
     with pytest.raises(
-        DataError, match=r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.jpeg, \.webp, "
-    ):
+        DataError, match=r"^a class is called '.*'; give it a name of 1 to 200 characters that can be p"
+    ) as caught:
         load_dataset(str(folder))
+    assert str(caught.value).isprintable()
+
+
+def test_names_outside_ascii(folder: Path) -> None:
+    for split in ("train", "test"):
+        (folder / split / "ant").rename(folder / split / "蚂蚁 🐜")
+    assert load_dataset(str(folder)).classes == load_dataset(str(folder)).classes == ("bee", "蚂蚁 🐜")
+
+
+WRONG_CLASSES = {
+    "train alone": (["train/cow/z.png"], r"train/cow is a class that .*test lacks; give both splits the same classes"),
+    "test alone": (["test/cow/z.png"], r"test/cow is a class that .*train lacks; give both splits the same classes"),
+    "empty": (
+        ["train/cow/a.tiff", "test/cow/b.tiff"],
+        r"train/cow holds no pictures; put some there \(\.png, \.jpg, \.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("names", "message"), WRONG_CLASSES.values(), ids=WRONG_CLASSES.keys())
+def test_classes_that_differ_or_are_empty(folder: Path, names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(write(folder, dict.fromkeys(names, b""))))
 
 
 def test_a_split_without_classes_or_none_at_all(folder: Path) -> None:

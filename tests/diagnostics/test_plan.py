@@ -23,9 +23,8 @@ from fastcifar.config import (
 from fastcifar.data.sources import load_dataset
 from fastcifar.diagnostics import doctor
 from fastcifar.diagnostics.plan import SIZES, DataSize, cost, data_size, mistakes, outline
-from fastcifar.engine.memory import size
+from fastcifar.engine.memory import passes_in_words, size
 from fastcifar.engine.setup import build_trainer, resolve
-from fastcifar.errors import ConfigError
 from fastcifar.optim.schedules import lr_table
 
 SMALL = RunConfig(
@@ -52,6 +51,7 @@ def run(schedule: ScheduleConfig | None = None, optim: OptimConfig | None = None
         (RunConfig(), []),
         (run(ScheduleConfig("polynomial", per="epoch", horizon="5ep", warmup="0%")), ["ends_early"]),
         (run(ScheduleConfig("cosine", horizon="99%")), ["ends_early"]),
+        (run(ScheduleConfig("cosine", horizon="50%", periodic=True)), ["climbs_again"]),
         (run(ScheduleConfig("cosine", horizon="100ep")), []),
         (run(ScheduleConfig("one-cycle", per="epoch", horizon="25600ep"), epochs=200), ["cut_off", "slow_one_cycle"]),
         (run(ScheduleConfig("one-cycle")), []),
@@ -84,17 +84,6 @@ def test_mistakes_are_found_where_they_are_made_and_nowhere_else(config, expecte
     found = mistakes(config, outline(config))
     assert [mistake.code for mistake in found] == expected
     assert all(str(mistake).endswith(".") for mistake in found)
-
-
-def test_mistakes_say_what_the_reports_did_not_see():
-    schedule = ScheduleConfig("linear", per="epoch", horizon="5ep", start_lr=1 / 3, final_lr=1.0, warmup="0%")
-    linear, cosine = run(schedule, epochs=200), run(ScheduleConfig("cosine", horizon="200ep", warmup="0%"))
-    assert [str(mistake) for config in (linear, cosine) for mistake in mistakes(config, outline(config))] == [
-        "linear ends after 5 of 200 epochs and stays at lr 0.1, 100% of the peak; without --horizon it ends with the "
-        "run.",
-        "cosine is laid out for 200 epochs, but the run ends after 100, at lr 0.05, 50% of the peak; leave --horizon "
-        "out.",
-    ]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "warm-restarts", "one-cycle", "step"])
@@ -145,7 +134,8 @@ def test_plan_doctor_and_run_agree_on_the_memory(limit, passes, monkeypatch):
     run = build_trainer(resolve(config)[0]).memory
     assert (run.needed, run.micro_batch) == (planned.needed, planned.micro_batch)
     monkeypatch.setattr(doctor, "MAIN_JOB", config)
-    assert f"resnet takes about {size(planned.needed)}, {planned.manner}" in doctor.memory_of(torch.device("cpu")).text
+    expected = f"resnet takes about {size(planned.needed)}, {passes_in_words(planned)}"
+    assert expected in doctor.memory_of(torch.device("cpu")).text
 
 
 def test_what_does_not_fit_is_refused_as_a_run_is(capsys, tmp_path):
@@ -164,8 +154,7 @@ def test_what_does_not_fit_is_refused_as_a_run_is(capsys, tmp_path):
 def test_without_the_device_everything_but_the_time_is_there():
     config = replace(SMALL, engine=EngineConfig(device="cuda:77"))
     spent = cost(config, outline(config))
-    assert spent.seconds is None
-    assert "cuda:77 was not found" in spent.measured
+    assert spent.speed is spent.seconds is None
     assert spent.parameters == cost(SMALL, outline(SMALL)).parameters
 
 
@@ -209,15 +198,6 @@ def test_the_command_prints_and_draws(tmp_path, capsys):
         assert float(lr) == pytest.approx(table[place], rel=1e-3)
 
 
-def test_it_prints_without_its_picture(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").touch()
-    flags = "--arch resnet --blocks 1 --channels 4 --device cpu --dataset synthetic --epochs 1".split()
-    assert cli.main(["plan", *flags, "--out", str(tmp_path / "file" / "plan.png")]) == 0
-    printed = capsys.readouterr().out
-    assert "resnet, 470 parameters" in printed
-    assert "plan.png was not drawn (" in printed
-
-
 def test_refusals_come_without_torch(tmp_path):
     refusals = {
         "--warmup 200ep": "a warm-up of 78000 steps fills the whole run of 78000; shorten --warmup",
@@ -233,9 +213,3 @@ def test_refusals_come_without_torch(tmp_path):
     assert all(refusal in said for refusal in refusals.values())
     assert done.stdout.strip() == "[2, 2, 2, 2, 2] False"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_larger_network_than_allowed_is_refused():
-    config = replace(SMALL, model=replace(SMALL.model, max_params=100))
-    with pytest.raises(ConfigError, match="100"):
-        cost(config, outline(config))

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from small_training import CONFIG, DROPOUT, METHODS, assert_same_weights, image_set, run
+from torch import nn
 
-from fastcifar.config import EngineConfig
+from fastcifar.config import EngineConfig, ModelConfig
 from fastcifar.device import synchronize
 from fastcifar.engine import launch
 from fastcifar.engine.compile import Obstacle, Why
 from fastcifar.engine.launch import Launcher
 from fastcifar.engine.trainer import Trainer
+from fastcifar.models import GIVEN
 
 GPU = EngineConfig(device="cuda:0", precision="bf16", compile="off")
 
@@ -44,6 +46,36 @@ def test_compiling_that_fails_falls_back(monkeypatch):
     assert trainer.compile() == Obstacle(Why.FAILED, "no C++ compiler")
     assert not trainer.launch.compiled
     assert_same_weights(run(trainer), run(Trainer(CONFIG, image_set(40))))
+
+
+class Counting(nn.Module):
+    """Counts its passes in training: in an integer, in place of the count before, and outside the state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.classifier = nn.BatchNorm2d(3, momentum=None), nn.Linear(3, 5)
+        self.register_buffer("replaced", torch.zeros(()))
+        self.register_buffer("unsaved", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.replaced = self.replaced + 1
+            self.unsaved += 1
+        return self.classifier(self.norm(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("compiling", "sharpness"), [("auto", "none"), ("off", "sam")])
+def test_only_the_first_pass_of_a_step_changes_a_networks_buffers(compiling, sharpness):
+    """Neither the rehearsals that measure whether compiling pays nor SAM's second pass do."""
+    engine, optim = replace(CONFIG.engine, compile=compiling), replace(CONFIG.optim, sharpness=sharpness)
+    network = Counting()
+    trainer = Trainer(
+        replace(CONFIG, model=ModelConfig(GIVEN), engine=engine, optim=optim), image_set(100), model=network
+    )
+    trainer.compile()
+    run(trainer)
+    counts = network.norm.num_batches_tracked, network.replaced, network.unsaved
+    assert [count.item() for count in counts] == [10, 10, 10]
 
 
 @pytest.mark.slow
@@ -91,7 +123,7 @@ def test_on_a_gpu_a_compiled_step_is_captured_anew(monkeypatch, tmp_path):
     ("precision", "method"),
     [
         ("fp16", "plain"),
-        *(("bf16", method) for method in ("averages", "asam", "muon")),
+        *(("bf16", method) for method in ("averages", "asam", "muon", "one-cycle")),
         *(pytest.param("bf16", method, marks=pytest.mark.gpu) for method in METHODS),
     ],
 )
@@ -102,6 +134,17 @@ def test_captured_steps_equal_launched_ones(precision, method):
     assert captured.capture() == 8
     assert_same_weights(run(launched), run(captured))
     assert captured.state.book.number.item() == captured.state.total_steps
+
+
+@pytest.mark.usefixtures("card", "deterministic")
+def test_one_cycle_moves_momentum_and_rate_on_a_gpu_as_on_a_cpu():
+    config, gpu = replace(CONFIG, **METHODS["one-cycle"]), replace(GPU, precision="fp32")
+    on_cpu, on_gpu = (Trainer(one, image_set(100)) for one in (config, replace(config, engine=gpu)))
+    assert on_gpu.capture() == 8
+    for cpu, other in zip(weights(run(on_cpu)), weights(run(on_gpu)), strict=True):
+        torch.testing.assert_close(other.cpu(), cpu, rtol=1e-3, atol=1e-4)
+    own = [trainer.state.optimizer.param_groups[0]["cycled"] for trainer in (on_cpu, on_gpu)]
+    assert own == pytest.approx([0.95, 0.95])
 
 
 @pytest.mark.usefixtures("card", "deterministic")

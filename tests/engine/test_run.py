@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from made_run import record, weight_files
 from matplotlib.figure import Figure
 from small_training import CONFIG, DROPOUT, image_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,11 +34,6 @@ from fastcifar.runs.network import read_network
 from fastcifar.runs.records import read_records
 
 FASTCIFAR = [sys.executable, "-m", "fastcifar.cli"]
-
-
-def weight_files(run: Path) -> dict[str, bytes]:
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +122,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(finished, tmp_path):
     command = ["train", "--config", str(finished / "config.json"), "--out", str(run)]
     process = subprocess.Popen([*FASTCIFAR, *command])
     deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "latest").exists():
+    while not weight_files(run):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -244,6 +240,55 @@ def test_what_more_or_fewer_epochs_do_to_a_run_is_said(tmp_path):
     assert read_records(run / "metrics.jsonl")[2].lr == lr_table(schedule, 0.1, 5, 4)[14]
 
 
+@pytest.mark.usefixtures("quick")
+def test_other_images_of_the_same_shape_are_refused(tmp_path):
+    run, others = tmp_path / "run", image_set(100, seed=2)
+    train(CONFIG, run, **IMAGES)
+    for split in ("train", "test"):
+        other = others if split == "train" else others.subset(torch.arange(40))
+        with pytest.raises(FastcifarError, match=f"the {split} images are others than those of {run}; bring"):
+            resume(run, epochs=3, **IMAGES | {f"{split}_set": other})
+    assert resume(run, epochs=3, **IMAGES).test_accuracy > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_not_known_of_a_run_of_an_earlier_version_is_said(tmp_path):
+    train(CONFIG, tmp_path / "run", **IMAGES)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (checkpoint / "SHA256SUMS").unlink()
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    del progress["images"]
+    (checkpoint / "progress.json").write_text(json.dumps(progress))
+    for epochs in (3, 4):
+        resume(tmp_path / "run", epochs=epochs, console=(console := Heard()), **IMAGES)
+        assert any("without digests: damage to it, and other images" in note for note in console.notes)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_that_is_renamed_during_training_is_one_sentence(tmp_path):
+    class Renaming(Silence):
+        def tick(self, step: int, *others: object) -> None:
+            if step == 8:
+                (tmp_path / "run").rename(tmp_path / "moved")
+
+    with pytest.raises(FastcifarError, match="was removed or renamed while it was trained"):
+        train(CONFIG, tmp_path / "run", console=Renaming(), **IMAGES)
+    assert not (tmp_path / "run").exists()
+    assert resume(tmp_path / "moved", **IMAGES).test_accuracy > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_kills_left_is_swept_as_a_run_is_resumed(tmp_path):
+    train(CONFIG, run := tmp_path / "run", **IMAGES)
+    before = set(run.rglob("*"))
+    for name in ("checkpoints/00000005", "checkpoints/.00000007.partial"):
+        (run / name).mkdir()
+        (run / name / "weights.safetensors").touch()
+    (run / ".metrics.jsonl.partial").touch()
+    resume(run)
+    assert set(run.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -301,3 +346,10 @@ def test_what_came_of_compiling_is_said_and_stored(monkeypatch, outcome, line, s
     assert module.compile_and_capture(trainer, console).engine.compile == stored
     assert console.notes[0].startswith(line)
     assert NOT_COMPILED.keys() | NOT_CAPTURED.keys() == set(Why)
+
+
+def test_the_highest_test_accuracy_is_the_weights_own():
+    """An average, which reports 1 and 4 did not have, does not count."""
+    epochs = [replace(record(1), test_accuracy=0.8), replace(record(2), test_accuracy=0.7)]
+    assert module.highest_test_accuracy([replace(one, averaged_test_accuracies={"swa": 0.9}) for one in epochs]) == 0.8
+    assert module.highest_test_accuracy([replace(one, test_accuracy=None) for one in epochs]) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from small_run import CLASSES, OPTIONS, SIZE, VOTERS, images_like, logits_of, ma
 from torch.nn import functional as F
 
 from fastcifar import cli
+from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
 from fastcifar.data.splits import validation_split
-from fastcifar.errors import DataError, FastcifarError
+from fastcifar.errors import ConfigError, DataError, FastcifarError
 from fastcifar.inference import evaluate as module
 from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.metrics import fit_temperature
+from fastcifar.runs import checkpoint as checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,14 @@ def test_the_numbers(run: Path, data: Path) -> None:
     assert report.calibration.scaled_loss <= report.score.loss + 1e-9
 
 
+def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path) -> None:
+    (outside := tmp_path / "outside").mkdir()
+    (run / "evaluation").symlink_to(outside)
+    with pytest.raises(FastcifarError, match="evaluation is a link that may lead out of"):
+        evaluate_run(run)
+    assert not list(outside.iterdir())
+
+
 def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: Path) -> None:
     best = {"weights": {"epoch": 1, "accuracy": 0.5, "loss": 1.0}}
     run = make_run(tmp_path / "validated", data, val_split=21, run_seed=5, split_seed=7, best=best)
@@ -53,6 +64,31 @@ def test_the_temperature_comes_from_the_validation_split(tmp_path: Path, data: P
     _, apart = validation_split(train.labels, 21, 7, 3)
     logits = logits_of(run, train.images[apart], "weights")
     assert report.calibration.temperature == pytest.approx(fit_temperature(logits, train.labels[apart]), rel=1e-4)
+
+
+def test_the_precision_is_chosen_and_stated(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default it is the run's own."""
+    own, low = evaluate_run(run), evaluate_run(run, precision="bf16")
+    assert (own.precision, low.precision) == ("fp32", "bf16")
+    assert 1e-5 < abs(own.score.loss - low.score.loss) < 0.1
+    assert cli.main(["eval", str(run), "--precision", "bf16"]) == 0
+    assert "\nprecision   bf16, on " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="float16 needs a GPU"):
+        evaluate_run(run, precision="fp16")
+
+
+def test_so_many_classes_that_their_pairs_would_fill_the_memory(tmp_path: Path) -> None:
+    count = 100_000
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE**2, count))
+    run = make_run(tmp_path / "run", "given", arch="given", classes=[str(number) for number in range(count)])
+    checkpoint = checkpoints.load(run / "checkpoints")
+    weights = {name: dict(model.state_dict()) for name in checkpoint.weights}
+    progress = {**checkpoint.progress, "step": checkpoint.progress["step"] + 1}
+    checkpoints.save(run / "checkpoints", replace(checkpoint, weights=weights, progress=progress))
+    labels = np.array([0, 5, count - 1])
+    test = ImageSet.of(images_like(3), labels, checkpoint.network["classes"])
+    report = evaluate_run(run, model=model, test_set=test)
+    assert (report.confusion, len(report.classes), report.classes[5].images) == (None, count, 1)
 
 
 def test_augmentation_further_sets_and_speed(run: Path, tmp_path: Path) -> None:
@@ -127,18 +163,10 @@ def test_a_bad_pair_is_told_before_the_work(run: Path, monkeypatch: pytest.Monke
 def test_the_command(run: Path, ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", str(run), "--tta", "mirror-shift", "--per-class"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("weights     test accuracy ")
-    shown = (
-        "ema-0.999   test accuracy",
-        "mirror-shift  test accuracy",
-        "points over ema-0.999",
-        "fitted on the test set",
-    )
-    for text in (*shown, "bee, wild"):
+    starts = "weights     test accuracy ", "ema-0.999   test accuracy", "mirror-shift  test accuracy"
+    for text in (*starts, "points over ema-0.999", "fitted on the test set", "bee, wild"):
         assert text in printed
     assert printed.endswith(f"pictures    {run}/evaluation\n")
     assert cli.main(["eval", str(ensemble), "--tta", "mirror"]) == 0
-    lines = capsys.readouterr().out.splitlines()
     starts = ["seed0 ema-0.999  test", "seed2 weights    test", "ensemble         test", "mirror           test"]
-    assert [line[:21] for line in lines[:4]] == starts
-    assert "points over ensemble" in lines[4]
+    assert [line[:21] for line in capsys.readouterr().out.splitlines()[:4]] == starts

@@ -14,13 +14,19 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_run import CLASSES, VOTERS, images_like, logits_of, make_run, mean_of_voters, small_network
+from small_training import CONFIG
 
 from fastcifar import cli
+from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import load_dataset
+from fastcifar.engine.run import train
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference import export, formats
+from fastcifar.inference.card import escaped
+from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.export import export_run
 from fastcifar.inference.formats import FORMATS
+from fastcifar.inference.predict import predict
 from fastcifar.runs.network import read_network
 
 LACKING = {
@@ -59,8 +65,8 @@ def test_a_stranger_gets_the_same_probabilities(run: Path, ensemble: Path, name:
     suffix, images = FORMATS[name].suffix, images_like(13, seed=9)
     for folder, weights in ((run, "ema-0.999"), (ensemble, "2 networks")):
         made = export_run(folder, name)
-        assert made.difference <= 1e-5
-        assert (made.weights, made.checked) == (weights, "the first 64 test images of data.npz")
+        assert made.check.difference <= 1e-5
+        assert (made.weights, str(made.check)) == (weights, "the first 64 test images of data.npz")
         assert folder / f"model{suffix}" in made.files
         np.save(folder / "images.npy", images)
     usage = (run / f"model{suffix}.md").read_text().split("```python\n")[1].split("```")[0]
@@ -89,32 +95,71 @@ def test_the_card_of_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[s
         f"| seed2 | weights | resnet | {parameters:,} |",
         "| seed | 0, 2 |",
         "| batch size | 128 |",
-        "| test accuracy | 50.00% |",
+        "| test accuracy of this file, in fp32 |",
+        "| test accuracy of the vote | 50.00% |",
         "| mean test accuracy of its members | 25.00% |",
     ):
         assert text in card
     assert str(ensemble.parent) not in card
 
 
-def test_the_command_and_the_card_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["eval", str(run)]) == 0
-    capsys.readouterr()
-    assert cli.main(["export", str(run), "--format", "torch", "--weights", "ema-0.999"]) == 0
-    first, *files = capsys.readouterr().out.splitlines()
+def test_the_command_and_the_card_of_a_run(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both state the accuracy of the file, and how many classes change in another precision."""
+    test = load_dataset(str(data), "test")
+    given = predict(run, test.images).labels
+    differing = int((given != predict(run, test.images, precision="bf16").labels).sum())
+    accuracy = f"{100 * (given == test.labels).double().mean():.2f}%"
+    assert cli.main(["export", str(run), "--format", "torch", "--weights", "ema-0.999", "--precision", "bf16"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("ema-0.999: equal to within ")
-    assert files == [str(run / "model.pt2"), str(run / "model.pt2.md")]
+    assert lines == [
+        f"test accuracy of the file: {accuracy} of 70 images, computed in fp32",
+        f"In bf16 the run gives another class to {differing} of them.",
+        str(run / "model.pt2"),
+        str(run / "model.pt2.md"),
+    ]
     card = (run / "model.pt2.md").read_text()
-    numbers = "| test accuracy |", "| 95% interval |", "| expected calibration error |"
-    for text in ("the average ema-0.999 of the weights", *numbers, "batch size | 128"):
+    for text in (
+        "the average ema-0.999 of the weights",
+        f"| test accuracy of this file, in fp32 | {accuracy} |\n| 95% interval |",
+        f"| test images that fastcifar classifies differently in bf16 | {differing} of 70 |",
+        "| batch size | 128 |",
+    ):
         assert text in card
     assert str(run.parent) not in card
 
 
-def test_a_network_and_images_that_were_given(tmp_path: Path, data: Path) -> None:
-    run = make_run(tmp_path / "run", "given", arch="given")
+def test_the_check_takes_real_images_however_few(run: Path, data: Path) -> None:
+    few = load_dataset(str(data), "test").subset(torch.arange(3))
+    check = export_run(run, "safetensors", test_set=few).check
+    assert (str(check), check.score.images) == ("the first 3 test images of the set given", 3)
+    with pytest.raises(FastcifarError, match="trained on other classes than test_set has"):
+        export_run(run, "safetensors", test_set=replace(few, classes=("a", "b", "c")))
+
+
+def test_tiny_images_from_training_to_the_export(tmp_path: Path) -> None:
+    images, labels = torch.from_numpy(images_like(48, size=4)), np.arange(48) % 3
+    train_set, test_set = (ImageSet.of(images[part], labels[part]) for part in (slice(40), slice(40, None)))
+    train(CONFIG, tmp_path / "run", train_set=train_set, test_set=test_set)
+    assert evaluate_run(tmp_path / "run", test_set=test_set, tta="mirror-shift").score.images == 8
+    assert len(predict(tmp_path / "run", images).labels) == 48
+    assert export_run(tmp_path / "run", "safetensors", test_set=test_set).check.score.images == 8
+
+
+def test_text_from_files_is_harmless_in_the_card(ensemble: Path, data: Path) -> None:
+    names = ["<script>", "a | b", "[x](y)\x1b[31m\n# *z*", "\udcff"]
+    run = make_run(ensemble / "`<b>`", data, classes=names[:3])
+    card = export_run(run, "safetensors").files[1].read_text()
+    assert r"order: \<script\>, a \| b, \[x\](y)\\x1b\[31m\\n# \*z\*." in card
+    assert escaped(names[3]) == r"\\udcff"
+
+
+def test_images_that_were_given_and_others_that_are_gone(tmp_path: Path, data: Path) -> None:
+    run, gone = make_run(tmp_path / "run", "given", arch="given"), make_run(tmp_path / "gone", tmp_path / "gone.npz")
     made = export_run(run, "torch", model=small_network(), test_set=load_dataset(str(data), "test"))
-    assert made.checked == "the first 64 test images of the set given"
+    assert str(made.check) == "the first 64 test images of the set given"
     assert "# a network given in Python on images given in Python" in (run / "model.pt2.md").read_text()
+    assert str(export_run(gone, "torch").check) == "64 random images, since gone.npz was not at hand"
 
 
 def test_what_goes_with_safetensors(run: Path) -> None:
@@ -158,11 +203,6 @@ def test_an_export_that_differs_is_not_kept(run: Path, monkeypatch: pytest.Monke
     with pytest.raises(FastcifarError, match=r"gave probabilities off by 2\.\de-05, more than 1e-05, and was not kept"):
         export_run(run, "safetensors")
     assert sorted(path.name for path in run.iterdir()) == before
-
-
-def test_random_images_where_the_data_set_is_not_at_hand(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tmp_path / "gone.npz")
-    assert export_run(run, "torch").checked == "64 random images, since gone.npz was not at hand"
 
 
 def test_operations_that_plain_torch_lacks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,12 +56,11 @@ def test_images_of_another_size_are_cut_and_resized_whatever_their_form(tmp_path
     expected = np.stack([ImageOps.fit(picture, (8, 8), Image.Resampling.LANCZOS) for picture in pictures])
     for source in (wide, torch.from_numpy(wide), tmp_path / "a.npy", pictures):
         images = open_images(source, 8)
-        assert images.note is None
         assert np.array_equal(torch.cat(list(images.batches(2))), expected)
-        assert images.note == "3 images of 20x12 were cut to their largest centred square and resized to 8x8."
+        assert images.resized == {(20, 12): 3}
     mixed = open_images([tmp_path / "folder", str(tmp_path / "folder" / "1.png"), images_like(1, size=9)], 8)
     assert np.array_equal(torch.cat(list(mixed.batches(4)))[:6], [*expected, *own, expected[1]])
-    assert mixed.note == "5 images of several sizes were cut to their largest centred square and resized to 8x8."
+    assert mixed.resized == {(20, 12): 4, (9, 9): 1}
 
 
 @pytest.mark.parametrize("labelled", [False, True])

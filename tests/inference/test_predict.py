@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -62,18 +63,17 @@ def change_weights(run: Path, name: str, key: str, value: float, part: slice | i
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 250])
-def test_one_run(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+def test_the_table(
+    run: Path, data: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """It is of one run, and then of two with probabilities."""
     monkeypatch.setattr(Classifier, "batch_size", batch_size)
-    out = tmp_path / "predictions.csv"
-    assert len(write_predictions([run], images, out, DEFAULT)) == 11
+    other, out = make_run(tmp_path / "other", data, seed=7), tmp_path / "predictions.csv"
+    write_predictions([run], images, out, DEFAULT)
     winners = expected_probabilities(images, 1).argmax(1).tolist()
     assert len(set(winners)) > 1
     assert rows_of(out) == [["index", "prediction"], *([str(i), CLASSES[winner]] for i, winner in enumerate(winners))]
     assert b"\r" not in out.read_bytes()
-
-
-def test_several_runs_with_probabilities(run: Path, data: Path, images: Path, tmp_path: Path) -> None:
-    other, out = make_run(tmp_path / "other", data, seed=7), tmp_path / "predictions.csv"
     write_predictions([run, other], images, out, LAST, probabilities=True)
     header, *rows = rows_of(out)
     assert header == ["index", "prediction", *CLASSES]
@@ -102,15 +102,7 @@ def test_a_failure_leaves_what_was_there(
     out = tmp_path / "predictions.csv"
     out.write_text("old")
     monkeypatch.setattr(Classifier, "batch_size", 4)
-    whole, calls = Classifier.logits, []
-
-    def failing(self: Classifier, *arguments: object) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return whole(self, *arguments)
-
-    monkeypatch.setattr(Classifier, "logits", failing)
+    monkeypatch.setattr(Classifier, "logits", mock.Mock(side_effect=[torch.zeros(4, 3), KeyboardInterrupt]))
     with pytest.raises(KeyboardInterrupt):
         write_predictions([run], images, out, DEFAULT)
     assert out.read_text() == "old"
@@ -143,7 +135,7 @@ def test_the_command(run: Path, data: Path, tmp_path: Path, capsys: pytest.Captu
     command = ["predict", str(run), str(run), "--images", str(tmp_path / "cat.png"), "--out", str(out)]
     assert cli.main([*command, "--probabilities"]) == 0
     line = "1 image of 12x12 was cut to its largest centred square and resized to 8x8."
-    assert capsys.readouterr().out == f"{line}\n1 prediction in {out}\n"
+    assert capsys.readouterr().out == f"{line}\n1 prediction in {out}, computed in fp32\n"
     resized = np.asarray(ImageOps.fit(picture, (8, 8), Image.Resampling.LANCZOS))[None]
     torch.testing.assert_close(shares_of(out), expected_probabilities(resized, 1), atol=1e-5, rtol=0)
     assert cli.main(["predict", str(run), "--images", str(data)]) == 2
@@ -153,6 +145,7 @@ def test_the_command(run: Path, data: Path, tmp_path: Path, capsys: pytest.Captu
 def test_pictures_go_by_their_names(run: Path, tmp_path: Path) -> None:
     plain = ["10.png", "2.png", "a, b.png", "deep/er/c.png", "line\nbreak.png", '"quoted".png']
     escaped = {"r\return.png": "r\\return.png", os.fsdecode(b"\xff.png"): "\\udcff.png"}
+    escaped |= {f"{first}1.png": f"'{first}1.png" for first in "=+-@\t"} | {"\r1.png": "'\\r1.png"}
     names, folder = [*plain, *escaped], tmp_path / "pictures"
     images = images_like(len(names), seed=3)
     for name, image in zip(names, images, strict=True):
@@ -165,6 +158,12 @@ def test_pictures_go_by_their_names(run: Path, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "out.csv") == [["file", "prediction"], *expected]
 
 
+def test_class_names_are_no_formulas(tmp_path: Path, data: Path, images: Path) -> None:
+    names = ("=1+1", "@SUM(A1)", "-plain")
+    write_predictions([make_run(tmp_path / "run", data, classes=names)], images, tmp_path / "out.csv", DEFAULT)
+    assert {row[1] for row in rows_of(tmp_path / "out.csv")[1:]} <= {f"'{name}" for name in names}
+
+
 def test_in_memory(run: Path, ensemble: Path, images: Path) -> None:
     """Every network counts the same: the run's, and the two voters of the ensemble, one with the run's own weights."""
     pixels = np.load(images)
@@ -173,10 +172,13 @@ def test_in_memory(run: Path, ensemble: Path, images: Path) -> None:
         expected = expected_probabilities(images, *seeds)
         for source in (images, sources):
             found = predict(runs, source)
-            assert (found.labels.dtype, found.classes) == (torch.int64, CLASSES)
+            assert (found.labels.dtype, found.classes, found.precision) == (torch.int64, CLASSES, "fp32")
             torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=0)
             assert torch.equal(found.labels, expected.argmax(1))
             assert found.names == [CLASSES[winner] for winner in expected.argmax(1)]
+    low = predict(run, images, precision="bf16")
+    assert low.precision == "bf16"
+    assert 1e-5 < (low.probabilities - expected).abs().max() < 0.1
 
 
 def test_ensembles_that_cannot_vote(ensemble: Path, data: Path, images: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,33 +14,22 @@ from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.report import worst_mistakes
 
 
-def test_the_files(run: Path) -> None:
+def test_the_files_and_a_picture_that_cannot_be_drawn(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The picture of an earlier evaluation does not stay beside the numbers of a later one."""
     report = evaluate_run(run)
-    names = sorted(path.name for path in (run / "evaluation").iterdir())
-    assert names == ["confusion.png", "evaluation.json", "mistakes.png", "reliability.png"]
-    for name in names:
-        content = (run / "evaluation" / name).read_bytes()
-        assert content.startswith(b"{" if name.endswith("json") else b"\x89PNG")
-    stored = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    files = {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()}
+    stored = json.loads(files.pop("evaluation.json"))
+    assert sorted(files) == ["confusion.png", "mistakes.png", "reliability.png"]
+    assert all(content.startswith(b"\x89PNG") for content in files.values())
     assert stored["weights"]["weights"]["accuracy"] == report.weights["weights"].accuracy
     assert len(stored["calibration"]["bins"]) == 15
-
-
-def test_pictures_that_cannot_be_drawn_cost_nothing_else(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "confusion.png").write_text("of an earlier evaluation")
-
-    def broken(*_: object) -> None:
-        raise ValueError("no fonts")
-
-    monkeypatch.setattr(module, "plot_confusion", broken)
-    report = evaluate_run(run, out=tmp_path / "out")
+    monkeypatch.setattr(module, "plot_confusion", mock.Mock(side_effect=ValueError("no fonts")))
+    evaluate_run(run)
     assert capsys.readouterr().err == "confusion.png was not drawn (no fonts).\n"
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = sorted(path.name for path in (run / "evaluation").iterdir())
     assert names == ["evaluation.json", "mistakes.png", "reliability.png"]
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["chosen"] == report.chosen
 
 
 def test_mistakes_are_the_worst_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton
 from compilation import kernels_chosen
 from harness import CPU, assert_same_bits, check, make, outcome, rows
 from op_specs import SPECS, Case, OpSpec
@@ -22,7 +21,7 @@ from test_batch_norm_kernel import SPEC, check_a_large_mean
 from torch import Tensor
 from triton.runtime import interpreter
 
-from fastcifar.kernels import batch_norm
+from fastcifar.kernels import batch_norm_kernels
 from fastcifar.kernels.averaging import ema_kernel
 
 
@@ -142,11 +141,11 @@ def test_kernels_give_the_bits_of_the_reference(
         assert_same_bits(spec, ours, outcome(spec, spec.op, make(spec, case, dtype, device)))
 
 
-@pytest.fixture(params=[0, batch_norm.ROWS_OF_ONE_PART], ids=["two-launches", "one-launch"])
+@pytest.fixture(params=[0, batch_norm_kernels.ROWS_OF_ONE_PART], ids=["two-launches", "one-launch"])
 def several_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the tiles of batch norm small, in each of its ways."""
-    monkeypatch.setattr(batch_norm, "ROWS_OF_ONE_PART", request.param)
-    monkeypatch.setattr(batch_norm, "TILE", 64)
+    monkeypatch.setattr(batch_norm_kernels, "ROWS_OF_ONE_PART", request.param)
+    monkeypatch.setattr(batch_norm_kernels, "TILE", 64)
 
 
 TILED = [
@@ -177,10 +176,6 @@ def test_a_nan_stays_in_its_channel_and_passes_the_relu(residual: bool) -> None:
     for name in ("result 0", "gradient of x"):
         channels = results[name].transpose(0, 1).flatten(1).isnan()
         assert channels.all(1).tolist() == channels.any(1).tolist() == [False, False, True, False, False]
-
-
-def test_kernels_are_interpreted() -> None:
-    assert not isinstance(ema_kernel, triton.JITFunction)
 
 
 def test_what_is_allocated_is_poison() -> None:

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -174,18 +173,6 @@ SOUND = OpSpec(
 )
 
 
-def inaccurate(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    return add_scaled_(total, values, factor) * 1.03
-
-
-def leaves_one_unwritten(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    return torch.cat([add_scaled_(total, values, factor)[:-1], values.new_full((1,), torch.nan)])
-
-
-def forgets_to_write(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    return add_scaled_(total.clone(), values, factor)
-
-
 def writes_elsewhere(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
     product = add_scaled_(total, values, factor.clone())
     with torch.no_grad():
@@ -193,35 +180,30 @@ def writes_elsewhere(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
     return product
 
 
-def widens(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    return add_scaled_(total, values.float(), factor.float())
-
-
-def adds_to_a_gradient(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    return add_scaled_(total, values, factor) + 0.03 * (values - values.detach())
-
-
 UNSOUND = {
-    inaccurate: "result 0 is .* from the exact one",
-    leaves_one_unwritten: "result 0 is nan from the exact one",
-    forgets_to_write: "result 1 is .* from the exact one",
-    writes_elsewhere: "changed, .*: factor",
-    widens: "result 0 is torch.float32, not torch.bfloat16",
-    adds_to_a_gradient: "gradient of values is .* from the exact one",
+    "result 0 is .* from the exact one": lambda t, v, f: add_scaled_(t, v, f) * 1.03,
+    "result 0 is nan from the exact one": lambda t, v, f: (
+        add_scaled_(t, v, f).clone().index_fill(0, torch.tensor(32), torch.nan)
+    ),
+    "result 1 is .* from the exact one": lambda t, v, f: add_scaled_(t.clone(), v, f),
+    "changed, .*: factor": writes_elsewhere,
+    "result 0 is torch.float32, not torch.bfloat16": lambda t, v, f: add_scaled_(t, v.float(), f.float()),
+    "gradient of values is .* from the exact one": lambda t, v, f: add_scaled_(t, v, f) + 0.03 * (v - v.detach()),
 }
+"""What the harness says of an op that is inaccurate, that leaves something unwritten, and so on."""
 
 
 @pytest.mark.parametrize("dtype", SOUND.dtypes, ids=str)
-@pytest.mark.parametrize("of_a_sum", [False, True])
-def test_a_sound_op_passes(dtype: torch.dtype, of_a_sum: bool) -> None:
-    check(SOUND, SOUND.cases[0], dtype, of_a_sum=of_a_sum)
+def test_a_sound_op_passes(dtype: torch.dtype) -> None:
+    check(SOUND, SOUND.cases[0], dtype, of_a_sum=True)
 
 
-@pytest.mark.parametrize("op", UNSOUND, ids=lambda op: op.__name__)
-def test_an_unsound_op_fails(op: Callable[..., Any]) -> None:
-    with pytest.raises(AssertionError, match=UNSOUND[op]):
-        check(SOUND, SOUND.cases[0], torch.bfloat16, run=op)
-
-
-def test_a_multiple_overrides_the_table() -> None:
-    check(replace(SOUND, multiple={torch.bfloat16: 20.0}), SOUND.cases[0], torch.bfloat16, run=inaccurate)
+@pytest.mark.parametrize("message", UNSOUND)
+def test_an_unsound_op_fails(message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(
+            SOUND,
+            SOUND.cases[0],
+            torch.bfloat16,
+            run=lambda total, values, factor: UNSOUND[message](total, values, factor),
+        )

@@ -4,15 +4,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import made_run
 import numpy
 import pytest
 import torch
+from made_run import weight_files
 
-from fastcifar.config import AverageConfig, DataConfig, EngineConfig, ModelConfig, RunConfig
+from fastcifar.config import AverageConfig, DataConfig, EngineConfig
 from fastcifar.data.splits import validation_split
 from fastcifar.engine.memory import DataSize
 from fastcifar.engine.run import train
@@ -33,33 +34,14 @@ from fastcifar.runs.console import Silence
 from fastcifar.runs.folder import Run
 from fastcifar.runs.interrupt import Interrupted
 
-CONFIG = RunConfig(
-    model=ModelConfig("resnet", blocks=(1,), channels=(8,)),
-    data=DataConfig("synthetic"),
-    average=AverageConfig((0.9,)),
-    engine=EngineConfig(device="cpu", compile="off", threads=1),
-    epochs=3,
-    batch_size=100,
+CONFIG = replace(
+    made_run.CONFIG, average=AverageConfig((0.9,)), engine=EngineConfig("cpu", compile="off", threads=1), batch_size=100
 )
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Restores the number of threads: a run sets it for its process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("text", "seeds"), [("0..3", (0, 1, 2, 3)), ("4", (4,)), ("7,2", (7, 2)), ("0..1, 5", (0, 1, 5))]
-)
-def test_seeds(text, seeds):
-    assert parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "3..1", "a", "0..", "-1", "0..99999", "1,,2", "0..3,2"])
-def test_seeds_that_are_none(text):
+def test_seeds(text):
+    assert [parse_seeds(known) for known in ("4", "7,2", "0..1, 5")] == [(4,), (7, 2), (0, 1, 5)]
     with pytest.raises(ConfigError, match=r"are not known; write 0\.\.10|name one twice"):
         parse_seeds(text)
 
@@ -106,7 +88,7 @@ def test_how_many_suit_the_threads_and_the_memory(monkeypatch, threads, free, ex
     """
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(packed, "free_memory", lambda device: free and free * 2**30)
-    small = RunConfig(ModelConfig("resnet", blocks=(1,), channels=(4,)), engine=EngineConfig("cpu", threads=threads))
+    small = replace(made_run.CONFIG, engine=EngineConfig("cpu", threads=threads))
     assert how_many(small, DataSize(100, 10)) == expected
 
 
@@ -128,11 +110,6 @@ def test_what_is_given_is_not_divided(monkeypatch):
     assert divide(given, 3) == given
 
 
-def weight_files(run: Path) -> dict[str, bytes]:
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
-
-
 @pytest.mark.slow
 def test_packed_runs_that_were_stopped_end_in_the_bytes_of_single_ones(tmp_path):
     """Thread counts are equal; processes save what they have when the parent lets them go; what has ended is kept."""
@@ -145,7 +122,7 @@ def test_packed_runs_that_were_stopped_end_in_the_bytes_of_single_ones(tmp_path)
     jobs = [Job(RECIPES["quickstart"], config, tmp_path / "packed" / f"seed{config.seed}") for config in configs]
 
     def interrupt() -> None:
-        while not all((job.folder / "checkpoints" / "latest").exists() for job in jobs):
+        while not all(weight_files(job.folder) for job in jobs):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 

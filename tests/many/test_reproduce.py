@@ -1,6 +1,5 @@
 """Reproducing recipes: finished runs are kept, stopped ones go on, and a failure does not stop the others."""
 
-import json
 import signal
 import weakref
 from dataclasses import replace
@@ -16,7 +15,7 @@ from fastcifar.errors import ConfigError, DataError, FastcifarError
 from fastcifar.many import jobs as module
 from fastcifar.many.jobs import Overrides
 from fastcifar.many.reproduce import reproduce
-from fastcifar.many.results import SCHEMA, Row, read_rows, recipe_settings
+from fastcifar.many.results import Row, read_rows, recipe_settings
 from fastcifar.recipes import RECIPES, select
 from fastcifar.recipes.registry import declare, derive
 from fastcifar.runs.folder import Run
@@ -82,10 +81,9 @@ def trained(monkeypatch) -> list[str]:
 def test_rows_hold_what_the_runs_came_to(small, tmp_path, capsys):
     assert cli.main(["reproduce", "tiny*p", "tiny", "--epochs", "1", "--out", str(tmp_path), *FLAGS]) == 0
     printed = capsys.readouterr().out
-    content = json.loads((tmp_path / "results.json").read_text())
-    assert content["schema"] == SCHEMA
-    assert [row["recipe"] for row in content["rows"]] == ["tiny", "tiny_flip"]
-    for row in read_rows(tmp_path / "results.json"):
+    rows = read_rows(tmp_path / "results.json")
+    assert [row.recipe for row in rows] == ["tiny", "tiny_flip"]
+    for row in rows:
         result = Run.open(tmp_path / f"{row.recipe}-1ep" / "seed0").result()
         assert (row.test_accuracy, row.seconds) == (result.test_accuracy, result.seconds)
         assert row.average == result.averaged_test_accuracy
@@ -203,7 +201,6 @@ def test_settings_do_not_depend_on_the_machine_or_on_what_was_resolved(small, tm
 def test_refusals(small, tmp_path, capsys):
     for arguments, expected in [
         (["tiny", "--seeds", "0"], "seeds is 0; expected 1 or more"),
-        (["tiny", "--epochs", "0"], "epochs is 0; expected 1 or more"),
         (["tinny"], "did you mean tiny"),
         ([], "required: RECIPES"),
     ]:

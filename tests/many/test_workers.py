@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_run import RESULT
+from made_run import CONFIG, RESULT
 
-from fastcifar.config import DataConfig, EngineConfig, ModelConfig, RunConfig
 from fastcifar.engine.memory import DataSize
 from fastcifar.errors import FastcifarError
 from fastcifar.many import packed, workers
@@ -23,9 +23,6 @@ from fastcifar.recipes import RECIPES
 from fastcifar.runs.console import Silence
 from fastcifar.runs.interrupt import Interrupted
 
-CONFIG = RunConfig(
-    ModelConfig("resnet", blocks=(1,), channels=(4,)), DataConfig("synthetic"), engine=EngineConfig("cpu"), epochs=3
-)
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
@@ -77,10 +74,20 @@ def test_one_that_fails_leaves_the_others_to_run_and_is_tried_again(act, tmp_pat
     assert [name for word, name, *_ in calls(tmp_path) if word == "begin"][4:] == ["seed1"]
 
 
-def test_one_that_is_killed_says_by_what(act, tmp_path):
+def test_one_that_is_killed_says_by_what_and_nothing_of_others_where_there_are_none(act, tmp_path):
+    """Its output goes to a new file, not to where a link may lead."""
+    (outside := tmp_path / "outside").write_text("mine")
+    (tmp_path / "seed0.log").symlink_to(outside)
     act("os.kill(os.getpid(), 9)")
-    with pytest.raises(FastcifarError, match="since it was killed by signal 9"):
+    with pytest.raises(FastcifarError, match=r"since it was killed by signal 9; see .*seed0\.log\.$"):
         train_seeds(tmp_path, 1)
+    assert outside.read_text() == "mine"
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path):
+    for name in ("json", "rich", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was imported')")
+    assert subprocess.run(workers.COMMAND, cwd=tmp_path, stdin=subprocess.DEVNULL).returncode == 0
 
 
 def test_so_many_at_once_with_a_share_of_the_threads(act, tmp_path):

@@ -15,6 +15,7 @@ from tolerances import assert_as_accurate_as_torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from fastcifar.kernels import dispatch
 from fastcifar.models import build_model, layers
@@ -118,6 +119,31 @@ def test_batch_norm_loads_torchs_weights_and_its_own() -> None:
     other = BatchNorm2d(5)
     other.load_state_dict(dict(ours.state_dict()))
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_update_bn_and_resets_and_cumulative_averages_are_torchs(
+    kernels: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "use_triton", lambda tensor: kernels)
+    batches = torch.randn(4, 6, 5, 3, 3) * torch.arange(1, 5).view(4, 1, 1, 1, 1)
+    found = []
+    for norm in (BatchNorm2d(5), nn.BatchNorm2d(5)):
+        network = nn.Sequential(torch.compile(norm, backend="eager") if compiled else norm)
+        network(batches[0])
+        update_bn(batches[1:], network)
+        cumulative = norm.running_mean.clone(), norm.running_var.clone(), torch.tensor(norm.momentum)
+        network(batches[0])
+        moved = norm.running_mean.clone()
+        norm.reset_parameters()
+        reset = norm.running_mean.clone(), norm.running_var.clone()
+        norm.momentum = None
+        for batch in batches:
+            network(batch)
+        found.append((*cumulative, moved, *reset, norm.running_mean, norm.running_var))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    assert not any("num_batches_tracked" in key for key in BatchNorm2d(5).state_dict())
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_swa_that_averages_nothing_is_refused(start):
         Averages(Buckets(network()), AverageConfig((0,), swa_start=start), STEPS, EPOCHS)
 
 
-@pytest.mark.parametrize("decays", [(0.9, 0.9), (0.1, 0.2, 0.3, 0.4, 0.5), (1.5,)])
+@pytest.mark.parametrize("decays", [(0.9, 0.9), (0.9999999, 0.99999999), (0.1, 0.2, 0.3, 0.4, 0.5), (1.5,)])
 def test_decays_that_do_not_suit_are_refused(decays):
     with pytest.raises(ConfigError):
         AverageConfig(decays)

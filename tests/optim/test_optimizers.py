@@ -1,5 +1,6 @@
 """Every optimiser, against torch's plainest form of it, and what else a run needs of it."""
 
+import math
 from functools import partial
 
 import pytest
@@ -11,12 +12,14 @@ from fastcifar.config import OptimConfig
 from fastcifar.errors import ConfigError
 from fastcifar.models import build_model
 from fastcifar.optim import OPTIMIZERS
-from fastcifar.optim.optimizers import MUON_LR_RATIO, build_optimizer, parameter_groups
+from fastcifar.optim.optimizers import MUON_LR_RATIO, build_optimizer
 
 EACH = pytest.mark.parametrize("name", OPTIMIZERS)
 PLAIN = {
     "sgd": partial(torch.optim.SGD, momentum=0.9),
     "sgd-nesterov": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "sgd without momentum": torch.optim.SGD,
+    "sgd-nesterov without momentum": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "radam": torch.optim.RAdam,
@@ -67,7 +70,8 @@ def test_equals_torchs_plain_form_in_float64(name):
     theirs = PLAIN[name](plain.parameters(), 0.01, weight_decay=0.01, foreach=False)
     for group in theirs.param_groups:
         group["lr_ratio"] = 1.0
-    train(model, build_optimizer(model, config(name)), range(8))
+    own, _, without = name.partition(" ")
+    train(model, build_optimizer(model, config(own, momentum=0.0) if without else config(own)), range(8))
     train(plain, theirs, range(8))
     for (key, ours), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(
@@ -105,17 +109,13 @@ def test_the_state_is_there_from_the_start_and_can_be_copied(name):
 def test_norms_and_biases_decay_only_if_asked(name):
     model = network()
     optim = config(name, decay_norms=False)
-    for group in parameter_groups(model, optim.resolved, torch.device("cpu")):
-        assert {parameter.dim() > 1 for parameter in group["params"]} == {group["weight_decay"] > 0}
     optimizer, before = build_optimizer(model, optim), [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for parameter, old in zip(model.parameters(), before, strict=True):
         assert torch.equal(parameter, old) == (parameter.dim() == 1)
-    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert len(members) == len(set(members)) == len(before)
-    groups = parameter_groups(network(), config(name).resolved, torch.device("cpu"))
+    groups = build_optimizer(network(), config(name)).param_groups
     assert {group["weight_decay"] for group in groups} == {0.01}
 
 
@@ -128,6 +128,13 @@ def test_what_an_optimiser_does_not_read_is_refused():
         OptimConfig(sharpness="sam", eta=0.9)
 
 
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "momentum", "clip_norm", "rho", "eta"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1.0])
+def test_numbers_that_no_step_can_use_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value}; expected"):
+        OptimConfig(sharpness="asam", **{name: value})
+
+
 def test_muons_groups_are_the_hidden_matrices_and_the_rest():
     model = network()
     matrix, rest = build_optimizer(model, OptimConfig(optimizer="muon", lr=0.1)).param_groups
@@ -136,17 +143,6 @@ def test_muons_groups_are_the_hidden_matrices_and_the_rest():
     assert any(p is model.classifier.weight for p in rest["params"])
     (only,) = build_optimizer(nn.Linear(3, 2), OptimConfig(optimizer="muon")).param_groups
     assert not only["orthogonalize"]
-
-
-@pytest.mark.parametrize("name", ["sgd", "sgd-nesterov"])
-def test_sgd_without_momentum_is_the_gradient_alone(name):
-    model, plain = network(), network()
-    train(model, build_optimizer(model, config(name, momentum=0.0)), range(2))
-    optimizer = torch.optim.SGD(plain.parameters(), 0.01, weight_decay=0.01)
-    optimizer.param_groups[0]["lr_ratio"] = 1.0
-    train(plain, optimizer, range(2))
-    for ours, other in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name, own in OPTIMIZERS.items() if own.form != "foreach"])
@@ -175,6 +171,32 @@ def test_an_overflow_is_skipped_without_asking_the_host(name, done):
         own.step()
     for (key, ours), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd-nesterov"])
+@pytest.mark.parametrize("as_number", [lambda value: value, torch.tensor], ids=["number", "tensor"])
+def test_a_cycled_momentum_is_torchs_set_before_every_step(name, as_number):
+    """An overflow, which a gradient scaler hands over, moves neither weights nor momenta."""
+    model, plain = network(), network().double()
+    ours = build_optimizer(model, config(name), cycled=True)
+    theirs = torch.optim.SGD(plain.parameters(), 0.01, 0.95, weight_decay=0.01, nesterov=name == "sgd-nesterov")
+    for step in range(6):
+        for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+            other["lr_ratio"], other["momentum"] = 1.0, 0.95 - 0.02 * step
+            group["cycled"] = as_number(other["momentum"])
+        train(model, ours, range(step, step + 1))
+        train(plain, theirs, range(step, step + 1))
+    for (key, own), other in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            own.double(), other[1], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    before = {key: t.clone() for key, t in (state(model, ours) | dict(model.named_parameters())).items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    ours.grad_scale, ours.found_inf = torch.tensor(1024.0), torch.tensor(1.0)
+    ours.step()
+    for key, tensor in (state(model, ours) | dict(model.named_parameters())).items():
+        assert torch.equal(tensor, before[key]), key
 
 
 @pytest.mark.usefixtures("card")

@@ -13,7 +13,7 @@ from fastcifar.models import build_model
 from fastcifar.optim.schedules import lr_table
 from fastcifar.recipes import RECIPES, recipe, select
 from fastcifar.recipes.listing import description
-from fastcifar.recipes.registry import declare, derive, difference, settings
+from fastcifar.recipes.registry import derive, difference, settings
 
 
 def lr_of(name: str) -> list[float]:
@@ -112,14 +112,6 @@ def test_names_of_settings_are_unambiguous():
     parts = (config.model, config.data, config.optim, config.schedule, config.loss, config.average, config.engine)
     own = ("epochs", "batch_size", "seed", "watch_test", "recipe")
     assert len(settings(config)) == sum(len(settings(part)) for part in parts) + len(own)
-
-
-def test_declaring_twice_is_an_error():
-    def quickstart() -> RunConfig:
-        return RunConfig()
-
-    with pytest.raises(ValueError, match="quickstart is declared twice"):
-        declare("ours")(quickstart)
 
 
 def test_select():

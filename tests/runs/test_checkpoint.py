@@ -1,8 +1,10 @@
 """Checkpoints are whole or absent, and hold nothing that could execute."""
 
 import errno
+import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from fastcifar.errors import FastcifarError
 from fastcifar.models import build_model
 from fastcifar.optim.averaging import Buckets
 from fastcifar.runs import checkpoint as checkpoints
-from fastcifar.runs.checkpoint import copy_tensors, load_weights
+from fastcifar.runs.checkpoint import copy_tensors
+from fastcifar.runs.folder import Run
 
 FILES = ["weights", "ema-0.999", "best-weights", "state"]
 
@@ -40,6 +43,9 @@ def test_round_trip(tmp_path):
         assert all(torch.equal(loaded.files()[file][key], tensor) for key, tensor in tensors.items())
     stored, other = ((tmp_path / name / "00000007" / "weights.safetensors").read_bytes() for name in ("a", "b"))
     assert stored == other
+    for line in (tmp_path / "a" / "00000007" / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((tmp_path / "a" / "00000007" / name).read_bytes()).hexdigest() == digest
     header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
     assert json.loads(header["__metadata__"]["network"]) == json.loads(json.dumps(NETWORK))
 
@@ -58,33 +64,39 @@ def test_names_that_no_weights_have_are_not_opened(tmp_path, name):
     checkpoints.save(tmp_path, state(7))
     progress = tmp_path / "00000007" / "progress.json"
     progress.write_text(progress.read_text().replace('"ema-0.999"', json.dumps(name)))
+    (tmp_path / "00000007" / "SHA256SUMS").unlink()
     with pytest.raises(FastcifarError, match="which no weights are called"):
         checkpoints.load(tmp_path)
 
 
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [SystemExit("killed"), FULL], ids=["killed", "full"])
 @pytest.mark.parametrize("fatal", ["fsync", "replace"])
-@pytest.mark.parametrize("after", range(12))
-def test_a_save_that_dies_anywhere_leaves_the_one_before(tmp_path, monkeypatch, fatal, after):
-    """The next save leaves only itself."""
+@pytest.mark.parametrize("after", range(7))
+def test_a_save_that_dies_or_fails_anywhere_leaves_the_one_before(tmp_path, monkeypatch, fatal, after, error):
+    """A full disk is one sentence and leaves nothing else; the next save leaves only itself."""
     checkpoints.save(tmp_path, state(1))
-    calls = iter(range(100))
-    genuine = getattr(os, fatal)
+    calls, genuine = iter(range(100)), getattr(os, fatal)
 
     def die(*arguments):
-        if next(calls) == after:
-            raise SystemExit("killed")
+        if next(calls) >= after:
+            raise error
         return genuine(*arguments)
 
-    monkeypatch.setattr(os, fatal, die)
-    try:
-        checkpoints.save(tmp_path, state(2))
-        expected = {2}
-    except SystemExit:
-        expected = {1, 2}
-    monkeypatch.undo()
-    assert checkpoints.load(tmp_path).progress["step"] in expected
+    with monkeypatch.context() as patched:
+        patched.setattr(os, fatal, die)
+        with (
+            suppress(SystemExit),
+            pytest.raises(FastcifarError, match=r" cannot be written \(No space left on device\); "),
+        ):
+            checkpoints.save(tmp_path, state(2))
+    if error is FULL:
+        assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+    assert checkpoints.load(tmp_path).progress["step"] == 1
     checkpoints.save(tmp_path, state(3))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "latest"]
+    assert [path.name for path in tmp_path.iterdir()] == ["00000003"]
 
 
 def test_weights_of_a_network_in_training_are_contiguous_under_its_own_names(tmp_path):
@@ -106,7 +118,8 @@ def test_weights_of_a_network_in_training_are_contiguous_under_its_own_names(tmp
 def test_loading_keeps_the_models_memory_format():
     saved, model = state(), small_network()
     strides = {name: tensor.stride() for name, tensor in model.state_dict().items()}
-    load_weights(model, {key: tensor.contiguous() for key, tensor in saved.weights["weights"].items()}, "here")
+    stored = {key: tensor.contiguous() for key, tensor in saved.weights["weights"].items()}
+    copy_tensors(stored, model.state_dict(), "here")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, saved.weights["weights"][name])
         assert tensor.stride() == strides[name]
@@ -138,7 +151,59 @@ def test_what_others_put_beside_a_checkpoint_stays(tmp_path):
         (tmp_path / name).mkdir()
     checkpoints.save(tmp_path, state(2))
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {".hidden", "00000001-copy", "00000002", "2024", "best", "latest"}
+    assert left == {".hidden", "00000001-copy", "00000002", "2024", "best"}
+
+
+def test_links_are_neither_followed_nor_taken_for_checkpoints(tmp_path):
+    (outside := tmp_path / "outside" / "00000001").mkdir(parents=True)
+    (outside / "mine.txt").touch()
+    run = Run(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    for name in ("00000001", "99999999", ".00000003.partial"):
+        (run.checkpoints / name).symlink_to(outside)
+    assert checkpoints.load(run.checkpoints) is None
+    checkpoints.save(run.checkpoints, state(2))
+    assert checkpoints.load(run.checkpoints).progress["step"] == 2
+    with pytest.raises(FastcifarError, match="cannot be written"):
+        checkpoints.save(run.checkpoints, state(3))
+    run.checkpoints.rename(tmp_path / "moved")
+    (run.path / "checkpoints").symlink_to(tmp_path / "moved")
+    with pytest.raises(FastcifarError, match="is a link that may lead out of"):
+        checkpoints.save(run.checkpoints, state(4))
+    assert [path.name for path in outside.iterdir()] == ["mine.txt"]
+    assert (tmp_path / "moved" / "00000002").is_dir()
+
+
+def test_what_cannot_be_read_is_not_taken_for_absent(tmp_path, monkeypatch):
+    """A run must not begin anew since its checkpoint is out of reach."""
+    checkpoints.save(tmp_path, state(1))
+    (tmp_path / "file").touch()
+    with pytest.raises(FastcifarError, match="file cannot be read"):
+        checkpoints.load(tmp_path / "file")
+
+    def denied(*arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for place, name in ((Path, "lstat"), (os, "scandir")):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, denied)
+            with pytest.raises(FastcifarError, match=r"\(Permission denied\)"):
+                checkpoints.load(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
+    """It has a file that names it and no digests."""
+    checkpoints.save(tmp_path, state(1))
+    (tmp_path / "latest").write_text("00000001\n")
+    (tmp_path / "00000001" / "SHA256SUMS").unlink()
+    assert checkpoints.load(tmp_path).progress["step"] == 1
+    checkpoints.save(tmp_path, state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000002"]
+    progress = {**PROGRESS, "images": {"train": "one", "test": "two"}, "step": 3}
+    checkpoints.save(tmp_path, replace(state(3), progress=progress))
+    (tmp_path / "00000003" / "SHA256SUMS").unlink()
+    with pytest.raises(FastcifarError, match="SHA256SUMS is missing"):
+        checkpoints.load(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not name open files")
@@ -153,30 +218,6 @@ def test_all_is_on_disk_before_it_is_published(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", rename)
     checkpoints.save(tmp_path, state(1))
     expected = []
-    for file in (*(f"{name}.safetensors" for name in FILES), "progress.json"):
+    for file in (*(f"{name}.safetensors" for name in FILES), "progress.json", "SHA256SUMS"):
         expected += [f".{file}.partial", f"-> {file}", ".00000001.partial"]
-    assert events == [*expected, "-> 00000001", tmp_path.name, ".latest.partial", "-> latest", tmp_path.name]
-
-
-@pytest.mark.parametrize("after", [0, 3, 8])
-def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, after):
-    checkpoints.save(tmp_path, state(1))
-    calls = iter(range(100))
-
-    def full(number: int) -> None:
-        if next(calls) >= after:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        FastcifarError, match=r"^\S+ cannot be written \(No space left on device\); make room there, [^\n]+\.$"
-    ):
-        checkpoints.save(tmp_path, state(2))
-    assert checkpoints.load(tmp_path).progress["step"] == 1
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_place_below_a_file_is_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(FastcifarError, match=r"cannot be written \(Not a directory\)"):
-        checkpoints.save(tmp_path / "file" / "checkpoints", state(1))
+    assert events == [*expected, "-> 00000001", tmp_path.name]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from fastcifar.runs.interrupt import SIGNALS, StopRequest
+from fastcifar.runs.interrupt import SIGNALS, Interrupted, StopRequest
 
 NOTICE = "stopping after this step; press Ctrl-C again to quit at once\n"
 
@@ -29,10 +30,9 @@ def test_the_first_signal_is_noted_and_said(number: signal.Signals, capfd: pytes
 def test_every_signal_is_answered_at_once_where_there_is_nothing_to_save(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with StopRequest() as request:
-        with pytest.raises(KeyboardInterrupt), request.answered_at_once():
-            os.kill(os.getpid(), number)
-        assert request.signal_number == number
+    with StopRequest() as request, pytest.raises(Interrupted) as stopped, request.answered_at_once(Path("run")):
+        os.kill(os.getpid(), number)
+    assert stopped.value.signal_number == number
     assert capfd.readouterr().err == ""
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import CLASSES, MEAN, SIZE, STD, make_data, make_run, make_weights
+from small_run import CLASSES, MEAN, SIZE, STD, images_like, make_data, make_run, make_weights
 
 from fastcifar.augment.normalize import Normalization
+from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.evaluate import evaluate_run
 from fastcifar.inference.export import export_run
@@ -65,6 +66,13 @@ def test_which_weights_are_taken(
     assert torch.equal(snapshot["stem.weight"], make_weights(2 + len(averages))["stem.weight"])
 
 
+def test_a_network_knows_the_images_of_its_run(tmp_path: Path) -> None:
+    own, other = (ImageSet.of(images_like(4, seed=seed), [0, 1, 2, 0], CLASSES) for seed in (0, 1))
+    network = load(make_run(tmp_path / "run", "data.npz", images={"test": own.digest()}))
+    assert (network.knows("test", own), network.knows("test", other)) == (True, False)
+    assert network.knows("train", own) is None
+
+
 def test_weights_that_the_run_lacks(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "data.npz")
     with pytest.raises(FastcifarError, match=re.escape(f"{run}: unknown weights 'ema-0.99'; did you mean ema-0.999?")):
@@ -89,9 +97,7 @@ def test_a_strangers_code_is_executed_where_it_is_trusted_alone(
     monkeypatch.delitem(sys.modules, "strangers_net", raising=False)
     run = make_run(tmp_path / "run", data, arch="strangers_net:build", options={"image_size": SIZE})
     for use in (load, evaluate_run, lambda run: predict(run, data), lambda run: export_run(run, "torch")):
-        with pytest.raises(
-            FastcifarError, match=r"'strangers_net:build', code that comes with the run .*; add --trust"
-        ):
+        with pytest.raises(FastcifarError, match=r"'strangers_net:build', code that would be executed; add --trust"):
             use(run)
     assert not marker.exists()
     with pytest.raises(FastcifarError, match=r"'s ema-0\.999 "):  # the stored weights are another network's

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from made_run import record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from fastcifar.errors import FastcifarError
 from fastcifar.runs.records import JsonLines, TensorBoard, read_records
@@ -25,20 +26,46 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert read_records(path) == [record(1), record(2, train_loss=float("inf"))]
 
 
-@pytest.mark.parametrize("epochs_done", [0, 1])
-def test_events_past_the_checkpoint_are_purged(tmp_path: Path, epochs_done: int) -> None:
-    for done, epochs, loss in ((0, (1, 2, 3), 1.0), (epochs_done, range(epochs_done + 1, 3), 2.0)):
-        board = TensorBoard(tmp_path, done)
-        for epoch in epochs:
-            board.write(record(epoch, train_loss=loss))
-        board.close()
-    newest = max(tmp_path.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
-    sessions = [event.step for event in EventFileLoader(str(newest)).Load() if event.HasField("session_log")]
-    assert sessions == [epochs_done + 1]
-    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/train")
-    assert [(event.step, event.value) for event in scalars] == [(1, 1.0), (2, 2.0)][:epochs_done] + [
-        (epoch, 2.0) for epoch in range(epochs_done + 1, 3)
-    ]
+@pytest.mark.parametrize("kept", [0, 1])
+def test_no_point_is_there_twice_or_missing(tmp_path: Path, kept: int) -> None:
+    """The first session was killed in mid-write by a clock that ran ahead, and the second does not get to its end."""
+    (tmp_path / "events.out.tfevents.9999999999.host.1.0").write_bytes(b"half a rec")
+    for done in (0, kept):
+        board = TensorBoard(tmp_path, [record(epoch) for epoch in range(1, done + 1)], print)
+        for epoch in range(done + 1, 4):
+            board.write(record(epoch, train_loss=2.0))
+        board.final(3, {"weights": 0.5})
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    points = [(event.step, event.value) for event in events.Scalars("loss/train")]
+    assert points == [(epoch, 1.5 if epoch <= kept else 2.0) for epoch in (1, 2, 3)]
+    assert [(event.step, event.value) for event in events.Scalars("accuracy/final_test/weights")] == [(3, 0.5)]
+
+
+def test_a_viewer_drops_what_it_read_from_the_session_before(tmp_path: Path) -> None:
+    board, viewer = TensorBoard(tmp_path, [], print), EventAccumulator(str(tmp_path))
+    for epoch in (1, 2, 3):
+        board.write(record(epoch))
+    viewer.Reload()
+    TensorBoard(tmp_path, [record(1)], print).write(record(2, train_loss=2.0))
+    assert [(event.step, event.value) for event in viewer.Reload().Scalars("loss/train")] == [(1, 1.5), (2, 2.0)]
+
+
+@pytest.mark.parametrize("failing", ["open", "write", "import"])
+def test_tensorboard_fails_in_one_line_and_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    notes: list[str] = []
+    if failing == "import":
+        monkeypatch.setitem(sys.modules, "fastcifar.runs.events", None)
+    board = TensorBoard(tmp_path / "nowhere" if failing == "open" else tmp_path, [], notes.append)
+    if failing == "write":
+        monkeypatch.setattr(board.file, "file", open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    board.write(record(1))
+    board.final(1, {"weights": 0.5})
+    board.close()
+    assert len(notes) == 1
+    assert re.fullmatch(r"TensorBoard has no more points \(.+\); the run goes on, and .*", notes[0])
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
@@ -54,8 +81,10 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         lines.close()
 
 
-def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
+def test_only_an_absent_file_holds_no_records(tmp_path: Path) -> None:
+    """A file that cannot be read is not taken for one that is not there, and cut away."""
+    assert read_records(tmp_path / "metrics.jsonl") == []
     (tmp_path / "file").touch()
-    for sink in (lambda: JsonLines(tmp_path / "file" / "metrics.jsonl", 0), lambda: TensorBoard(tmp_path / "file", 0)):
-        with pytest.raises(FastcifarError, match="cannot be written"):
-            sink()
+    for path in (tmp_path / "file" / "metrics.jsonl", tmp_path):
+        with pytest.raises(FastcifarError, match=r"cannot be read \((Not a directory|Is a directory)\)"):
+            JsonLines(path, 0)

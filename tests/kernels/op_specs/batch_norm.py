@@ -42,14 +42,7 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
     }
 
 
-def norm_then_relu(
-    x: Tensor,
-    residual: Tensor | None,
-    addend: Tensor | None,
-    relu: bool = True,
-    skip: Skip | None = None,
-    **norm: Tensor,
-) -> Tensor | tuple[Tensor, Tensor]:
+def norm_then_relu(x, residual, addend, relu: bool = True, skip: Skip | None = None, **norm: Tensor) -> Any:
     x = x if addend is None else x + addend
     y = F.batch_norm(x, training=True, **norm)
     y = y if residual is None else y + residual
