@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -64,7 +65,9 @@ def half_way(undisturbed: Undisturbed, place: Path) -> Path:
     """A run that was killed in its second epoch."""
     run, counted = place / "half", place / "counted"
     calls = calls_of(undisturbed.command(counted), counted)
-    last = max(number for number, call in enumerate(calls) if call.path == "checkpoints/latest")
+    last = max(
+        number for number, call in enumerate(calls) if re.fullmatch(r"replace checkpoints/\.\d+\.partial", str(call))
+    )
     in_child(watched(undisturbed.command(run), Watch(run, kill, last)))
     return run
 

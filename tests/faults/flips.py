@@ -32,7 +32,7 @@ def flipped_bits(place: Path) -> dict[str, Trial]:
     return {
         f"{command} with bit {number} of {file}": partial(trial, command, file, number)
         for command, run in commands.items()
-        for file in (path.relative_to(run) for path in sorted(run.glob("checkpoints/*/*")))
+        for file in (path.relative_to(run) for path in sorted(run.glob("checkpoints/[0-9]*/*")))
         for number in range(FLIPS)
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fastcifar.checks import given
 from fastcifar.cli import starting_point
 from fastcifar.data.arrays import read_arrays
-from fastcifar.data.cifar import CIFAR10, read_archive
+from fastcifar.data.cifar import CIFAR10, read_cifar
 from fastcifar.data.image_folder import SUFFIXES, read_image_folder
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.images import open_images
 from fastcifar.many.results import Row, read_rows, write_rows
+from fastcifar.runs.checkpoint import SUMS, latest
 from fastcifar.runs.ensembles import read_report
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import read_network
@@ -50,8 +52,6 @@ class Subject:
     file: str
     read: Callable[[Path], object]
     """Reads what is in the folder, given the path of the file."""
-    packed: bool = False
-    """Whether the file is compressed, which happens after the mutation."""
 
     @property
     def name(self) -> str:
@@ -59,8 +59,7 @@ class Subject:
 
     def fault(self, folder: Path, content: bytes, number: int) -> str | None:
         """What is wrong with how a mutation of `content` is read in a copy of the folder."""
-        content = mutated(content, random.Random(f"{self.name} {number}"))
-        (folder / self.file).write_bytes(gzip.compress(content) if self.packed else content)
+        (folder / self.file).write_bytes(mutated(content, random.Random(f"{self.name} {number}")))
         try:
             self.read(folder / self.file)
         except FastcifarError as error:
@@ -89,7 +88,6 @@ def faults(subject: Subject, first: int) -> dict[int, str]:
     found, left = {}, list(range(first, first + BLOCK))
     folder = Path(shutil.copytree(subject.folder, f"{subject.folder}.mutated", dirs_exist_ok=True))
     content = (subject.folder / subject.file).read_bytes()
-    content = gzip.decompress(content) if subject.packed else content
 
     def act() -> None:
         for number in left:
@@ -105,8 +103,16 @@ def faults(subject: Subject, first: int) -> dict[int, str]:
     return found
 
 
-def load(run: Path) -> object:
-    return read_network(run).load(torch.device("cpu"))
+def load(file: Path) -> object:
+    """Loads the network of the run that a file of a checkpoint belongs to."""
+    return read_network(file.parents[2]).load(torch.device("cpu"))
+
+
+def load_signed(file: Path) -> object:
+    """Does the same with right digests, so that damage is met by what reads the file."""
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in file.parent.glob("*.*")]
+    (file.parent / SUMS).write_text("".join(sums))
+    return load(file)
 
 
 def made_files(place: Path) -> None:
@@ -120,7 +126,7 @@ def made_files(place: Path) -> None:
     (place / "cifar/batch").write_bytes(
         pickle.dumps({b"data": np.arange(4 * 3072, dtype=np.uint8).reshape(4, -1), b"labels": [0, 1, 2, 3]}, protocol=2)
     )
-    with gzip.open(place / "cifar/batch.tar.gz", "wb") as file, tarfile.open(fileobj=file, mode="w|") as archive:
+    with tarfile.open(place / "cifar/batch.tar.gz", "w:gz") as archive:
         archive.add(place / "cifar/batch", f"{CIFAR10.folder}/batch")
     row = Row(
         "quickstart", 1, False, 0, {"epochs": 1}, 0.5, {"swa": 0.5}, None, 1.0, 1.0, "a CPU", {"torch": "2"}, None
@@ -143,17 +149,14 @@ def subjects(place: Path) -> Iterator[Subject]:
     yield Subject(run, "result.json", lambda file: Run(file.parent).result())
     yield Subject(place / "ensemble", "ensemble.json", lambda file: read_report(file.parent))
     yield Subject(place / "rows", "results.json", read_rows)
-    for path in (run / "checkpoints").rglob("*.*"):
-        yield Subject(run, str(path.relative_to(run)), lambda file: load(file.parents[2]))
-    yield Subject(run, "checkpoints/latest", lambda file: load(file.parents[1]))
+    for path in given(latest(run / "checkpoints")).iterdir():
+        yield Subject(run, str(path.relative_to(run)), load if path.name == SUMS else load_signed)
     yield Subject(place / "npz", "data.npz", lambda file: read_arrays(file, "test"))
     for name in ("classes", "test_images", "train_labels"):
         yield Subject(place / "npy", f"{name}.npy", lambda file: read_arrays(file.parent, "test"))
     for name in ("npy/test_images.npy", "cifar/batch"):
         yield Subject(place / Path(name).parent, Path(name).name, lambda file: [*open_images(file, 8).batches(64)])
-    yield Subject(
-        place / "cifar", "batch.tar.gz", lambda file: read_archive(file, CIFAR10.folder, ["batch"]), packed=True
-    )
+    yield Subject(place / "cifar", "batch.tar.gz", lambda file: read_cifar(CIFAR10, file, "test"))
     for suffix in SUFFIXES:
         yield Subject(
             place / "pictures", f"train/ant/a{suffix}", lambda file: read_image_folder(file.parents[2], "test", 8)
@@ -170,4 +173,4 @@ def files(place: Path) -> dict[str, Trial]:
     return {f"{subject.name}, mutation {number}": partial(trial, subject, number) for subject, number in each}
 
 
-ATTACKS = (Attack("mutated files", files, short=1000, middle=5000, block=BLOCK),)
+ATTACKS = (Attack("mutated files", files, short=600, middle=5000, block=BLOCK),)

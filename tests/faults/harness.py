@@ -22,8 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 from fastcifar import cli
+from fastcifar.checks import given
 from fastcifar.engine import run as engine
 from fastcifar.inference import evaluate, export, predict  # noqa: F401
+from fastcifar.runs.checkpoint import latest
 
 CRASHED = 70
 """The exit status of a child that raised what it should not."""
@@ -110,7 +112,7 @@ def make_data(folder: Path) -> Path:
 
 
 def weight_files(run: Path) -> dict[str, bytes]:
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    folder = given(latest(run / "checkpoints"))
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 

@@ -69,4 +69,4 @@ def odd_numbers(place: Path) -> dict[str, Trial]:
     return trials
 
 
-ATTACKS = (Attack("odd numbers", odd_numbers, short=30, middle=150),)
+ATTACKS = (Attack("odd numbers", odd_numbers, short=20, middle=130),)

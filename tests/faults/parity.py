@@ -80,8 +80,9 @@ def trial(policy: str, number: int, folder: Path) -> str | None:
 
 
 def images(place: Path) -> dict[str, Trial]:
-    numbers = ((policy, number) for policy in POLICIES for number in range(IMAGES))
-    return {f"{policy} of image {number}": partial(trial, policy, number) for policy, number in numbers}
+    """Takes the policies in turn, a block of images each."""
+    policies = ((number, list(POLICIES)[number // BLOCK % len(POLICIES)]) for number in range(IMAGES))
+    return {f"{policy} of image {number}": partial(trial, policy, number) for number, policy in policies}
 
 
-ATTACKS = (Attack("images as torchvision augments them", images, short=1500, middle=6000, block=BLOCK),)
+ATTACKS = (Attack("images as torchvision augments them", images, short=600, middle=6000, block=BLOCK),)
