@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import crashes, flips, fuzz, memory, mirrors, odd_numbers, parity
+from . import crashes, fuzz, memory, mirrors, odd_numbers, parity
 
-MODULES = (crashes, fuzz, odd_numbers, memory, flips, mirrors, parity)
+MODULES = (crashes, fuzz, odd_numbers, memory, mirrors, parity)
 ATTACKS = {attack.name: attack for module in MODULES for attack in module.ATTACKS}
 
 

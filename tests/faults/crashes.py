@@ -1,4 +1,4 @@
-"""Kills a run, or has the disk fail, at each of its file-system calls, and at random times: nothing is lost."""
+"""Kills runs, has the disk fail at each of their calls, and flips bits of their checkpoints: nothing is lost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .calls import Call, Fault, Watch, calls_of, fail, kill, shorten, tear
-from .harness import Attack, Trial, Undisturbed, in_child
+from fastcifar.cli import EXIT_BAD_INPUT
 
-RANDOM = 100
-"""How many runs are killed at a random time, and how many are so twice."""
+from .calls import Call, Fault, Watch, calls_of, fail, kill, shorten, tear
+from .harness import Attack, Trial, Undisturbed, fastcifar, in_child
+
+RANDOM, FLIPS = 100, 10
+"""How many runs are killed at a random time, and how many are so twice; bits flipped in each file and command."""
 
 
 def killed(call: Call) -> dict[str, tuple[Fault, bool]]:
@@ -85,8 +87,30 @@ def at_random_times(place: Path) -> dict[str, Trial]:
     return {f"killed {times} times, number {number}": partial(trial, times, number) for times, number in each}
 
 
+def flipped_bits(place: Path) -> dict[str, Trial]:
+    undisturbed = Undisturbed.make(place)
+    commands = {"train --resume": half_way(undisturbed, place), "eval": undisturbed.run}
+
+    def trial(command: str, file: Path, number: int, folder: Path) -> str | None:
+        run = shutil.copytree(commands[command], folder / "run")
+        content = bytearray((run / file).read_bytes())
+        bit = random.Random(f"{file} {number}").randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        (run / file).write_bytes(content)
+        ended = in_child(fastcifar(*command.split(), run))
+        return ended.fault or (None if ended.status == EXIT_BAD_INPUT else f"bit {bit} was not noticed")
+
+    return {
+        f"{command} with bit {number} of {file}": partial(trial, command, file, number)
+        for command, run in commands.items()
+        for file in (path.relative_to(run) for path in sorted(run.glob("checkpoints/[0-9]*/*")))
+        for number in range(FLIPS)
+    }
+
+
 ATTACKS = (
     Attack("killed at each file-system call", partial(at_each_call, killed), short=6, middle=50),
     Attack("killed at random, once and twice", at_random_times, short=2, middle=16),
+    Attack("flipped bits in checkpoints", flipped_bits, short=4, middle=24),
     Attack("errors of the disk at each call", partial(at_each_call, failing), short=6, middle=60),
 )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import random
 import re
 import shutil
-import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,6 @@ from fastcifar.cli import starting_point
 from fastcifar.data.arrays import read_arrays
 from fastcifar.data.cifar import CIFAR10, read_cifar
 from fastcifar.data.image_folder import SUFFIXES, read_image_folder
-from fastcifar.errors import FastcifarError
 from fastcifar.inference.images import open_images
 from fastcifar.many.results import Row, read_rows, write_rows
 from fastcifar.runs.checkpoint import SUMS, latest
@@ -34,10 +31,10 @@ from fastcifar.runs.folder import Run
 from fastcifar.runs.network import read_network
 from fastcifar.runs.records import read_records
 
-from .harness import Attack, Trial, Undisturbed, fastcifar, in_child, is_sentence
+from .harness import Attack, Trial, Undisturbed, fastcifar, in_child
 
-MUTATIONS, BLOCK, SECONDS = 600, 50, 5
-"""Mutations of each file, how many share a child process, and how long one may take. Each is drawn by its number."""
+MUTATIONS, SECONDS = 600, 5.0
+"""Mutations of each file, which are drawn by their numbers, and how long the reading of one may take."""
 VALUE = re.compile(rb'(?<=[:\[,])\s*("[^"\n]*"|-?[\d.]+|null|true|false)')
 ODD_VALUES = [*rb'null -1 0 1e999 NaN [] {} "" "\u0000" "\u001b[2J" "../../x"'.split(), b"9" * 400, b"[" * 9999]
 """What takes the place of a value in JSON."""
@@ -53,21 +50,6 @@ class Subject:
     read: Callable[[Path], object]
     """Reads what is in the folder, given the path of the file."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.folder.name}/{self.file}"
-
-    def fault(self, folder: Path, content: bytes, number: int) -> str | None:
-        """What is wrong with how a mutation of `content` is read in a copy of the folder."""
-        (folder / self.file).write_bytes(mutated(content, random.Random(f"{self.name} {number}")))
-        try:
-            self.read(folder / self.file)
-        except FastcifarError as error:
-            return None if is_sentence(str(error)) else f"ends in no sentence: {str(error)[:500]!r}"
-        except Exception as error:
-            return f"raises {type(error).__name__}: {str(error)[:200]}"
-        return None
-
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
     for _ in range(draw.randint(1, 3)):
@@ -80,27 +62,6 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
             end, middle = start + 1, bytes([content[start] ^ 1 << draw.randrange(8)])
         content = content[:start] + middle + content[end:]
     return content
-
-
-@cache
-def faults(subject: Subject, first: int) -> dict[int, str]:
-    """What goes wrong with a block of mutations. Where one kills the process, another goes on with the next."""
-    found, left = {}, list(range(first, first + BLOCK))
-    folder = Path(shutil.copytree(subject.folder, f"{subject.folder}.mutated", dirs_exist_ok=True))
-    content = (subject.folder / subject.file).read_bytes()
-
-    def act() -> None:
-        for number in left:
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            os.write(1, f"\n{json.dumps([number, subject.fault(folder, content, number)])}\n".encode())
-
-    while left:
-        ended = in_child(act, memory=2**30)
-        told = dict(json.loads(line) for line in ended.output.splitlines() if re.match(r'\[\d+, (null|")', line))
-        found |= {number: fault for number, fault in told.items() if fault}
-        if left := [number for number in left if number not in told]:
-            found[left.pop(0)] = ended.fault or "ends the process"
-    return found
 
 
 def load(file: Path) -> object:
@@ -163,14 +124,16 @@ def subjects(place: Path) -> Iterator[Subject]:
         )
 
 
+def trial(subject: Subject, number: int, folder: Path) -> str | None:
+    file = shutil.copytree(subject.folder, folder / "copy") / subject.file
+    file.write_bytes(mutated(file.read_bytes(), random.Random(f"{subject.file} {number}")))
+    return in_child(lambda: subject.read(file) and None, SECONDS, 2**30).fault
+
+
 def files(place: Path) -> dict[str, Trial]:
     os.environ["XDG_CACHE_HOME"] = str(place / "cache")
-
-    def trial(subject: Subject, number: int, folder: Path) -> str | None:
-        return faults(subject, number - number % BLOCK).get(number)
-
-    each = ((subject, number) for subject in subjects(place) for number in range(MUTATIONS))
-    return {f"{subject.name}, mutation {number}": partial(trial, subject, number) for subject, number in each}
+    each = [(subject, number) for subject in subjects(place) for number in range(MUTATIONS)]
+    return {f"{one.folder.name}/{one.file}, mutation {number}": partial(trial, one, number) for one, number in each}
 
 
-ATTACKS = (Attack("mutated files", files, short=600, middle=5000, block=BLOCK),)
+ATTACKS = (Attack("mutated files", files, short=200, middle=1200),)

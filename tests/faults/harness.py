@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import resource
 import signal
 import tempfile
@@ -24,11 +23,10 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 from fastcifar import cli
 from fastcifar.checks import given
 from fastcifar.engine import run as engine
+from fastcifar.errors import FastcifarError
 from fastcifar.inference import evaluate, export, predict  # noqa: F401
 from fastcifar.runs.checkpoint import latest
 
-CRASHED = 70
-"""The exit status of a child that raised what it should not."""
 FLAGS = (
     "--arch resnet --blocks 1 --channels 4 --batch-size 20 --epochs 2 --val-split 4 --device cpu --precision fp32 "
     "--compile off --threads 1 --loader torch --seed 3"
@@ -47,20 +45,14 @@ class Ended:
     @property
     def fault(self) -> str | None:
         """What is wrong with this end; None where it succeeded, or refused in one sentence."""
-        sentences = re.findall("^fastcifar: .*", self.output, re.MULTILINE)
-        if self.status == -signal.SIGALRM:
-            return "takes too long"
-        if self.status == cli.EXIT_SIGNALLED + signal.SIGINT and "go on with: fastcifar" in self.output:
-            return None
-        if "Traceback" in self.output or self.status not in (0, 1, cli.EXIT_BAD_INPUT):
+        said = [text for text in self.output.splitlines() if text.startswith("fastcifar: ")]
+        sentence = len(said) == 1 and said[0].isprintable() and said[0].endswith((".", "?")) and len(said[0]) < 1500
+        stopped = self.status == cli.EXIT_SIGNALLED + signal.SIGINT and "go on with: fastcifar" in self.output
+        if "Traceback" in self.output or not (stopped or self.status in (0, 1, cli.EXIT_BAD_INPUT)):
             return f"ends with {self.status}: {' / '.join(self.output.strip().splitlines()[-3:])}"
-        if self.status == cli.EXIT_BAD_INPUT and not (len(sentences) == 1 and is_sentence(sentences[0])):
+        if self.status == cli.EXIT_BAD_INPUT and not sentence:
             return f"ends in no sentence: {self.output[-500:]!r}"
         return None
-
-
-def is_sentence(text: str) -> bool:
-    return len(text) < 1500 and text.isprintable() and text.endswith((".", "?"))
 
 
 def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 4 * 2**30) -> Ended:
@@ -71,7 +63,7 @@ def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if child == 0:
-            status = CRASHED
+            status = 70
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
@@ -79,6 +71,9 @@ def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 
                 pages = int(Path("/proc/self/statm").read_text().split()[0])
                 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, -1))
                 status = action() or 0
+            except FastcifarError as error:
+                os.write(2, f"fastcifar: {error}\n".encode())
+                status = cli.EXIT_BAD_INPUT
             except BaseException:
                 os.write(2, traceback.format_exc().encode())
             finally:
@@ -131,16 +126,13 @@ class Attack:
     """How many of them belong to the fast tests."""
     middle: int
     """How many belong to `pytest -m faults`."""
-    block: int = 1
-    """Trials that follow each other and share their work, so that they are chosen together."""
 
     def run(self, most: int | None = None) -> Iterator[tuple[str, str | None]]:
         """Carries out at most so many trials, evenly chosen; yields the name of each, and what went wrong."""
         with tempfile.TemporaryDirectory() as place:
             trials = list(self.prepare(Path(place)).items())
-            blocks = [trials[start : start + self.block] for start in range(0, len(trials), self.block)]
-            count = min((most or len(trials)) // self.block, len(blocks))
-            for name, trial in (trial for number in range(count) for trial in blocks[number * len(blocks) // count]):
+            count = min(most or len(trials), len(trials))
+            for name, trial in (trials[number * len(trials) // count] for number in range(count)):
                 with tempfile.TemporaryDirectory() as folder:
                     yield name, trial(Path(folder))
 
