@@ -25,6 +25,7 @@ from fastcifar.checks import given
 from fastcifar.engine import run as engine
 from fastcifar.errors import FastcifarError
 from fastcifar.inference import evaluate, export, predict  # noqa: F401
+from fastcifar.output import complain
 from fastcifar.runs.checkpoint import latest
 
 FLAGS = (
@@ -72,7 +73,7 @@ def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 
                 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, -1))
                 status = action() or 0
             except FastcifarError as error:
-                os.write(2, f"fastcifar: {error}\n".encode())
+                complain(f"fastcifar: {error}")
                 status = cli.EXIT_BAD_INPUT
             except BaseException:
                 os.write(2, traceback.format_exc().encode())
