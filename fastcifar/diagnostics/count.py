@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from rich.console import Console
 from rich.table import Table
 
@@ -30,15 +32,16 @@ def print_count(model: ModelConfig) -> None:
 
 
 def layer_table(count: NetworkCount) -> Table:
+    """A row for each layer, and after those of a stage one with their sums."""
     table = Table("layer", "kind", "output", box=None)
     for title in ("parameters", "forward MFLOP"):
         table.add_column(title, justify="right")
-    for layer in count.layers:
-        table.add_row(
-            layer.name,
-            layer.kind,
-            "x".join(map(str, layer.output)),
-            f"{layer.parameters:,}",
-            f"{layer.flops / 1e6:,.2f}",
-        )
+    for stage, members in groupby(count.layers, lambda layer: layer.name.partition(".")[0]):
+        layers = list(members)
+        for layer in layers:
+            output = "x".join(map(str, layer.output))
+            table.add_row(layer.name, layer.kind, output, f"{layer.parameters:,}", f"{layer.flops / 1e6:,.2f}")
+        if len(layers) > 1:
+            sums = sum(layer.parameters for layer in layers), sum(layer.flops for layer in layers) / 1e6
+            table.add_row(stage, "sum", "", f"{sums[0]:,}", f"{sums[1]:,.2f}", style="bold")
     return table

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,9 +24,6 @@ GRAVITY: tuple[State, ...] = ("error", "warning", "note", "ok")
 
 MAIN_JOB = RunConfig()
 """The configuration of `fastcifar train --arch resnet_prop`."""
-PYTHONS = ((3, 11), (3, 13))
-"""The oldest and the newest supported versions."""
-OLDEST_TORCH = (2, 11)
 OLDEST_DRIVERS = {"12": "525", "13": "580"}
 """The oldest driver for each CUDA version of torch, from NVIDIA's release notes."""
 FREE_DISK = 2 * 2**30
@@ -36,10 +31,8 @@ FREE_DISK = 2 * 2**30
 COMPILERS = {"Linux": "g++ and gcc, as in apt install build-essential", "Darwin": "xcode-select --install"}
 MESSAGES: dict[str, tuple[State, str]] = {
     "python": ("ok", "{version}"),
-    "python_untested": ("warning", "{version}, for which fastcifar is not tested"),
     "torch": ("ok", "{version}, built for CUDA {cuda}"),
     "torch_for_cpu": ("ok", "{version}, built without CUDA"),
-    "torch_old": ("warning", "{version}; fastcifar is made for {oldest} or later"),
     "torch_absent": ("error", "cannot be imported ({error})"),
     "driver": ("ok", "{version}"),
     "driver_absent": ("note", "none of NVIDIA's was found: the CPU trains"),
@@ -82,9 +75,7 @@ MESSAGES: dict[str, tuple[State, str]] = {
 }
 """The state and the text of each code. An error prevents the main job; a warning slows it down."""
 REMEDIES = {
-    "python_untested": "install Python {oldest} to {newest}",
-    "torch_old": "pip install --upgrade 'torch>={oldest}'",
-    "torch_absent": "pip install 'torch>={oldest}' torchvision",
+    "torch_absent": "pip install --force-reinstall torch torchvision",
     "driver_without_cuda": "install torch with CUDA (on Linux, pip install --force-reinstall torch)",
     "driver_unusable": "update the driver to {oldest} or later, or install a torch built for an older CUDA; see "
     "CUDA_VISIBLE_DEVICES too",
@@ -155,7 +146,10 @@ def remedies(findings: Sequence[Finding]) -> list[Finding]:
 
 def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = False) -> list[Finding]:
     """Returns all findings, in order of importance."""
-    python, library = check_python(sys.version_info[:3]), check_torch(*machine.torch_at_hand())
+    python, library = (
+        Finding("python", "python", version=platform.python_version()),
+        check_torch(*machine.torch_at_hand()),
+    )
     if library.state == "error":
         return [python, library]
     import torch
@@ -192,22 +186,9 @@ def parts_of(error: Exception) -> dict[str, str]:
     return {"problem": problem, "remedy": remedy}
 
 
-def dotted(version: Sequence[int]) -> str:
-    return ".".join(map(str, version))
-
-
-def check_python(version: tuple[int, ...]) -> Finding:
-    oldest, newest = PYTHONS
-    code = "python" if oldest <= version[:2] <= newest else "python_untested"
-    return Finding("python", code, version=dotted(version), oldest=dotted(oldest), newest=dotted(newest))
-
-
 def check_torch(version: str | None, cuda: str | None, error: str = "") -> Finding:
-    oldest = dotted(OLDEST_TORCH)
     if version is None:
-        return Finding("torch", "torch_absent", error=error, oldest=oldest)
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
-        return Finding("torch", "torch_old", version=version, oldest=oldest)
+        return Finding("torch", "torch_absent", error=error)
     return Finding("torch", "torch" if cuda else "torch_for_cpu", version=version, cuda=cuda)
 
 

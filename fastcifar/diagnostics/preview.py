@@ -98,10 +98,15 @@ class View:
     draws: list[str]
     """A description of what was drawn for each image."""
 
+    @property
+    def title(self) -> str:
+        """The name, and below it the policy spelt out."""
+        return "\n".join(filter(None, (self.name, self.canonical)))
+
     def text(self, index: Tensor) -> str:
         rows = zip(index.tolist(), self.classes, self.draws, strict=True)
         lines = [f"{place:8}  {name:20}  {draw}" for place, name, draw in rows]
-        return "\n".join(["  ".join(filter(None, (self.name, self.canonical))), *lines])
+        return "\n".join([self.title.replace("\n", "  "), *lines])
 
 
 def view(text: str, dataset: ImageSet, key: Key, index: Tensor) -> View:
@@ -185,13 +190,13 @@ def describe_mixing(mixing: Mixing, row: int, dataset: ImageSet) -> str:
 
 def pairs_of(view: View) -> tuple[np.ndarray, list[str], str]:
     """The arguments of `plot_images` for a page of originals, each above its result."""
-    title = "\n".join(filter(None, (view.name, view.canonical)))
-    return np.stack((view.originals, view.images)), view.captions, wrapped(title, 24 * min(COLUMNS, len(view.captions)))
+    title = wrapped(view.title, 24 * min(COLUMNS, len(view.captions)))
+    return np.stack((view.originals, view.images)), view.captions, title
 
 
 def sheet_of(views: Sequence[View]) -> tuple[np.ndarray, list[str], str, list[str]]:
     """The arguments of `plot_images` for a row of originals above a row for each policy."""
-    labels = [wrapped("\n".join(filter(None, (view.name, view.canonical))), 28, 4) for view in views]
+    labels = [wrapped(view.title, 28, 4) for view in views]
     images = np.stack([views[0].originals, *(view.images for view in views)])
     return images, [shortened(name, 10) for name in views[0].classes], "", ["original", *labels]
 

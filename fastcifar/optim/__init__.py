@@ -21,7 +21,7 @@ class OptimConfig:
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
     """Multiply the learning rate by the batch size over 128, or by the root of that."""
     momentum: float | None = None
-    """Share of the momentum kept in a step."""
+    """Share of the momentum kept in a step; one-cycle sets that of SGD itself."""
     weight_decay: float | None = None
     """Decay of the weights; decoupled from the gradient in adamw and muon."""
     decay_norms: bool = True

@@ -32,7 +32,8 @@ class ScheduleConfig:
     """The course of the learning rate. What is left out is the schedule's own; what it does not read is refused."""
 
     schedule: str = "cosine"
-    """Course of the learning rate after the warm-up; swa is constant, then linear, then constant."""
+    """Course of the learning rate after the warm-up; swa is constant, then linear, then constant, and swalr a cosine
+    that turns to a constant."""
     warmup: str | None = None
     """Linear warm-up, such as 5ep (epochs), 2000st (steps) or 5% of the run; none before one-cycle, else by default
     `auto`: 5%, at least 200 steps, at most a quarter of the run."""
@@ -241,6 +242,23 @@ def swa(course: Course, *, per: Pace = "step", horizon: str = "100%", final_lr: 
     return Curve(factor, (LEVEL * course.length, (LEVEL + SLOPE) * course.length))
 
 
+ANNEAL_EPOCHS = 10
+"""How long `swalr` takes to turn to its constant."""
+
+
+def swalr(course: Course, *, per: Pace = "step", horizon: str = "75%", final_lr: float = 0.5) -> Curve:
+    """A cosine over the whole run gives way, at the horizon, to a constant: `torch.optim.swa_utils.SWALR`."""
+    whole, anneal = course.place("100%"), ANNEAL_EPOCHS * course.steps_per_epoch / course.tick
+    left = swing(1.0, 0.0, course.length / whole)
+
+    def factor(ticks: int) -> float:
+        if ticks < course.length:
+            return swing(1.0, 0.0, ticks / whole)
+        return swing(left, final_lr, min((ticks - course.length) / anneal, 1.0))
+
+    return Curve(factor, (course.length + anneal,))
+
+
 SCHEDULES: dict[str, Schedule] = {
     "constant": constant,
     "step": step,
@@ -252,6 +270,7 @@ SCHEDULES: dict[str, Schedule] = {
     "one-cycle": one_cycle,
     "plateau": plateau,
     "swa": swa,
+    "swalr": swalr,
 }
 """The schedules by name. Defaults are torch's where it has any and nothing else is said."""
 

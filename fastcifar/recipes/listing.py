@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fastcifar.config import RunConfig
+from fastcifar.config import ModelConfig, RunConfig
+from fastcifar.models import ARCHITECTURES
 from fastcifar.output import printable
 from fastcifar.recipes.registry import RECIPES, Recipe, difference
 
@@ -24,6 +25,7 @@ def description(entry: Recipe) -> str:
         "source": entry.source,
         "claim": claimed(entry),
         "made of": made_of(entry) if entry.parent else "the defaults",
+        "initial weights": INITIAL[weight_init(entry.config.model)],
     }
     lines = [entry.name, "", entry.about or f"{entry.parent} with this one change.", ""]
     lines += [
@@ -33,6 +35,14 @@ def description(entry: Recipe) -> str:
         aligned((name, written(changed[name])) for name in changed),
     ]
     return "\n".join([*lines, "", f"fastcifar train --recipe {entry.name}"])
+
+
+INITIAL = {"he": "by He's rule", "pytorch": "PyTorch's own, as in the code that the report builds on"}
+
+
+def weight_init(model: ModelConfig) -> str:
+    """The rule by which the network of a recipe begins: "he" or "pytorch"."""
+    return model.weight_init or ARCHITECTURES[model.arch].preset.get("weight_init", "he")
 
 
 def claimed(entry: Recipe) -> str:

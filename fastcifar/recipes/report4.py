@@ -88,7 +88,7 @@ for name, claim in {"adam": 0.6855, "rmsprop": 0.7485, "adamw": 0.9306, "adagrad
     own, as_written = f"r4_optimizer_{name}", f"r4_optimizer_{name}_as_written"
     suited = "The learning rate and the decay are those that suit the optimiser."
     variant(own, "r4_baseline", "R4 T4", claim, about=suited, optimizer=name, **OWN)
-    settings = SGDS | ({"momentum": 0.9} if name == "rmsprop" else {})
+    settings: dict[str, Any] = SGDS | ({"momentum": 0.9} if name == "rmsprop" else {})
     as_sgd = "The learning rate, 0.1, and the decay are SGD's, as is the momentum where there is one."
     variant(as_written, own, "R4 T4", claim, about=as_sgd, **settings)
 
@@ -122,6 +122,8 @@ variant("r4_dropout_04", "r4_baseline", "R4 T7", 0.9549, dropout=0.4)
 variant("r4_dropout_05", "r4_baseline", "R4 T7", 0.9543, dropout=0.5)
 
 
+RESNET18: dict[str, Any] = {"arch": "resnet18", "pool": None, "dropout": None, "max_params": None}
+
 # A map below 8x8 is pooled whole, since a 5x5 window does not fit it.
 for name, claim, arch, pool, about in (
     ("4_4_3_3", 0.9487, "resnet_s4_4stages", None, "Half the width and a fourth stage make 4,458,794 parameters."),
@@ -132,7 +134,25 @@ for name, claim, arch, pool, about in (
         None,
         "A quarter of the width, in five stages, has 4,768,410 parameters.",
     ),
-    ("13_13_13", 0.9539, "resnet_s4_deep", 5, "Half the width and 39 blocks make 4,964,266 parameters."),
+    ("13_13_13", 0.9539, "resnet_s4_deep", None, "Half the width and 39 blocks make 4,959,770 parameters."),
 ):
     shape = {"arch": arch, "pool": pool, "dropout": None}
     variant(f"r4_shape_{name}", "r4_baseline", "R4 T8", claim, about=about, **shape)
+# The code has a stem of 16 channels, and its 8x8 window is the whole map.
+variant(
+    "r4_shape_13_13_13_stem32",
+    "r4_shape_13_13_13",
+    "R4 T8",
+    0.9539,
+    about="The text reads as if the stem were as wide as the first stage, with 4,964,266 parameters.",
+    stem_channels=32,
+)
+
+variant("r4_resnet18", "r4_baseline", "R4 T1", 0.9302, about="The report compares with ResNet-18.", **RESNET18)
+for size in (16, 32, 64, 256, 512):
+    about = "The report's code tries this batch size, at the same learning rate."
+    variant(f"r4_batch_{size}", "r4_baseline", "R4 code", about=about, batch_size=size)
+about = "The report wished for warm restarts."
+variant("r4_warm_restarts", "r4_baseline", "R4 text", about=about, schedule="warm-restarts")
+about = "The report wished for a longer run with RMSprop."
+variant("r4_optimizer_rmsprop_400", "r4_optimizer_rmsprop", "R4 text", about=about, epochs=400)

@@ -5,12 +5,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from fastcifar import cli
+from fastcifar import cli, device
 from fastcifar.config import DataConfig, EngineConfig, ModelConfig, OptimConfig, RunConfig
 from fastcifar.data.sources import load_dataset
 from fastcifar.diagnostics import profile
@@ -147,6 +148,21 @@ def test_refusals(capsys, tmp_path, monkeypatch):
     assert cli.main(["profile", "--arch", "resnet20_v2", "--steps", "0"]) == 2
     assert "steps is 0; expected 1 or more" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_figures_of_a_gpu_agree(images, gpu, monkeypatch, tmp_path):
+    """The profiler sees nothing of a pretended GPU, so its events are made up."""
+    monkeypatch.setattr(profile, "COPIED_BYTES", {"cuda": 2**20})
+    monkeypatch.setitem(device.MATRIX_SIZE, "cuda", 64)
+    monkeypatch.setattr(profile, "traced", lambda *arguments: [])
+    monkeypatch.setattr(profile, "parts_on_gpu", lambda *arguments: {"data": 1.0, "forward": 3.0})
+    engine = EngineConfig(device="cuda:0", precision="bf16", compile="off")
+    trainer = build_trainer(replace(config(images), engine=engine), 0.0)
+    assert isinstance(trainer.capture(), int)
+    figures = profile.measure(trainer, 4, tmp_path / "trace.json.gz")
+    assert figures.captured
+    assert figures.split["idle"] == pytest.approx(figures.step_seconds), "no kernel was seen"
+    assert figures.launches == 0
 
 
 @pytest.mark.gpu

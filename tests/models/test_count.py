@@ -76,3 +76,11 @@ def test_max_params_refuses_a_larger_network(capsys):
     assert "272,154 parameters" in " ".join(capsys.readouterr().out.split())
     assert cli.main("count --arch resnet20_v2 --max-params 272153".split()) == 2
     assert "the network has 272,154 parameters, above max_params 272,153" in capsys.readouterr().err
+
+
+def test_the_table_has_the_sum_of_each_stage(capsys):
+    """Report 1's first stack has four convolutions of 9 * 64 * 64 weights; each has a norm of 2 * 64."""
+    assert cli.main(["count", "--arch", "resnet_prop"]) == 0
+    sums = {line.split()[0]: line.split()[2:] for line in capsys.readouterr().out.splitlines() if " sum " in line}
+    assert list(sums) == ["stage1", "stage2", "stage3", "stage4"]
+    assert sums["stage1"] == [f"{4 * (9 * 64 * 64 + 2 * 64):,}", f"{4 * 2 * 9 * 64 * 64 * 32 * 32 / 1e6:.2f}"]

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from torch.optim import lr_scheduler as scheduler
+from torch.optim.swa_utils import SWALR
 
 from fastcifar.config import ScheduleConfig
 from fastcifar.errors import ConfigError
@@ -118,6 +119,19 @@ def test_momentum_is_cycled_as_by_torch():
     expected = oracle(lambda o, n: scheduler.OneCycleLR(o, PEAK, total_steps=n), 91, 0, 1, setting="momentum")
     assert momentum_table(ScheduleConfig("one-cycle"), 7, 13) == pytest.approx(expected, rel=1e-12)
     assert momentum_table(ScheduleConfig("one-cycle", cycle_momentum=False), 7, 13) is None
+
+
+@pytest.mark.parametrize(("start", "epochs"), [(75, 100), (5, 9)])
+def test_swalr_equals_torchs_after_a_cosine(start, epochs):
+    """It is stepped in place of the cosine from the epoch `start` on, as its documentation has it."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], PEAK)
+    cosine, averaging = scheduler.CosineAnnealingLR(optimizer, epochs), SWALR(optimizer, swa_lr=0.3 * PEAK)
+    expected = []
+    for epoch in range(epochs):
+        expected.append(optimizer.param_groups[0]["lr"])
+        (averaging if epoch >= start else cosine).step()
+    schedule = ScheduleConfig("swalr", warmup="0%", per="epoch", horizon=f"{start}ep", final_lr=0.3)
+    assert table(schedule, 4, epochs)[::4] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "polynomial", "one-cycle", "swa"])

@@ -55,7 +55,10 @@ def test_what_was_written_is_kept_beside_what_makes_sense():
 
 def test_reports_that_chose_by_the_test_set_watch_it():
     watching = {name for name in RECIPES if recipe(name).watch_test}
-    assert watching == {name for name in RECIPES if name.startswith(("r1_", "r4_", "r5_"))}
+    assert watching == {name for name in RECIPES if name.startswith(("r1_", "r4_", "r5_")) and "_tune_" not in name}
+    assert {name for name in RECIPES if recipe(name).data.val_split} >= {
+        n for n in RECIPES if "_tune_" in n or n[:2] == "r3"
+    }
 
 
 def test_every_network_can_be_built_and_keeps_to_its_report():
@@ -139,3 +142,8 @@ def test_a_recipe_is_described_by_all_that_is_not_default(capsys):
     for name, value in [("dropout", "0.4"), ("normalize", "none"), ("watch_test", "True"), ("claim", "96.10")]:
         assert [name, value] in words
     assert ["made", "of", "r4_baseline:", "pool=default", "dropout=0.4", "normalize=none"] in words
+
+
+@pytest.mark.parametrize(("name", "rule"), [("r4_final", "PyTorch's own"), ("r5_wrn28_2_sam", "by He's rule")])
+def test_the_description_says_how_the_weights_begin(name, rule):
+    assert f"initial weights  {rule}" in description(RECIPES[name])
