@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from pathlib import Path
 
 from . import crashes, fuzz, memory, mirrors, odd_numbers, parity
 
@@ -17,14 +19,16 @@ def main() -> int:
     parser.add_argument("--form", choices=("short", "middle", "long"), default="long", help="how much is tried")
     given = parser.parse_args()
     broken = 0
-    for name in given.attacks or ATTACKS:
-        attack, tried, survived = ATTACKS[name], 0, 0
-        for trial, fault in attack.run({"short": attack.short, "middle": attack.middle, "long": None}[given.form]):
-            tried, survived = tried + 1, survived + (fault is None)
-            if fault:
-                print(f"{name}: {trial}: {fault}", file=sys.stderr, flush=True)
-        broken += tried - survived
-        print(f"| {name} | {tried:,} | {survived:,} |", flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        for name in given.attacks or ATTACKS:
+            attack, tried, survived = ATTACKS[name], 0, 0
+            most = {"short": attack.short, "middle": attack.middle, "long": None}[given.form]
+            for trial, fault in attack.run(Path(place), most):
+                tried, survived = tried + 1, survived + (fault is None)
+                if fault:
+                    print(f"{name}: {trial}: {fault}", file=sys.stderr, flush=True)
+            broken += tried - survived
+            print(f"| {name} | {tried:,} | {survived:,} |", flush=True)
     return int(broken > 0)
 
 

@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from fastcifar.cli import EXIT_BAD_INPUT
@@ -37,7 +37,7 @@ def failing(call: Call) -> dict[str, tuple[Fault, bool]]:
 def at_each_call(faults_of: Callable[[Call], dict[str, tuple[Fault, bool]]], place: Path) -> dict[str, Trial]:
     """Attacks a run, and one that goes on after its first epoch."""
     undisturbed = Undisturbed.make(place)
-    begun = half_way(undisturbed, place)
+    begun = half_way(place)
 
     def trial(fault: Fault, lasting: bool, number: int, resumes: bool, folder: Path) -> str | None:
         run = shutil.copytree(begun, folder / "run") if resumes else folder / "run"
@@ -47,8 +47,8 @@ def at_each_call(faults_of: Callable[[Call], dict[str, tuple[Fault, bool]]], pla
         return undisturbed.go_on(run)
 
     trials = {}
-    for resumes, run in ((False, place / "watched"), (True, shutil.copytree(begun, place / "resumed"))):
-        for number, call in enumerate(calls_of(undisturbed.command(run, resumes), run)):
+    for resumes in (False, True):
+        for number, call in enumerate(calls_made(place, resumes)):
             for name, (fault, lasting) in faults_of(call).items():
                 which = "train --resume" if resumes else "train"
                 trials[f"{name} at call {number} of {which}, {call}"] = partial(trial, fault, lasting, number, resumes)
@@ -63,14 +63,20 @@ def watched(command: Callable[[], int], watch: Watch) -> Callable[[], int]:
     return act
 
 
-def half_way(undisturbed: Undisturbed, place: Path) -> Path:
+@cache
+def calls_made(place: Path, resumes: bool) -> list[Call]:
+    """The calls of a run, or of one that goes on after its first epoch."""
+    run = shutil.copytree(half_way(place), place / "resumed") if resumes else place / "watched"
+    return calls_of(Undisturbed.make(place).command(run, resumes), run)
+
+
+@cache
+def half_way(place: Path) -> Path:
     """A run that was killed in its second epoch."""
-    run, counted = place / "half", place / "counted"
-    calls = calls_of(undisturbed.command(counted), counted)
-    last = max(
-        number for number, call in enumerate(calls) if re.fullmatch(r"replace checkpoints/\.\d+\.partial", str(call))
-    )
-    in_child(watched(undisturbed.command(run), Watch(run, kill, last)))
+    run = place / "half"
+    calls = map(str, calls_made(place, resumes=False))
+    last = max(number for number, call in enumerate(calls) if re.fullmatch(r"replace checkpoints/\.\d+\.partial", call))
+    in_child(watched(Undisturbed.make(place).command(run), Watch(run, kill, last)))
     return run
 
 
@@ -88,8 +94,7 @@ def at_random_times(place: Path) -> dict[str, Trial]:
 
 
 def flipped_bits(place: Path) -> dict[str, Trial]:
-    undisturbed = Undisturbed.make(place)
-    commands = {"train --resume": half_way(undisturbed, place), "eval": undisturbed.run}
+    commands = {"train --resume": half_way(place), "eval": Undisturbed.make(place).run}
 
     def trial(command: str, file: Path, number: int, folder: Path) -> str | None:
         run = shutil.copytree(commands[command], folder / "run")

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -122,20 +123,19 @@ class Attack:
 
     name: str
     prepare: Callable[[Path], dict[str, Trial]]
-    """Returns the trials by name; the folder is kept until all have ended."""
+    """Returns the trials by name. Its folder, which other attacks share, is kept until all have ended."""
     short: int
     """How many of them belong to the fast tests."""
     middle: int
     """How many belong to `pytest -m faults`."""
 
-    def run(self, most: int | None = None) -> Iterator[tuple[str, str | None]]:
+    def run(self, place: Path, most: int | None = None) -> Iterator[tuple[str, str | None]]:
         """Carries out at most so many trials, evenly chosen; yields the name of each, and what went wrong."""
-        with tempfile.TemporaryDirectory() as place:
-            trials = list(self.prepare(Path(place)).items())
-            count = min(most or len(trials), len(trials))
-            for name, trial in (trials[number * len(trials) // count] for number in range(count)):
-                with tempfile.TemporaryDirectory() as folder:
-                    yield name, trial(Path(folder))
+        trials = list(self.prepare(place).items())
+        count = min(most or len(trials), len(trials))
+        for name, trial in (trials[number * len(trials) // count] for number in range(count)):
+            with tempfile.TemporaryDirectory() as folder:
+                yield name, trial(Path(folder))
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ class Undisturbed:
     """How long it took."""
 
     @staticmethod
+    @cache
     def make(place: Path) -> Undisturbed:
         data, run, began = make_data(place), place / "run", time.monotonic()
         arguments = ["train", "--dataset", str(data), *FLAGS, "--out"]
