@@ -30,21 +30,6 @@ WARPS = 8
 CPU_PIECE = 1 << 17
 
 
-def ema_update_reference(averages: Tensor, source: Tensor, decays: Tensor) -> None:
-    """Computes what `ema_update_` does, in plain torch: each of the three operations rounds to float32.
-
-    On a CPU it goes over pieces; elsewhere, or where a compiler fuses the operations, over the whole.
-    """
-    rows, weights = averages.view(decays.numel(), -1).unbind(), (1 - decays).view(-1).unbind()
-    in_pieces = source.device.type == "cpu" and not is_traced(source)
-    size = CPU_PIECE if in_pieces else max(source.numel(), 1)
-    for start in range(0, source.numel(), size):
-        new = source[start : start + size]
-        for row, weight in zip(rows, weights, strict=True):
-            average = row[start : start + size]
-            average.add_((new - average).mul_(weight))
-
-
 @jit
 def ema_kernel(averages_ptr, source_ptr, decays_ptr, length, AVERAGES: tl.constexpr, BLOCK: tl.constexpr):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -78,11 +63,19 @@ def ema_update_(averages: Tensor, source: Tensor, decays: Tensor) -> None:
     """
     check(averages, source, decays)
     length = source.numel()
-    if not use_triton(averages):
-        ema_update_reference(averages, source, decays)
-    elif length:
+    if use_triton(averages):
         sizes = {"AVERAGES": int(decays.numel()), "BLOCK": BLOCK, "num_warps": WARPS}
-        launch(wrap_triton(ema_kernel), (triton.cdiv(length, BLOCK),), averages, source, decays, length, **sizes)
+        if length:
+            launch(wrap_triton(ema_kernel), (triton.cdiv(length, BLOCK),), averages, source, decays, length, **sizes)
+        return
+    rows, weights = averages.view(decays.numel(), -1).unbind(), (1 - decays).view(-1).unbind()
+    # A CPU goes over pieces, but not where a compiler fuses the three operations, each of which rounds to float32.
+    size = CPU_PIECE if source.device.type == "cpu" and not is_traced(source) else max(length, 1)
+    for start in range(0, length, size):
+        new = source[start : start + size]
+        for row, weight in zip(rows, weights, strict=True):
+            average = row[start : start + size]
+            average.add_((new - average).mul_(weight))
 
 
 def check(averages: Tensor, source: Tensor, decays: Tensor) -> None:

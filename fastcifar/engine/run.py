@@ -180,7 +180,7 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
                 evaluations = trainer.evaluate(test, state.chosen())
                 accuracies = {name: evaluation.accuracy for name, evaluation in evaluations.items()}
                 tensorboard.final(config.epochs, accuracies)
-            result = conclude(run, trainer, accuracies)
+            result = conclude(run, trainer, accuracies, evaluations[WEIGHTS].loss)
             run.write_result(result)
         finally:
             draw_curves(run, console)
@@ -279,7 +279,7 @@ def draw_curves(run: Run, console: Console) -> None:
             console.note(line)
 
 
-def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result:
+def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float], test_loss: float) -> Result:
     config, best, seconds = trainer.config, trainer.state.best, trainer.clock.seconds
     averaged = {name: accuracy for name, accuracy in accuracies.items() if name != WEIGHTS}
     return Result(
@@ -302,6 +302,8 @@ def conclude(run: Run, trainer: Trainer, accuracies: dict[str, float]) -> Result
         device=device_name(trainer.device),
         versions=versions(),
         commit=commit(),
+        test_loss=test_loss,
+        validation_loss=best[WEIGHTS].score["loss"] if WEIGHTS in best else None,
     )
 
 

@@ -225,6 +225,7 @@ class Trainer:
             validation_loss=validation[WEIGHTS].loss if validation else None,
             validation_accuracy=validation[WEIGHTS].accuracy if validation else None,
             averaged_validation_accuracies=averaged_accuracies(validation),
+            test_loss=test[WEIGHTS].loss if test else None,
             test_accuracy=test[WEIGHTS].accuracy if test else None,
             averaged_test_accuracies=averaged_accuracies(test),
             images_per_second=self.images_per_second,

@@ -49,28 +49,29 @@ class BatchNorm2d(nn.BatchNorm2d):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Normalises `x`, adds `residual` if given, and returns the shortcut's input that `skip` selects, if any."""
         x, addend = x if isinstance(x, tuple) else (x, None)
-        moving = self.training and self.momentum is not None
-        if moving and takes_op(x, self.weight, residual, addend):
+        momentum = self.momentum if self.training else None
+        if momentum is not None and takes_op(x, self.weight, residual, addend):
             parameters = self.weight, self.bias, self.running_mean, self.running_var
-            how = {"momentum": self.momentum, "eps": self.eps, "relu": self.relu, "skip": skip}
+            how = {"momentum": momentum, "eps": self.eps, "relu": self.relu, "skip": skip}
             return batch_norm_relu(
                 as_channels_last(x), *parameters, as_channels_last(residual), as_channels_last(addend), **how
             )
         x = x if addend is None else x + addend
-        if moving and x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() > self.num_features:
-            y = self.compiled_for_cpu(x, residual)
+        compiling = torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() > self.num_features
+        if momentum is not None and compiling:
+            y = self.compiled_for_cpu(x, residual, momentum)
         else:
-            if self.training and not moving and self.num_batches_tracked is None:
+            if self.training and self.momentum is None and self.num_batches_tracked is None:
                 self.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=x.device)
             y = add_and_activate(super().forward(x), residual, self.relu)
         return with_skip(y, x, skip)
 
-    def compiled_for_cpu(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def compiled_for_cpu(self, x: Tensor, residual: Tensor | None, momentum: float) -> Tensor:
         y, mean, var = CompiledNorm.apply(x, residual, self.weight, self.bias, self.eps, self.relu)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
             unbiased = x.numel() / (x.numel() - self.num_features)
-            self.running_var.lerp_((var * unbiased).to(self.running_var.dtype), self.momentum)
+            self.running_var.lerp_((var * unbiased).to(self.running_var.dtype), momentum)
         return y
 
     def extra_repr(self) -> str:

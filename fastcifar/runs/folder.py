@@ -63,6 +63,10 @@ class Result:
     versions: dict[str, str]
     commit: str | None
     """Git commit of the code, where it runs from a checkout."""
+    test_loss: float | None = None
+    """Cross-entropy on the test set of the weights that `test_accuracy` is of."""
+    validation_loss: float | None = None
+    """The same on the validation split."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class EpochRecord:
     images_per_second: float
     seconds: float
     """Seconds since the run began, including compiling and interrupted sessions."""
+    test_loss: float | None = None
+    """Only with `watch_test`."""
 
 
 class Sink(Protocol):
@@ -90,6 +92,7 @@ def line(record: EpochRecord) -> str:
 TAGS = {
     "train_loss": "loss/train",
     "validation_loss": "loss/validation",
+    "test_loss": "loss/test",
     "train_accuracy": "accuracy/train",
     "validation_accuracy": "accuracy/validation",
     "averaged_validation_accuracies": "accuracy/validation",

@@ -106,6 +106,8 @@ def test_eval_gives_the_accuracy_of_the_result(finished, capsys):
     raw, averaged, *_ = capsys.readouterr().out.splitlines()
     assert f"{100 * result['test_accuracy']:.2f}%" in raw
     assert f"{100 * result['averaged_test_accuracy']:.2f}%" in averaged
+    evaluated = json.loads((finished / "evaluation" / "evaluation.json").read_text())["weights"]["weights"]
+    assert result["test_loss"] == pytest.approx(evaluated["loss"], rel=1e-3)
 
 
 def test_a_finished_run_is_left_alone(finished, small, capsys):

@@ -77,6 +77,7 @@ def test_the_best_epoch_on_the_validation_split_is_kept():
     kept = {}
     while trainer.state.epoch < 6:
         record = run(trainer, stop_after=trainer.state.steps_done + 2).records[-1]
+        assert record.test_loss == trainer.evaluate(trainer.watched, trainer.state.last())["weights"].loss
         kept[trainer.state.epoch] = (record, trainer.state.buckets.copies())
     best = trainer.state.best["weights"]
     accuracies = [record.validation_accuracy for record, _ in kept.values()]
