@@ -128,14 +128,16 @@ class Attack:
     """How many of them belong to the fast tests."""
     middle: int
     """How many belong to `pytest -m faults`."""
+    kept: tuple[str, ...] = ()
+    """Names of trials that once went wrong, which every form has."""
 
     def run(self, place: Path, most: int | None = None) -> Iterator[tuple[str, str | None]]:
         """Carries out at most so many trials, evenly chosen; yields the name of each, and what went wrong."""
-        trials = list(self.prepare(place).items())
-        count = min(most or len(trials), len(trials))
-        for name, trial in (trials[number * len(trials) // count] for number in range(count)):
+        trials = self.prepare(place)
+        names, count = list(trials), min(most or len(trials), len(trials))
+        for name in dict.fromkeys((*self.kept, *(names[number * len(names) // count] for number in range(count)))):
             with tempfile.TemporaryDirectory() as folder:
-                yield name, trial(Path(folder))
+                yield name, trials[name](Path(folder))
 
 
 @dataclass(frozen=True)

@@ -69,4 +69,10 @@ def odd_numbers(place: Path) -> dict[str, Trial]:
     return trials
 
 
-ATTACKS = (Attack("odd numbers", odd_numbers, short=20, middle=130),)
+KEPT = (
+    "train --batch-size '9223372036854775808'",
+    "train --epochs '9223372036854775808'",
+    "train --stem-stride '1000000000'",
+    "profile --steps '1000000000'",
+)
+ATTACKS = (Attack("odd numbers", odd_numbers, short=20, middle=130, kept=KEPT),)
