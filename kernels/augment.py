@@ -1,4 +1,4 @@
-"""Augmentation in one pass over memory: gather, warp, greyscale, erase, normalise and lay out.
+"""Augmentation in one pass over memory: gather, warp, greyscale, shift, erase, normalise and lay out.
 
 Source: the resampling is that of PIL (Geometry.c), the greyscale that of its mode L (Convert.c), both in integers, so
 that kernel and reference agree to the last bit.
@@ -38,6 +38,12 @@ def greyscale_reference(images: Tensor, grey: Tensor) -> Tensor:
     return torch.where(chosen, luma(images).to(torch.uint8)[..., None], images)
 
 
+def shift_reference(images: Tensor, shift: Tensor) -> Tensor:
+    """Adds to every channel, within 0 to 255: uint8 (N, H, W, 3), int32 (N, 3) -> the same shape."""
+    shifted = images.int() + upload(shift, images.device)[:, None, None]
+    return shifted.clamp_(0, 255).to(torch.uint8)
+
+
 def erase_reference(images: Tensor, boxes: Tensor, colour: Sequence[int] = BLACK) -> Tensor:
     """Paints over boxes: uint8 (N, H, W, 3), int32 (N, K, 4) of top, left, bottom, right -> the same shape."""
     count, height, width, channels = images.shape
@@ -70,6 +76,7 @@ class Inputs(NamedTuple):
     index: Tensor | None
     warp: Tensor | None
     grey: Tensor | None
+    shift: Tensor | None
     boxes: Tensor | None
     scale: Tensor | None
     offset: Tensor | None
@@ -89,6 +96,8 @@ def augment_reference(*arguments: Any) -> Tensor:
         images = warp_reference(images, given.warp, given.fill, given.colour, given.bilinear)
     if given.grey is not None:
         images = greyscale_reference(images, given.grey)
+    if given.shift is not None:
+        images = shift_reference(images, given.shift)
     if given.boxes is not None:
         images = erase_reference(images, given.boxes, given.erase_colour)
     if given.scale is None or given.offset is None:
@@ -147,12 +156,24 @@ def read_kernel(
 
 
 @jit
+def paint_kernel(value, boxes_ptr, row, column, channel, BOXES: tl.constexpr, COLOUR: tl.constexpr):
+    """Paints over those values that lie in one of a sample's boxes."""
+    for box in range(BOXES):
+        box_ptr = boxes_ptr + box * 4
+        between = (tl.load(box_ptr) <= row) & (row < tl.load(box_ptr + 2))
+        beside = (tl.load(box_ptr + 1) <= column) & (column < tl.load(box_ptr + 3))
+        value = tl.where(between & beside, (COLOUR >> (8 * channel)) & 255, value)
+    return value
+
+
+@jit
 def augment_kernel(
     output_ptr,
     images_ptr,
     index_ptr,
     warp_ptr,
     grey_ptr,
+    shift_ptr,
     boxes_ptr,
     scale_ptr,
     offset_ptr,
@@ -161,6 +182,7 @@ def augment_kernel(
     HAS_INDEX: tl.constexpr,
     HAS_WARP: tl.constexpr,
     HAS_GREY: tl.constexpr,
+    HAS_SHIFT: tl.constexpr,
     BOXES: tl.constexpr,
     NORMALIZED: tl.constexpr,
     BILINEAR: tl.constexpr,
@@ -193,12 +215,9 @@ def augment_kernel(
             blue = read_kernel(image_ptr, x, y, 2, HEIGHT, WIDTH, BILINEAR, CONSTANT, REFLECT, COLOUR, WEIGHT_BITS)
             value = (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
 
-    for box in range(BOXES):
-        box_ptr = boxes_ptr + (sample * BOXES + box) * 4
-        between = (tl.load(box_ptr) <= row) & (row < tl.load(box_ptr + 2))
-        beside = (tl.load(box_ptr + 1) <= column) & (column < tl.load(box_ptr + 3))
-        value = tl.where(between & beside, (ERASE_COLOUR >> (8 * channel)) & 255, value)
-
+    if HAS_SHIFT:
+        value = tl.minimum(tl.maximum(value + tl.load(shift_ptr + sample * 3 + channel), 0), 255)
+    value = paint_kernel(value, boxes_ptr + sample * BOXES * 4, row, column, channel, BOXES, ERASE_COLOUR)
     if NORMALIZED:
         # Adding zero rounds the product by itself, as in the reference; a plain product might be fused with the sum.
         product = tl.fma(value.to(tl.float32), tl.load(scale_ptr + channel), 0.0)
@@ -215,7 +234,7 @@ def launch_augment(kernel: Any, given: Inputs) -> Tensor:
     count = len(images if given.index is None else given.index)
     output = torch.empty((count, height, width, channels), dtype=given.out_dtype, device=images.device)
     # An absent tensor needs some pointer, which is not read.
-    pointers = [images if tensor is None else upload(tensor, images.device) for tensor in given[1:7]]
+    pointers = [images if tensor is None else upload(tensor, images.device) for tensor in given[1:8]]
     launch(
         kernel,
         (count, triton.cdiv(height * width * channels, BLOCK)),
@@ -227,6 +246,7 @@ def launch_augment(kernel: Any, given: Inputs) -> Tensor:
         HAS_INDEX=given.index is not None,
         HAS_WARP=warps,
         HAS_GREY=given.grey is not None,
+        HAS_SHIFT=given.shift is not None,
         BOXES=0 if given.boxes is None else int(given.boxes.shape[1]),
         NORMALIZED=given.out_dtype != torch.uint8,
         BILINEAR=given.bilinear and warps,
@@ -246,6 +266,7 @@ def augment(
     index: Tensor | None,
     warp: Tensor | None,
     grey: Tensor | None,
+    shift: Tensor | None,
     boxes: Tensor | None,
     scale: Tensor | None,
     offset: Tensor | None,
@@ -255,7 +276,7 @@ def augment(
     bilinear: bool,
     erase_colour: Sequence[int],
 ) -> Tensor:
-    """Gathers images, then warps, greys, erases and normalises them: (N, H, W, 3) of `out_dtype`, contiguous.
+    """Gathers images, then warps, greys, shifts, erases and normalises them: (N, H, W, 3) of `out_dtype`, contiguous.
 
     Steps whose arguments are None are left out. All tensors but the images may stay on the CPU; a warp there lets the
     reference take its short cut. On a GPU the values of tensors are not looked at, so that nothing waits: an index
@@ -266,6 +287,7 @@ def augment(
         index: int64 (N,), which images; None for all in order (N = M).
         warp: int32 (N, 6), the maps, as in `warp.warp_reference`.
         grey: bool (N,), which images lose their colours.
+        shift: int32 (N, 3), what is added to the channels of each image, within 0 to 255.
         boxes: int32 (N, K, 4), top, left, bottom and right of what is painted over; a box may be empty.
         scale: float32 (3,), by which bytes are multiplied; needed unless `out_dtype` is uint8.
         offset: float32 (3,), added after that; needed unless `out_dtype` is uint8.
@@ -279,7 +301,9 @@ def augment(
         TypeError: an argument has the wrong dtype.
         ValueError: an argument has the wrong shape, strides, device or value.
     """
-    given = Inputs(images, index, warp, grey, boxes, scale, offset, out_dtype, fill, colour, bilinear, erase_colour)
+    given = Inputs(
+        images, index, warp, grey, shift, boxes, scale, offset, out_dtype, fill, colour, bilinear, erase_colour
+    )
     check(given)
     return launch_augment(wrap_triton(augment_kernel), given) if use_triton(images) else augment_reference(*given)
 
@@ -297,6 +321,7 @@ def check(given: Inputs) -> None:
         "index": (torch.int64, (count,)),
         "warp": (torch.int32, (count, 6)),
         "grey": (torch.bool, (count,)),
+        "shift": (torch.int32, (count, 3)),
         "boxes": (torch.int32, (count, squares, 4)),
         "scale": (torch.float32, (3,)),
         "offset": (torch.float32, (3,)),

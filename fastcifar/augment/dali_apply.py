@@ -3,7 +3,7 @@
 DALI carries out the warp by nearest neighbour over a constant grey or clamped border, greyscale, erasing, every
 automatic operation but equalize, all equal to PIL to the last bit, and normalisation to float32 and float16. It has no
 bfloat16, no reflected or coloured border, and other definitions of bilinear interpolation and equalize: these are left
-to `kernels.augment` and `colour`.
+to `kernels.augment` and `colour`, and so are intensities.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CPU_THREADS = 2
 COLOURS = WITHOUT_VALUE | WITH_VALUE
 """The automatic operations that move no pixel and that DALI carries out."""
-NOTHING = Params(None, (), None, None, None)
+NOTHING = Params()
 Source = Callable[..., Node]
 """The type of `Graph.source`."""
 NORMALIZED = (torch.float32, torch.float16)
@@ -68,6 +68,10 @@ class DaliApplier(TritonApplier):
             "erase": self.erase_colour if policy.erase else None,
             "normalization": normalization if dtype in NORMALIZED else None,
         }
+        # Intensities come between grey and erasing, and are the kernel's, so all from grey on is.
+        self.whole_ending = bool(policy.intensity)
+        if self.whole_ending:
+            ending = {}
         # An automatic policy comes between the warp and the rest; without one a single graph does both.
         first, last = (warp, ending) if policy.automatic else (warp | ending, {})
         self.first = sample_graph(self.device, chunk_size, dtype, **first)
@@ -95,8 +99,8 @@ class DaliApplier(TritonApplier):
         if self.last is not None:
             self.last.start({"images": images, **sample_inputs(params)})
             images = self.last.finish()[0].clone()
-        if images.dtype != self.dtype:
-            images = self.one_pass(images, None, None, self.resampling, NOTHING)
+        if self.whole_ending or images.dtype != self.dtype:
+            images = self.one_pass(images, None, None, self.resampling, params if self.whole_ending else NOTHING)
         return images.permute(0, 3, 1, 2)
 
     def apply_slot(self, images: Tensor, slot: Slot) -> None:

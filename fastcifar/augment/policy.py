@@ -1,7 +1,7 @@
 """Augmentation policies as values, written `crop:4,flip:0.5` and checked when built; free of torch.
 
 Operations always come in this order, however they are written: one warp (crop, mirror, rotation, translation, shear),
-the automatic policy, greyscale, erased squares, normalisation, mixing of two images.
+the automatic policy, greyscale, intensities, erased squares, normalisation, mixing of two images.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Policy:
     """The name and the numbers of an automatic policy."""
     greyscale: float = 0.0
     """Probability of conversion to grey."""
+    intensity: float = 0.0
+    """Standard deviation of the multiples of the data set's colour axes that are added to an image."""
     erase: Erase | None = None
     mix: Mix | None = None
 
@@ -114,6 +116,7 @@ RANGES = (
     ("translate", 0, 1),
     ("shear", 0, 80),
     ("greyscale", 0, 1),
+    ("intensity", 0, 10),
 )
 """The plain numbers of a `Policy` with their lowest and highest values."""
 
@@ -223,6 +226,7 @@ PARTS: dict[str, tuple[str, Reader]] = {
     "randaugment": ("randaugment:2,9 (operations, magnitude of 30)", read_automatic("randaugment", 2, 9)),
     "trivialaugment": ("trivialaugment", read_automatic("trivialaugment")),
     "greyscale": ("greyscale:0.1 (probability)", number("greyscale")),
+    "intensity": ("intensity or intensity:0.1 (deviation)", number("intensity", 0.1)),
     "cutout": (
         "cutout:1x16 (squares x pixels a side), or cutout:1x16:0.5 (with a probability)",
         read_squares(False, "1x16"),

@@ -7,6 +7,7 @@ as in Triton's `tl.randint4x`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -32,6 +33,7 @@ class Stream(IntEnum):
     CHOICE = 7
     ORDER = 8
     DROPOUT = 9
+    INTENSITY = 10
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ def draw(key: Key, stream: Stream, index: Tensor, turn: int = 0) -> Tensor:
 def uniform(words: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) from 32-bit words: int64 -> float64 of the same shape."""
     return words.double() * 2.0**-32
+
+
+def normal(words: Tensor) -> Tensor:
+    """Standard normal numbers from 32-bit words, by inverting the distribution function: int64 -> float64."""
+    return math.sqrt(2) * torch.erfinv(2 * (words.double() + 0.5) * 2.0**-32 - 1)
 
 
 def below(words: Tensor, bound: int) -> Tensor:

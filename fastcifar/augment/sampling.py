@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastcifar.augment import automatic, geometry
 from fastcifar.augment.automatic import Automatic, Operation
 from fastcifar.augment.policy import Erase, Mix, Policy
-from fastcifar.augment.random import Key, Stream, below, draw, uniform
+from fastcifar.augment.random import Key, Stream, below, draw, normal, uniform
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +50,16 @@ class Mixing:
 class Params:
     """The parameters of N samples, a row each, in order of use; None or empty where unused. All are on the CPU."""
 
-    warp: Tensor | None
+    warp: Tensor | None = None
     """int32 (N, 6): the map from output to input pixels (`geometry.fixed_point`)."""
-    slots: tuple[Slot, ...]
-    grey: Tensor | None
+    slots: tuple[Slot, ...] = ()
+    grey: Tensor | None = None
     """bool (N,)."""
-    boxes: Tensor | None
+    intensity: Tensor | None = None
+    """float64 (N, 3): multiples of the data set's colour axes to add."""
+    boxes: Tensor | None = None
     """int32 (N, K, 4): top, left, bottom, right of painted squares, clipped to the image; empty ones have no height."""
-    mixing: Mixing | None
+    mixing: Mixing | None = None
 
 
 def sample(policy: Policy, key: Key, index: Tensor, size: tuple[int, int], count: int) -> Params:
@@ -70,6 +72,7 @@ def sample(policy: Policy, key: Key, index: Tensor, size: tuple[int, int], count
         warp=sample_warp(policy, key, index, size) if policy.warps else None,
         slots=sample_automatic(policy, key, index, size),
         grey=chance(draw(key, Stream.GREYSCALE, index)[:, 0], policy.greyscale) if policy.greyscale else None,
+        intensity=policy.intensity * normal(draw(key, Stream.INTENSITY, index)[:, :3]) if policy.intensity else None,
         boxes=sample_boxes(policy.erase, key, index, size) if policy.erase else None,
         mixing=sample_mixing(policy.mix, key, index, size, count) if policy.mix else None,
     )

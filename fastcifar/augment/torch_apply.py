@@ -39,7 +39,7 @@ class TorchApplier:
     """
 
     function: Callable[..., Tensor] = staticmethod(augment_reference)
-    """`kernels.augment.augment` or its reference: gathers, warps, greys, erases and normalises."""
+    """`kernels.augment.augment` or its reference: gathers, warps, greys, shifts, erases and normalises."""
     largest_chunk = 2**31 - 1
     """The largest `chunk_size` allowed."""
 
@@ -49,6 +49,7 @@ class TorchApplier:
         self.images, self.dtype = dataset.images, dtype
         self.resampling = resampling(policy, dataset.mean)
         self.erase_colour = BLACK if policy.erase and policy.erase.inside else as_bytes(dataset.mean)
+        self.axes = colour_axes(self.images) if policy.intensity else None
         self.scale, self.offset = normalization.affine(self.images.device)
         self.pending: Tensor | None = None
 
@@ -71,15 +72,23 @@ class TorchApplier:
     def one_pass(
         self, images: Tensor, index: Tensor | None, warp: Tensor | None, how: Resampling, ending: Params | None
     ) -> Tensor:
-        """Gathers and warps, then ends with greyscale, erasing and normalisation if `ending` is given: (N, H, W, 3).
+        """Gathers and warps, then does all from greyscale to normalisation if `ending` is given: (N, H, W, 3).
 
         Without `ending` the result is bytes.
         """
-        grey, boxes, dtype = (None, None, torch.uint8) if ending is None else (ending.grey, ending.boxes, self.dtype)
+        drawn, dtype = (None, None, None), torch.uint8
+        if ending is not None:
+            drawn, dtype = (ending.grey, self.shift(ending), ending.boxes), self.dtype
         normalizing = (None, None) if dtype == torch.uint8 else (self.scale, self.offset)
         return self.function(
-            images, index, warp, grey, boxes, *normalizing, dtype, how.fill, how.colour, how.bilinear, self.erase_colour
+            images, index, warp, *drawn, *normalizing, dtype, how.fill, how.colour, how.bilinear, self.erase_colour
         )
+
+    def shift(self, params: Params) -> Tensor | None:
+        """What is added to each channel of each sample, in grey levels: int32 (N, 3)."""
+        if params.intensity is None:
+            return None
+        return torch.round(params.intensity @ given(self.axes)).int()
 
     def apply_slot(self, images: Tensor, slot: Slot) -> None:
         """Carries out one turn of an automatic policy in place, a group of equal operations at a time."""
@@ -124,6 +133,25 @@ def grouped(slot: Slot, device: torch.device) -> dict[Operation, Group]:
     parts = zip(*(tensor.split(sizes.tolist()) for tensor in rows), strict=True)
     groups = (Group(Operation(number), *part) for number, part in zip(numbers.tolist(), parts, strict=True))
     return {group.operation: group for group in groups if group.operation != Operation.IDENTITY}
+
+
+def colour_axes(images: Tensor) -> Tensor:
+    """The principal axes of the colours of uint8 (N, H, W, 3), in rows, float64 (3, 3) on the CPU, in grey levels.
+
+    Each eigenvector of the covariance of red, green and blue, as fractions of 255, is as long as its eigenvalue:
+    Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks", section 4.1. Sums of
+    products of bytes are whole numbers, exact in float64 on every device; the largest part of an axis is positive.
+    """
+    total, products, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64), 0
+    for part in images.view(-1, 3).split(1 << 22):
+        pixels = part.double()
+        total += pixels.sum(0).cpu()
+        products += (pixels.T @ pixels).cpu()
+        count += len(part)
+    mean = total / count
+    values, vectors = torch.linalg.eigh((products / count - mean.outer(mean)) / 255**2)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return 255 * (vectors * largest.sign() * values).T
 
 
 def resampling(policy: Policy, mean: tuple[float, float, float]) -> Resampling:

@@ -23,6 +23,7 @@ from fastcifar.errors import DataError, reason
 
 KINDS = ("images", "labels")
 BYTES_OF_A_STRING = 100
+"""What a short string takes in Python, beside its place in the array."""
 LONGEST_HEADER = 2**14
 """Bytes that are read for a header: numpy's have about 128, and a hostile file may claim gigabytes."""
 
@@ -110,8 +111,9 @@ def class_names(path: Path, labels: np.ndarray) -> tuple[str, ...]:
     if header.dtype.kind != "U" or len(header.shape) != 1:
         raise DataError(f"classes of {path} are {header}; expected a name for each class, as strings of shape (K,).")
     check_memory(header.bytes + BYTES_OF_A_STRING * header.shape[0], f"reading classes of {path}")
+    names = load_array(path, "classes")
     try:
-        return tuple(load_array(path, "classes").tolist())
+        return tuple(names.tolist())
     except Exception as error:  # not every four bytes are a character
         raise DataError(f"classes of {path} are no text ({reason(error)}); save them anew.") from None
 

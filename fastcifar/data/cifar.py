@@ -106,9 +106,9 @@ def read_cifar(form: CifarFormat, place: Path, split: str) -> ImageSet:
     else:
         contents = unpack(read_checked(place, form.archive_md5, place), form.folder, wanted)
     meta, *batches = (unpickle(contents.pop(name), str(place / name)) for name in wanted)
-    planes = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
-    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
     labels = torch.tensor([label for batch in batches for label in batch[form.label_key]])
+    planes = [batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
+    images = np.concatenate(planes, out=np.empty((len(labels), 32, 32, 3), np.uint8))
     classes = tuple(name.decode() for name in meta[form.classes_key])
     return ImageSet(torch.from_numpy(images), labels, classes, form.mean, form.std)
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from fastcifar.errors import DataError, reason
+from fastcifar.output import printable
 
 WINDOW = 10.0
 """The rate is measured anew every so many seconds, so an address that falls silent is left within twice as many."""
@@ -115,9 +116,9 @@ def attempts(addresses: Sequence[str], slow: dict[str, float], deadline: float) 
 
 
 def why(error: Exception) -> str:
-    """The cause of `error`, without pooch's advice and urllib's wrapping."""
+    """The cause of `error`, without pooch's advice, urllib's wrapping, and what a terminal would act on."""
     inner = error.reason if isinstance(error, urllib.error.URLError) else None
-    return reason(inner if isinstance(inner, Exception) else error).split(". ")[0]
+    return printable(reason(inner if isinstance(inner, Exception) else error).split(". ")[0])
 
 
 def bar() -> Progress:

@@ -60,8 +60,8 @@ MESSAGES: dict[str, tuple[State, str]] = {
     "compiler_untried": ("note", "not tried"),
     "compiler_failed": ("warning", "torch.compile fails, so that steps run uncompiled: {error}"),
     "data": ("ok", "CIFAR-10 at {place}, every file whole"),
-    "data_to_fetch": ("note", "CIFAR-10 is not at hand; training would fetch it from {address} into {folder}"),
-    "data_unreachable": ("error", "CIFAR-10 is not at hand, and no address of it answers"),
+    "data_to_fetch": ("note", "{absence}; training would fetch it from {address} into {folder}"),
+    "data_unreachable": ("error", "{absence}, and no address of it answers"),
     "data_damaged": ("error", "{problem}"),
     "memory": ("ok", "{limit} for a run on {device}; {arch} takes about {needed}, {manner}"),
     "memory_unknown": ("note", "this system does not tell how much is free"),
@@ -263,10 +263,11 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
     except DataError as error:
         return Finding("data", "data_damaged", **parts_of(error))
     form, folder = sources.cifar_form("cifar10"), data_dir or sources.cache_folder()
+    absence = sources.absence(form, data_dir)
     for address in sources.addresses(form):
         if reachable(address):
-            return Finding("data", "data_to_fetch", address=address, folder=folder)
-    return Finding("data", "data_unreachable", archive=form.archive, folder=folder)
+            return Finding("data", "data_to_fetch", absence=absence, address=address, folder=folder)
+    return Finding("data", "data_unreachable", absence=absence, archive=form.archive, folder=folder)
 
 
 def memory_of(device: torch.device) -> Finding:

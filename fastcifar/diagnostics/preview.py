@@ -146,6 +146,8 @@ def describe(params: Params, row: int, size: tuple[int, int], dataset: ImageSet)
         words.append(operation.name.lower().replace("_", " ") + value)
     if params.grey is not None and params.grey[row]:
         words.append("greyscale")
+    if params.intensity is not None:
+        words.append("intensity " + " ".join(f"{multiple:+.2f}" for multiple in params.intensity[row].tolist()))
     if params.boxes is not None:
         words += [f"erased {box}" for box in map(describe_box, params.boxes[row].tolist()) if box]
     if params.mixing is not None:

@@ -152,6 +152,8 @@ variant("r4_resnet18", "r4_baseline", "R4 T1", 0.9302, about="The report compare
 for size in (16, 32, 64, 256, 512):
     about = "The report's code tries this batch size, at the same learning rate."
     variant(f"r4_batch_{size}", "r4_baseline", "R4 code", about=about, batch_size=size)
+about = "The report describes an augmentation of RGB intensities (Krizhevsky et al. 2012)."
+variant("r4_augment_intensity", "r4_baseline", "R4 text", about=about, augment="standard,intensity")
 about = "The report wished for warm restarts."
 variant("r4_warm_restarts", "r4_baseline", "R4 text", about=about, schedule="warm-restarts")
 about = "The report wished for a longer run with RMSprop."

@@ -33,7 +33,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 EXACT = [
     *POLICIES,
     "standard,autoaugment",
-    "transform2_reflect,autoaugment_tv,greyscale:0.3,cutout:2x5",
+    "transform2_reflect,autoaugment_tv,greyscale:0.3,intensity:3,cutout:2x5",
+    "standard,greyscale:0.3,intensity:2",
     "randaugment:3,14",
     "trivialaugment,coarse:3x4",
     "crop:3",
@@ -114,7 +115,7 @@ def assert_images(backend: str, name: str, slot: Slot, size: tuple[int, int], ex
     images[::3] = images[::3] // 5 + 90
     images[::10] = images[::10, :1, :1]
     dataset = replace(image_set(len(images), size), images=images)
-    got = apply(backend, parse(name), dataset, Params(None, (slot,), None, None, None)).permute(0, 2, 3, 1)
+    got = apply(backend, parse(name), dataset, Params(slots=(slot,))).permute(0, 2, 3, 1)
     for row, (image, augmented) in enumerate(zip(images, got, strict=True)):
         picture = expected(Image.fromarray(image.numpy()), row, Operation(int(slot.operation[row])))
         assert np.array_equal(augmented, picture), (row, slot.operation[row], slot.value[row])
@@ -241,3 +242,17 @@ def test_absent_dali_is_one_sentence(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match=r"install nvidia-dali-cuda130 or choose --loader torch\.$"):
         resolve_name(BACKENDS["dali"])(image_set(2), Policy(), Normalization(MEAN, STD), torch.uint8, 8)
+
+
+def test_intensities_are_multiples_of_the_principal_components_by_numpy():
+    """Krizhevsky et al. 2012: [p1, p2, p3] [a1 l1, a2 l2, a3 l3] is added, which does not depend on the sign of a p."""
+    dataset, policy = image_set(200, (9, 7)), parse("intensity:0.5")
+    dataset.images[..., 1] = dataset.images[..., 0] // 2  # so that the axes differ
+    params = drawn(policy, dataset)
+    assert params.intensity.std() == pytest.approx(0.5, rel=0.1)
+    pixels = dataset.images.view(-1, 3).numpy() / 255
+    values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False, bias=True))
+    vectors *= np.sign(vectors[np.abs(vectors).argmax(0), range(3)])
+    shift = np.rint(255 * vectors @ (params.intensity.numpy() * values).T).T
+    expected = np.clip(dataset.images.numpy() + shift[:, None, None], 0, 255)
+    assert np.array_equal(apply("torch", policy, dataset, params).permute(0, 2, 3, 1), expected)

@@ -18,6 +18,7 @@ from fastcifar.errors import ConfigError
         translate=st.sampled_from([0.0, 0.125]),
         shear=st.sampled_from([0.0, 7.0]),
         greyscale=st.sampled_from([0.0, 0.1]),
+        intensity=st.sampled_from([0.0, 0.1]),
         fill=st.sampled_from(["black", "mean", "reflect", "clamp"]),
         interpolation=st.sampled_from(["nearest", "bilinear"]),
         automatic=st.sampled_from([None, ("autoaugment", ()), ("randaugment", (3, 14))]),

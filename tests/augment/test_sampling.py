@@ -157,7 +157,7 @@ def test_mixing_partners_are_uniform_and_cutmix_shares_are_the_exact_areas():
 
 
 def test_rows_depend_on_their_sample_alone():
-    text = "transform2,autoaugment,greyscale:0.5,cutout:3x5,cutmix"
+    text = "transform2,autoaugment,greyscale:0.5,intensity,cutout:3x5,cutmix"
     whole, part = draw_all(text), draw_all(text, index=INDEX[700:900])
     for drawn, alone in zip(tensors(whole), tensors(part), strict=True):
         assert torch.equal(drawn[700:900], alone)
@@ -165,4 +165,12 @@ def test_rows_depend_on_their_sample_alone():
 
 def tensors(params: Params) -> list[torch.Tensor]:
     slots = [tensor for slot in params.slots for tensor in (slot.operation, slot.value, slot.warp)]
-    return [params.warp, params.grey, params.boxes, params.mixing.partner, params.mixing.share, *slots]
+    return [
+        params.warp,
+        params.grey,
+        params.intensity,
+        params.boxes,
+        params.mixing.partner,
+        params.mixing.share,
+        *slots,
+    ]

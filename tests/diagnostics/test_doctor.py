@@ -95,6 +95,7 @@ def test_data_that_is_not_at_hand_must_be_within_reach(tmp_path, monkeypatch):
     assert "http://mirror.invalid/data/cifar-10-python.tar.gz" in finding.text
     finding = doctor.check_data(None, lambda address: False)
     assert finding.code == "data_unreachable"
+    assert "no cifar-10-batches-py or cifar-10-python.tar.gz in" in finding.text
     assert "put cifar-10-python.tar.gz into" in finding.remedy
 
 

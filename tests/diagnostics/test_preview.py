@@ -136,14 +136,16 @@ def test_everything_in_words(dataset: ImageSet) -> None:
     )
     boxes = torch.tensor([[[0, 3, 4, 7], [12, 0, 12, 4]], [[5, 5, 5, 9], [5, 5, 9, 5]]])
     mixing = Mixing(torch.tensor([15, 25]), torch.tensor([128, 256]), torch.tensor([[2, 3, 10, 8], [4, 4, 4, 9]]))
-    params = Params(identity, slots, torch.tensor([True, False]), boxes, mixing)
+    params = Params(identity, slots, torch.tensor([True, False]), None, boxes, mixing)
     assert [describe(params, row, (16, 12), dataset) for row in range(2)] == [
         "solarize 127.5, auto contrast, greyscale, erased 4x4 at (0, 3), 50% kept, the rest from 15 (bee): 8x5 at "
         "(2, 3)",
         "identity, translate x -9, 100% kept, the rest from 25 (c$t): nothing",
     ]
-    assert describe(Params(identity, (), None, None, None), 0, (16, 12), dataset) == "unchanged"
-    mixup = Params(None, (), None, None, Mixing(mixing.partner, mixing.share, None))
+    assert describe(Params(identity), 0, (16, 12), dataset) == "unchanged"
+    brighter = Params(intensity=torch.tensor([[0.5, -0.25, 0.0]]))
+    assert describe(brighter, 0, (16, 12), dataset) == "intensity +0.50 -0.25 +0.00"
+    mixup = Params(mixing=Mixing(mixing.partner, mixing.share, None))
     assert describe(mixup, 0, (16, 12), dataset) == "50% kept, the rest from 15 (bee)"
 
 

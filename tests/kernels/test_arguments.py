@@ -26,6 +26,7 @@ REFUSED: list[tuple[Callable[..., Any], Arguments, dict[str, list[Any]]]] = [
             "index": [IMAGES["index"].int()],
             "warp": [IMAGES["warp"][1:], IMAGES["warp"].to("meta")],
             "grey": [IMAGES["grey"].byte()],
+            "shift": [IMAGES["shift"].long(), IMAGES["shift"][:, :2]],
             "boxes": [IMAGES["boxes"][:, 0]],
             "scale": [IMAGES["scale"].double(), None],
             "out_dtype": [torch.float64],

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcifar.kernels.augment import augment
 
 EVERYTHING = Case("everything", {"count": 3, "size": (5, 8)})
-NOTHING = dict.fromkeys(("index", "warp", "grey", "boxes"))
+NOTHING = dict.fromkeys(("index", "warp", "grey", "shift", "boxes"))
 
 
 @needs_kernels

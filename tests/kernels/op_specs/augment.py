@@ -26,6 +26,7 @@ def make(shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> 
         "index": torch.randint(0, max(count, 1), (count,), device=device),
         "warp": shifts_and_mirrors(count, width, device),
         "grey": torch.rand(count, device=device) < 0.3,
+        "shift": torch.randint(-300, 300, (count, 3), dtype=torch.int32, device=device),
         "boxes": torch.randint(-2, max(height, width) + 2, boxes, dtype=torch.int32, device=device),
         "scale": torch.tensor([0.0171, 0.0175, 0.0174], device=device),
         "offset": torch.tensor([-2.118, -2.036, -1.804], device=device),
@@ -54,7 +55,7 @@ def shifts_and_mirrors(count: int, width: int, device: torch.device) -> Tensor:
 
 
 def by_indexing(
-    images, index, warp, grey, boxes, scale, offset, out_dtype, fill, colour, bilinear, erase_colour
+    images, index, warp, grey, shift, boxes, scale, offset, out_dtype, fill, colour, bilinear, erase_colour
 ) -> Tensor:
     """Computes what `augment` is by definition, a pixel at a time by indexing; normalises in the dtype of `scale`."""
     images = images if index is None else images[index]
@@ -66,6 +67,8 @@ def by_indexing(
     if grey is not None:
         luminance = (images * row_of([19595, 38470, 7471], images)).sum(-1, keepdim=True) + (1 << 15) >> 16
         images = torch.where(grey[:, None, None, None], luminance, images)
+    if shift is not None:
+        images = (images.long() + shift.long()[:, None, None]).clamp(0, 255)
     if boxes is not None:
         top, left, bottom, right = boxes[..., None, None].unbind(2)
         erased = ((top <= row) & (row < bottom) & (left <= column) & (column < right)).any(1)
@@ -110,18 +113,18 @@ def read_by_indexing(images: Tensor, x: Tensor, y: Tensor, fill: str, colour: Se
 
 def bytes_moved(arguments: Arguments) -> int:
     """Counts the bytes moved; of the data set, only the images that are drawn."""
-    drawn = [arguments[name] for name in ("index", "warp", "grey", "boxes") if arguments[name] is not None]
+    drawn = [arguments[name] for name in ("index", "warp", "grey", "shift", "boxes") if arguments[name] is not None]
     return sum(tensor.nbytes for tensor in drawn) + arguments["images"].numel() * (1 + arguments["out_dtype"].itemsize)
 
 
-STANDARD = {"size": (32, 32), "absent": ("grey", "boxes"), "shifts": True}
+STANDARD = {"size": (32, 32), "absent": ("grey", "shift", "boxes"), "shifts": True}
 
 SPEC = OpSpec(
     op=augment,
     make=make,
     rival=by_indexing,
     cases=(
-        Case("images-alone", {"count": 3, "size": (5, 8), "absent": ("index", "warp", "grey", "boxes")}),
+        Case("images-alone", {"count": 3, "size": (5, 8), "absent": ("index", "warp", "grey", "shift", "boxes")}),
         *(
             Case(f"17x23-{fill}-{how}", {"count": 5, "size": (17, 23), "fill": fill, "bilinear": how == "bilinear"})
             for how in ("bilinear", "nearest")
@@ -129,7 +132,7 @@ SPEC = OpSpec(
         ),
         *(
             Case(f"without-{name}", {"count": 3, "size": (5, 8), "absent": (name,)})
-            for name in ("index", "warp", "grey", "boxes")
+            for name in ("index", "warp", "grey", "shift", "boxes")
         ),
         Case("1x1", {"count": 2, "size": (1, 1), "fill": "reflect", "bilinear": True}),
         Case("33x31", {"count": 2, "size": (33, 31), "bilinear": True}),
@@ -142,7 +145,7 @@ SPEC = OpSpec(
         Case("32768-standard", {"count": 32768, **STANDARD}, of_a_network=True),
     ),
     bytes_moved=bytes_moved,
-    summary="Gathers images by index, then warps, greys, erases and normalises them, NHWC.",
+    summary="Gathers images by index, then warps, greys, shifts, erases and normalises them, NHWC.",
     dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.uint8),
     same_bits=True,
 )
