@@ -17,7 +17,7 @@ import fastcifar
 from fastcifar.commands import COMMANDS, Ensemble, Reproduce, Resume
 from fastcifar.config import RunConfig
 from fastcifar.data.sources import check_data_dir
-from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
+from fastcifar.errors import ConfigError, FastcifarError, is_memory_error, reason, unknown
 from fastcifar.models import check_trusted
 from fastcifar.output import complain, discard, prepare_streams
 from fastcifar.recipes import recipe
@@ -90,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         goes_on = isinstance(command, Ensemble | Reproduce)
         complain("Stopped and saved; the same command goes on." if goes_on else stop)
         return EXIT_SIGNALLED + stop.signal_number
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        what_to_do = "close other programs, or take smaller batches or a smaller network"
+        complain(f"fastcifar: memory ran out ({reason(error)}); {what_to_do}.")
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         complain("fastcifar: stopped.")
         return EXIT_SIGNALLED + 2

@@ -108,8 +108,12 @@ class LossConfig:
                 "temperature and distill_weight belong to a teacher; add --teacher RUN or leave them out."
             )
         check_range("label_smoothing", self.label_smoothing, 0, 1)
-        check_range("gamma_pos", self.gamma_pos, 0)
-        check_range("gamma_neg", self.gamma_neg, 0)
+        for name, gamma in given.items():
+            check_range(name, gamma, 0)
+            if gamma is not None and 0 < gamma < 1:
+                raise ConfigError(
+                    f"{name} is {gamma}, which gives the loss an infinite slope; expected 0 or from 1 on."
+                )
         check_range("temperature", self.temperature, 0, exclusive=True)
         check_range("distill_weight", self.distill_weight, 0, 1)
 

@@ -14,7 +14,16 @@ from rich.table import Table
 
 from fastcifar.checks import given
 from fastcifar.config import DataConfig, RunConfig
-from fastcifar.engine.memory import DataSize, MemoryPlan, footprint, lay_out, memory_limit, passes_in_words, size
+from fastcifar.engine.memory import (
+    DataSize,
+    MemoryPlan,
+    check_passes,
+    footprint,
+    lay_out,
+    memory_limit,
+    passes_in_words,
+    size,
+)
 from fastcifar.errors import ConfigError
 from fastcifar.models import find_architecture
 from fastcifar.optim import OPTIMIZERS
@@ -208,6 +217,7 @@ def cost(config: RunConfig, course: Outline) -> Cost:
         precision = Precision("bf16" if config.engine.precision == "auto" else config.engine.precision)
     taken = footprint(config, course.data, device, precision.dtype.itemsize, count)
     memory = lay_out(config, taken, limit or sys.maxsize)
+    check_passes(config.model.arch, memory.batch_size, memory.micro_batch, count)
     batch, speed = min(memory.micro_batch, REHEARSED[device.type]), None
     if present:
         if config.engine.threads:

@@ -203,6 +203,16 @@ def fit_to_memory(config: RunConfig, taken: Footprint, limit: int | None) -> tup
     return replace(config, data=data, engine=engine), plan
 
 
+def check_passes(arch: str, batch_size: int, micro_batch: int, count: NetworkCount) -> None:
+    """Raises ConfigError where a pass has one image and a batch norm maps of one pixel, which have no variance."""
+    pointwise = [layer for layer in count.layers if "BatchNorm" in layer.kind and math.prod(layer.output[1:]) == 1]
+    if pointwise and 1 in (batch_size, micro_batch, batch_size % micro_batch):
+        raise ConfigError(
+            f"{arch}'s {pointwise[0].name} normalises maps of one pixel, whose variance over one image is not defined; "
+            "choose a --batch-size, or a --micro-batch, that leaves no image by itself."
+        )
+
+
 def memory_limit(engine: EngineConfig, device: torch.device) -> int | None:
     """Returns the bytes that this process may take: the limit given, else its own plus the free; None if unknown."""
     from fastcifar.device import free_memory, own_memory

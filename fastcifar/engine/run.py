@@ -20,7 +20,7 @@ from fastcifar.engine.compile import Obstacle, Why
 from fastcifar.engine.memory import plan_in_words
 from fastcifar.engine.setup import Images, build_trainer, open_images, resolve
 from fastcifar.engine.trainer import Trainer
-from fastcifar.errors import ConfigError, FastcifarError, reason
+from fastcifar.errors import ConfigError, FastcifarError, is_memory_error, reason
 from fastcifar.models import GIVEN, check_trusted
 from fastcifar.optim.course import Duration
 from fastcifar.optim.schedules import in_steps, lr_table
@@ -218,7 +218,7 @@ def train_epochs(run: Run, trainer: Trainer, sinks: tuple[Sink, ...], console: C
 
 @contextmanager
 def naming_failures(run: Path | None = None) -> Iterator[None]:
-    """Turns a GPU's failure or lack of memory into a FastcifarError that says how to continue `run`, if it exists."""
+    """Turns a lack of memory or a GPU's failure into a FastcifarError that says how to continue `run`, if it exists."""
     command = f"fastcifar train --resume {shlex.quote(str(run))}" if run else "the same command"
     try:
         yield
@@ -231,6 +231,13 @@ def naming_failures(run: Path | None = None) -> Iterator[None]:
         raise FastcifarError(
             f"the GPU failed ({reason(error)}); what was saved is whole: go on with {command}, or ask fastcifar "
             "doctor if that fails too."
+        ) from error
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_memory_error(error):
+            raise
+        raise FastcifarError(
+            f"the main memory ran out ({reason(error)}); close other programs and go on with {command}, or start anew "
+            "with a smaller --batch-size, or with --micro-batch, which splits the batches."
         ) from error
 
 
@@ -311,7 +318,9 @@ def flop_utilization(trainer: Trainer) -> float | None:
     """Returns the FLOP rate of training over that of a large matrix product; None where memory is short for it."""
     try:
         possible = matmul_flops_per_second(trainer.device, trainer.precision.dtype)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
         return None
     return trainer.images_per_second * trainer.count.training_flops / possible
 

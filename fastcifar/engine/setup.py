@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastcifar.augment.policy import parse
+from fastcifar.checks import given
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.data.image_set import ImageSet
 from fastcifar.data.loader import resolve_backend
@@ -18,7 +19,7 @@ from fastcifar.data.sources import check_data_dir, is_path, load_dataset, resolv
 from fastcifar.data.splits import validation_split
 from fastcifar.device import DTYPES, keep_freed_memory, resolve_device, resolve_precision
 from fastcifar.engine.compile import keep_artefacts
-from fastcifar.engine.memory import DataSize, fit_to_memory, footprint, limit_memory, memory_limit
+from fastcifar.engine.memory import DataSize, check_passes, fit_to_memory, footprint, limit_memory, memory_limit
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError
 from fastcifar.models.count import count_model, count_network
@@ -122,6 +123,7 @@ def build_trainer(
     device = torch.device(config.engine.device)
     taken = footprint(config, size, device, DTYPES[config.engine.precision].itemsize, count)
     config, plan = fit_to_memory(config, taken, memory_limit(config.engine, device))
+    check_passes(config.model.arch, config.batch_size, given(config.engine.micro_batch), count)
     if config.data.val_split:
         kept, apart = validation_split(train.labels, config.data.val_split, config.data.split_seed, size.classes)
         train, validation = train.subset(kept), train.subset(apart)

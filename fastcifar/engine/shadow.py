@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from fastcifar.models.blocks import Subsampling
 from fastcifar.models.layers import SqueezeExcite
 
 
@@ -74,13 +75,13 @@ def shadow_dtype(arch: str, device: torch.device, dtype: torch.dtype) -> torch.d
 def cast_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yields the name and parameter of each plain convolution and dense layer, which autocast casts.
 
-    Subclasses are left out, as they may compute with a weight before they use it; so is squeeze-and-excitation, whose
-    kernel takes float32, and any parameter that several modules share, as others may use it differently.
+    Other subclasses are left out, as they may compute with a weight before they use it; so is squeeze-and-excitation,
+    whose kernel takes float32, and any parameter that several modules share, as others may use it differently.
     """
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
     gates = {id(part) for module in model.modules() if isinstance(module, SqueezeExcite) for part in module.modules()}
     for prefix, module in model.named_modules():
-        if type(module) in (nn.Conv2d, nn.Linear) and id(module) not in gates:
+        if type(module) in (nn.Conv2d, Subsampling, nn.Linear) and id(module) not in gates:
             for name, parameter in module.named_parameters(prefix, recurse=False):
                 if users[parameter] == 1:
                     yield name, parameter

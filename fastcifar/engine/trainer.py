@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -28,6 +29,12 @@ from fastcifar.models.count import NetworkCount, count_model, count_network
 from fastcifar.optim.averaging import SWA, Flat
 from fastcifar.runs.checkpoint import WEIGHTS, Network
 from fastcifar.runs.records import EpochRecord
+
+CALMER = (
+    "lower --lr, lengthen --warmup, or bound the gradient with --clip-norm 1; if none of them helps, an operation of "
+    "the network has an infinite gradient."
+)
+"""What to do where training diverged."""
 
 
 class Trainer:
@@ -154,20 +161,31 @@ class Trainer:
             self.running = totals.loss / images, totals.correct / images
 
     def read_totals(self) -> Totals:
-        """Reads the epoch's totals; waits for the device. Raises FastcifarError where a loss was not finite."""
-        totals = self.state.meter.read()
+        """Reads the epoch's totals; waits for the device.
+
+        Raises FastcifarError where a loss was not finite, or where the weights are not since the last update.
+        """
+        totals, state = self.state.meter.read(), self.state
         self.check_finite(totals)
+        if not torch.stack(torch.aminmax(state.buckets.flat[0])).isfinite().all():
+            raise FastcifarError(f"the weights became infinite or NaN {self.place_of(state.steps_done - 1)}; {CALMER}")
         return totals
 
     def check_finite(self, totals: Totals) -> None:
         """Raises FastcifarError where the loss of a step since the epoch began was not finite."""
         bad = totals.first_bad_step
-        if bad is not None:
+        if bad is None:
+            return
+        if not any(self.state.lr[:bad]):
             raise FastcifarError(
-                f"the loss became infinite or NaN at step {bad} of {self.state.total_steps} "
-                f"(epoch {bad // self.steps_per_epoch + 1}, lr {self.state.lr[bad]:.4g}); "
-                "lower --lr, lengthen --warmup, or bound the gradient with --clip-norm 1."
+                f"the loss is infinite or NaN {self.place_of(bad)}, before anything was learnt; mend the network, its "
+                "teacher or the images, or choose --precision fp32."
             )
+        raise FastcifarError(f"the loss became infinite or NaN {self.place_of(bad)}; {CALMER}")
+
+    def place_of(self, step: int) -> str:
+        epoch, lr = step // self.steps_per_epoch + 1, self.state.lr[step]
+        return f"at step {step} of {self.state.total_steps} (epoch {epoch}, lr {lr:.4g})"
 
     def end_epoch(self, totals: Totals) -> EpochRecord:
         """Averages, evaluates and records the epoch just ended, keeps the best weights, and adapts the rate."""
@@ -202,7 +220,10 @@ class Trainer:
         self.state.averages.estimate_statistics(self.model, forward, images)
 
     def evaluate(self, dataset: ImageSet | None, weights: dict[str, Flat]) -> dict[str, Evaluation]:
-        """Evaluates each of `weights`; returns an empty dict without a data set."""
+        """Evaluates each of `weights`; returns an empty dict without a data set.
+
+        Raises FastcifarError where outputs are not finite.
+        """
         if dataset is None:
             return {}
         found = {}
@@ -211,6 +232,11 @@ class Trainer:
             for name, flat in weights.items():
                 with self.state.buckets.holding(flat):
                     found[name] = self.evaluator(dataset)
+                if not math.isfinite(found[name].loss):
+                    raise FastcifarError(
+                        f"the network's outputs are infinite or NaN in the evaluation of {name} after step "
+                        f"{self.state.steps_done} of {self.state.total_steps}; {CALMER}"
+                    )
         return found
 
     def record(self, totals: Totals, validation: dict[str, Evaluation], test: dict[str, Evaluation]) -> EpochRecord:

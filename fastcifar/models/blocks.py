@@ -69,9 +69,28 @@ class BlockShape:
         return nn.Sequential(pool, convolution(self.channels[0], self.channels[-1], self.skip_kernel))
 
 
+ONEDNN_CHANNELS = 16
+"""From so many input channels on, oneDNN's strided 1x1 convolution is sound."""
+
+
+class Subsampling(nn.Conv2d):
+    """A 1x1 convolution with a stride that, in training on a CPU, first drops the pixels which the stride skips.
+
+    With fewer than 16 input channels in channels_last, the backward pass of oneDNN, which torch calls there, writes
+    beyond its memory on maps of about 50 pixels and more, and ends the process or spoils its values.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+
+
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the image size at stride 1; `kernel` is odd."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    unsound = kernel == groups == 1 and stride > 1 and in_channels < ONEDNN_CHANNELS
+    kind = Subsampling if unsound else nn.Conv2d
+    return kind(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class PostActivation(nn.Module):

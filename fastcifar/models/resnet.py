@@ -11,6 +11,9 @@ from fastcifar.errors import ConfigError
 EXPANSION = {"basic": 1, "bottleneck": 4}
 """Output channels of each block, in widths of its stage."""
 
+MOST_BLOCKS, LARGEST = 10_000, 1_000_000
+"""Bounds of a network that can be described, though hardly trained, beyond which its sizes overflow 64 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet:
@@ -79,6 +82,12 @@ class ResNet:
             )
         if min(*self.blocks, *self.channels, self.stem_width) < 1:
             raise ConfigError("blocks, channels and stem_channels must all be at least 1.")
+        widest = max(*self.channels, *self.inner_widths, self.stem_width, self.stem_features, *self.kernels)
+        if sum(self.blocks) > MOST_BLOCKS or widest > LARGEST:
+            raise ConfigError(
+                f"blocks add up to {sum(self.blocks):,}, and the largest width or kernel is {widest:,}; expected at "
+                f"most {MOST_BLOCKS:,} and {LARGEST:,}."
+            )
         for name in ("stem_out", "stem_stride", "entry_stride", "pool", "pool_stride", "groups", "group_width"):
             check_range(name, getattr(self, name), 1, 1_000_000)
         for name in ("se_ratio", "block_dropout", "dropout", "stochastic_depth"):

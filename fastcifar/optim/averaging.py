@@ -46,9 +46,8 @@ class Buckets:
         self.flat = (flatten(parameters), flatten(buffers))
         self.views = {id(buffer): buffer for buffer in buffers}
         """The buffers that lie in `flat`, by identity."""
-        modules = [(module, name) for module in model.modules() for name, _ in module.named_buffers(recurse=False)]
-        self.places = [(module._buffers, name) for module, name in modules]
-        """The dictionary that holds each buffer, and its name there."""
+        self.places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+        """The dictionary that holds each buffer, which may be None for now, and its name there."""
 
     def keep_buffers(self) -> Callable[[], None]:
         """Returns a function that makes the buffers what they are now, except for the values in `flat`.

@@ -49,18 +49,21 @@ def test_compiling_that_fails_falls_back(monkeypatch):
 
 
 class Counting(nn.Module):
-    """Counts its passes in training: in an integer, in place of the count before, and outside the state dict."""
+    """Counts its passes in training by buffers: an integer, one replaced by the next, an unsaved and a later one."""
 
     def __init__(self):
         super().__init__()
         self.norm, self.classifier = nn.BatchNorm2d(3, momentum=None), nn.Linear(3, 5)
         self.register_buffer("replaced", torch.zeros(()))
         self.register_buffer("unsaved", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("later", None, persistent=False)
 
     def forward(self, x):
         if self.training:
             self.replaced = self.replaced + 1
             self.unsaved += 1
+            self.later = torch.zeros(()) if self.later is None else self.later
+            self.later += 1
         return self.classifier(self.norm(x).mean((2, 3)))
 
 
@@ -74,8 +77,17 @@ def test_only_the_first_pass_of_a_step_changes_a_networks_buffers(compiling, sha
     )
     trainer.compile()
     run(trainer)
-    counts = network.norm.num_batches_tracked, network.replaced, network.unsaved
-    assert [count.item() for count in counts] == [10, 10, 10]
+    counts = network.norm.num_batches_tracked, network.replaced, network.unsaved, network.later
+    assert [count.item() for count in counts] == [10, 10, 10, 10]
+
+
+@pytest.mark.usefixtures("card")
+def test_the_second_pass_of_captured_steps_counts_no_batches():
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    config = replace(CONFIG, model=ModelConfig(GIVEN), engine=GPU, **METHODS["asam"])
+    trainer = Trainer(config, image_set(100), model=nn.Sequential(*layers))
+    assert trainer.capture() == 8
+    assert run(trainer).model[1].num_batches_tracked.item() == 10
 
 
 @pytest.mark.slow

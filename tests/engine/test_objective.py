@@ -74,6 +74,8 @@ def test_build_loss_reads_the_configuration():
         ({"gamma_neg": 2.0}, "cross-entropy does not read gamma_neg"),
         ({"temperature": 2.0}, "add --teacher RUN"),
         ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+        ({"loss": "asymmetric", "gamma_neg": 0.5}, "gamma_neg is 0.5, which gives the loss an infinite slope"),
+        ({"loss": "asymmetric", "gamma_pos": 0.5}, "gamma_pos is 0.5, which gives the loss an infinite slope"),
     ],
 )
 def test_settings_that_are_not_read_are_refused(settings, message):

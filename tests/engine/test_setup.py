@@ -1,4 +1,4 @@
-"""From a configuration to a trainer: the images, and the validation split."""
+"""From a configuration to a trainer: the images, the validation split, and what a machine cannot do."""
 
 from dataclasses import replace
 
@@ -6,10 +6,12 @@ import pytest
 import torch
 from small_training import CONFIG, image_set
 
+from fastcifar import cli
+from fastcifar.config import ModelConfig
 from fastcifar.data.image_set import ImageSet
-from fastcifar.engine.run import train
+from fastcifar.engine.run import naming_failures, train
 from fastcifar.engine.setup import Images, build_trainer, open_images
-from fastcifar.errors import ConfigError, DataError
+from fastcifar.errors import ConfigError, DataError, FastcifarError
 from fastcifar.recipes.registry import derive
 
 
@@ -39,3 +41,37 @@ def test_two_sets_that_do_not_belong_together_are_refused():
     for other in (replace(test, classes=tuple("vwxyz")), replace(test, images=test.images[:, :8, :8])):
         with pytest.raises(ConfigError, match="differ in their classes or in the size"):
             open_images(CONFIG, train, other)
+
+
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [(1, None), (20, 1), (20, 19)])
+def test_a_batch_norm_of_single_values_is_refused(batch_size, micro_batch):
+    tiny = ModelConfig("resnet", blocks=(1,) * 5, channels=(4,) * 5)
+    config = replace(CONFIG, model=tiny, batch_size=batch_size)
+    images = Images(image_set(40), image_set(20, 1))
+    with pytest.raises(ConfigError, match=r"stage5.0.branch.1 normalises maps of one pixel"):
+        build_trainer(replace(config, engine=replace(config.engine, micro_batch=micro_batch)), images=images)
+
+
+def torch_runs_out() -> None:
+    torch.empty(2**50)
+
+
+def python_runs_out() -> None:
+    bytearray(2**62)
+
+
+@pytest.mark.parametrize("run_out", [torch_runs_out, python_runs_out])
+def test_main_memory_that_runs_out_ends_in_a_sentence(run_out, monkeypatch, capsys):
+    with (
+        pytest.raises(FastcifarError, match=r"memory ran out \(.*\); close other .* or with --micro-batch"),
+        naming_failures(),
+    ):
+        run_out()
+    monkeypatch.setattr(cli, "parse", lambda arguments: run_out)
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err.startswith("fastcifar: memory ran out (")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), naming_failures():
+        torch.zeros(2, 3) @ torch.zeros(2, 3)

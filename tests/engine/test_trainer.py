@@ -136,6 +136,33 @@ def test_a_loss_that_is_not_finite_ends_the_epoch_within_some_steps():
     assert trainer.state.batch == trainer.live_meter.every == 16
 
 
+def test_a_last_update_to_infinite_weights_is_noticed():
+    config = replace(CONFIG, optim=OptimConfig(lr=1e38), schedule=ScheduleConfig("constant", warmup="0%"), epochs=1)
+    trainer = Trainer(config, image_set(20))
+    with torch.no_grad():
+        trainer.model.classifier.weight.mul_(100)
+    assert trainer.run_epoch()
+    with pytest.raises(FastcifarError, match=r"weights became infinite or NaN at step 0 of 1 \(epoch 1, lr 1e\+38\)"):
+        trainer.read_totals()
+
+
+def test_an_evaluation_with_outputs_that_are_not_finite_is_an_error():
+    trainer = Trainer(CONFIG, image_set(20))
+    with torch.no_grad():
+        trainer.model.classifier.weight.fill_(3e38)
+    with pytest.raises(FastcifarError, match="outputs are infinite or NaN in the evaluation of weights after step 0"):
+        trainer.evaluate(image_set(10), trainer.state.last())
+
+
+def test_a_network_that_begins_with_nan_is_not_blamed_on_the_learning_rate():
+    trainer = Trainer(CONFIG, image_set(40))
+    with torch.no_grad():
+        trainer.model.classifier.bias[0] = torch.nan
+    trainer.run_epoch()
+    with pytest.raises(FastcifarError, match=r"NaN at step 0 of 4 .*, before anything was learnt; mend the network"):
+        trainer.read_totals()
+
+
 def test_the_running_loss_and_accuracy_are_those_of_this_epoch_so_far():
     trainer, seen = Trainer(CONFIG, image_set(800)), []
     for _ in range(2):

@@ -5,7 +5,7 @@ import torch
 from timm.layers import drop_path
 from torch import nn
 
-from fastcifar.models.blocks import BlockShape, Merge, Pool, PostActivation, PreActivation, StochasticDepth
+from fastcifar.models.blocks import BlockShape, Merge, Pool, PostActivation, PreActivation, StochasticDepth, Subsampling
 from fastcifar.models.layers import BatchNorm2d
 
 SAME = BlockShape(channels=(8, 8, 8), kernels=(3, 3))
@@ -21,7 +21,7 @@ def test_pre_activation_block_follows_the_paper():
         branch = conv2(torch.relu(normed(norm2, conv1(activated))))
         shortcut = block.shortcut[0](activated) if block.projects else x
         torch.testing.assert_close(block(x), (branch, shortcut))
-    assert [type(layer) for layer in block.shortcut] == [nn.Conv2d]
+    assert [type(layer) for layer in block.shortcut] == [Subsampling]
     assert branch.shape == (2, 12, 3, 3)
 
 

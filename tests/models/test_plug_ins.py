@@ -75,6 +75,7 @@ def test_functions_in_the_current_folder(name):
         ("my_networks:fixed", r"puts out \(2, 1000\) for two images; expected logits of shape \(2, 10\)"),
         ("my_networks:pair", "puts out tuple for two images"),
         ("timm:resnet18_", "unknown network of timm's 'resnet18_'; did you mean resnet18"),
+        ("timm:nope", r"unknown network of timm's 'nope'; did you mean (\w+ or ){4}\w+\?"),
         ("torchvision:resnet18_", "unknown network of torchvision's 'resnet18_'; did you mean resnet18"),
         ("torchvision:inception_v3", "torchvision:inception_v3 failed for 32x32 images and 10 classes"),
     ],

@@ -1,5 +1,7 @@
 """The networks against torchvision's and timm's, with the same weights; pooling; compiling."""
 
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -9,10 +11,11 @@ import torchvision
 from copied_weights import assert_same_training_step, copy_weights
 from timm.layers import get_attn
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fastcifar.models import build_model
-from fastcifar.models.blocks import StochasticDepth
+from fastcifar.models.blocks import StochasticDepth, convolution
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,30 @@ def test_sizes_of_the_maps(name, options, sizes):
             # A pre-activation block puts out two summands.
             found.append((x[0] if isinstance(x, tuple) else x).shape[-1])
     assert tuple(found) == sizes
+
+
+TRAINING = """
+import torch
+from fastcifar.models import build_model
+
+model = build_model("resnet", blocks=(1, 1), channels=(8, 16)).to(memory_format=torch.channels_last)
+for _ in range(3):
+    model(torch.randn(8, 3, 128, 128).to(memory_format=torch.channels_last)).sum().backward()
+"""
+
+
+def test_few_channels_and_large_images_train():
+    """oneDNN's own gradient of the strided shortcut writes beyond its memory, which ends the process."""
+    subprocess.run([sys.executable, "-c", TRAINING], check=True)
+
+
+@pytest.mark.parametrize("size", [16, 15])
+def test_a_shortcut_of_few_channels_is_a_strided_convolution(size):
+    ours, x = convolution(8, 16, kernel=1, stride=2), torch.randn(4, 8, size, size, requires_grad=True)
+    results = [ours(x), F.conv2d(x, ours.weight, stride=2)]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(y.square().sum(), (x, ours.weight)) for y in results]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_wide_resnet_drops_within_its_blocks():
