@@ -48,7 +48,7 @@ def trial(arguments: list[str], folder: Path) -> str | None:
         threading.Timer(SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
         return fastcifar(*arguments)()
 
-    return in_child(act, 2 * SECONDS).fault
+    return in_child(act, 4 * SECONDS).fault
 
 
 def odd_numbers(place: Path) -> dict[str, Trial]:
