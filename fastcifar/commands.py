@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from fastcifar.checks import check_range
 from fastcifar.config import EngineConfig, ModelConfig, RunConfig
 from fastcifar.errors import ConfigError
-from fastcifar.inference import TTA, ExportFormat, PrecisionName
+from fastcifar.inference import TTA, ExportFormat, LabelForm, PrecisionName
 from fastcifar.output import show
 from fastcifar.recipes import Recipe, select
 
@@ -131,7 +131,12 @@ class Predict(Trained):
     """A picture, a folder of pictures in the order of their paths, a .npy or .npz file, or a pickled CIFAR batch.
     Images of another size than the run's are cut to their largest centred square and resized."""
     out: Path = Path("predictions.csv")
-    """The table: file,prediction for pictures, else index,prediction."""
+    """The table, a row for each image."""
+    columns: str | None = None
+    """Titles of its first two columns, such as id,label; by default file,prediction for pictures, else
+    index,prediction."""
+    labels: LabelForm = "name"
+    """Give the class by its name, or by its number."""
     tta: TTA = "none"
     """Test-time augmentation: the mean over mirrored images as well, or over mirrored and shifted ones."""
     precision: PrecisionName = "auto"
@@ -140,11 +145,11 @@ class Predict(Trained):
     """Add a column for each class."""
 
     def __call__(self) -> None:
-        from fastcifar.inference.predict import lines_of, write_predictions
+        from fastcifar.inference.predict import TableForm, lines_of, write_predictions
         from fastcifar.runs.network import LoadOptions
 
-        loading = LoadOptions(self.weights, self.trust)
-        options = {"tta": self.tta, "precision": self.precision, "probabilities": self.probabilities}
+        loading, form = LoadOptions(self.weights, self.trust), TableForm(self.columns, self.labels, self.probabilities)
+        options = {"tta": self.tta, "precision": self.precision, "form": form}
         images, precision = write_predictions(self.runs, self.images, self.out, loading, **options)
         for line in lines_of(images, precision, self.out):
             show(line)

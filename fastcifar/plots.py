@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fastcifar.errors import FastcifarError, reason
 from fastcifar.optim.schedules import lr_table
+from fastcifar.output import printable
 from fastcifar.runs.console import percent
 from fastcifar.runs.files import write_bytes, writing
 from fastcifar.runs.folder import Result, Run
@@ -93,7 +94,7 @@ def import_matplotlib() -> None:
 
 def shortened(name: str, cells: int) -> str:
     """Puts a name on one line, cut to the width of `cells` Latin letters."""
-    text = Text(" ".join(name.split()))
+    text = Text(printable(" ".join(name.split())))
     text.truncate(cells, overflow="ellipsis")
     return text.plain
 

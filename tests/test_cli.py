@@ -74,7 +74,7 @@ def printed(capsys, *arguments: str) -> str:
         (["train", "--config", "nowhere.json"], "nowhere.json cannot be read (No such file or directory)"),
         (["train", "--config", "a", "--recipe", "b"], "give one of them"),
         (["train", "--warmup", "5"], "write epochs as 5ep"),
-        (["train", "--dataset", "synthetic", "--precision", "fp16", "--device", "cpu"], "float16 training needs a GPU"),
+        (["train", "--dataset", "synthetic", "--precision", "fp16", "--device", "cpu"], "float16 needs a GPU"),
         (["train", "--dataset", "synthetic", "--device", "cuda:77"], "device cuda:77 was not found"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

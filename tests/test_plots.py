@@ -24,7 +24,16 @@ from fastcifar.runs.console import Console
 from fastcifar.runs.folder import Run
 
 AVERAGES = {"ema-0.99": 0.62, "ema-0.999": 0.62}
-NAMES = ["猫咪動物園的大熊貓和小熊貓都很可愛喔", "$\\frac{$", "_private_", "W" * 80, "two\nlines", "😀", "Über"]
+NAMES = [
+    "猫咪動物園的大熊貓和小熊貓都很可愛喔",
+    "$\\frac{$",
+    "_private_",
+    "W" * 80,
+    "two\nlines",
+    "😀",
+    "Über",
+    "\udcff\x1b[31m",
+]
 
 
 def titled(title: str) -> Figure:

@@ -174,8 +174,8 @@ def carry_out(run: Run, trainer: Trainer, test: ImageSet, console: Console) -> R
         console.begin(state.steps_done, state.total_steps, config.batch_size)
         try:
             with ExitStack() as at_the_end:
-                for shown in (*sinks, console):
-                    at_the_end.callback(shown.close)
+                for sink in sinks:
+                    at_the_end.callback(sink.close)
                 train_epochs(run, trainer, sinks, console, request)
                 evaluations = trainer.evaluate(test, state.chosen())
                 accuracies = {name: evaluation.accuracy for name, evaluation in evaluations.items()}

@@ -16,11 +16,15 @@ from fastcifar.inference.check import Check
 from fastcifar.inference.formats import Format, module_beside
 from fastcifar.inference.metrics import wilson_interval
 from fastcifar.models import GIVEN
+from fastcifar.output import printable
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS
 from fastcifar.runs.console import percent
 from fastcifar.runs.ensembles import is_ensemble, read_report
 from fastcifar.runs.folder import Run
 from fastcifar.runs.network import TrainedNetwork
+
+ACTIVE = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
+"""What has a meaning within a line of Markdown or HTML; an underscore has none within a word."""
 
 CARD = """# {title}
 
@@ -187,9 +191,8 @@ def votes_of(path: Path) -> dict[str, Any]:
 
 
 def escaped(text: str) -> str:
-    """Makes text from files harmless in a line of Markdown: it shows as it is, what cannot be printed as an escape."""
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", visible)
+    """Writes text from files such that Markdown and HTML find nothing in it to act on, and it stays on one line."""
+    return ACTIVE.sub(r"\\\g<0>", printable(text))
 
 
 def table(rows: dict[str, Any]) -> str:

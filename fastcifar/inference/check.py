@@ -54,23 +54,23 @@ class Check:
     def __str__(self) -> str:
         if self.score:
             return f"the first {self.images} test images of {self.dataset}"
-        return f"{self.images} random images, since {self.dataset} was not at hand"
+        return f"{self.images} random images, since {self.dataset} as the run had it was not at hand"
 
 
 def find_test_set(
     config: RunConfig, network: TrainedNetwork, data_dir: Path | None, test_set: ImageSet | None
 ) -> ImageSet | None:
-    """Returns `test_set`, by default that of the run; None where it is not at hand, or is no longer what it was.
+    """Returns `test_set`, by default that of the run; None where it is not at hand as it was.
 
     Raises FastcifarError where `test_set` is not of the network's classes and image size.
     """
     if test_set is not None:
         check_dataset(network, test_set, "test_set")
-        return test_set
+        return test_set.to("cpu")
     with suppress(FastcifarError):
         found = load_dataset(config.data.dataset, "test", data_dir or config.data.data_dir, download=False)
         check_dataset(network, found, config.data.dataset)
-        return found
+        return None if network.knows("test", found) is False else found
     return None
 
 

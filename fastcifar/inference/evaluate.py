@@ -105,14 +105,13 @@ def evaluate_run(
         test_set: the images to measure on, in place of those of the run's data set.
 
     Raises:
-        FastcifarError: the folder is neither, or has no checkpoint yet, or the report cannot be written.
-        DataError: the data set cannot be had.
+        FastcifarError: the run, the ensemble or the data set cannot be read, or the report cannot be written.
     """
     path = Path(path)
     subject = open_subject(path, LoadOptions(which, trust, model), precision)
     classifier, data_dir = subject.classifier, data_dir or subject.configs[0].data.data_dir
     dataset = subject.configs[0].data.dataset if test_set is None else "test_set"
-    test = load_dataset(dataset, "test", data_dir) if test_set is None else test_set
+    test = load_dataset(dataset, "test", data_dir) if test_set is None else test_set.to("cpu")
     check_dataset(classifier.networks[0], test, dataset)
     extra = {text: read_pair(text, classifier.image_size, len(classifier.classes)) for text in pairs}
     plain = classify_parts(subject, test)
@@ -120,6 +119,7 @@ def evaluate_run(
     report = Report(
         arch=", ".join(dict.fromkeys(network.arch for network in classifier.networks)),
         dataset=dataset,
+        same_images=same_images(classifier.networks, test),
         device=device_name(classifier.device),
         precision=classifier.precision.name,
         weights={name: one.score for name, one in plain.items()},
@@ -173,6 +173,11 @@ def check_dataset(network: TrainedNetwork, test: ImageSet, name: str) -> None:
         )
 
 
+def same_images(networks: Sequence[TrainedNetwork], test: ImageSet) -> bool | None:
+    known = {network.knows("test", test) for network in networks}
+    return False if False in known else None if None in known else True
+
+
 def classify(classifier: Classifier, images: Tensor, labels: Tensor, tta: TTA = "none") -> Answers:
     """Classifies images uint8 (N, H, W, 3) with labels int64 (N,); the time leaves out a warm-up batch."""
     classifier.logits(images[: classifier.batch_size], tta)
@@ -191,11 +196,13 @@ def classify_parts(subject: Subject, test: ImageSet) -> dict[str, Answers]:
 
 
 def classify_validation(subject: Subject, data_dir: Path | None, tta: TTA) -> Answers | None:
-    """Classifies the images that all runs set apart for validation; None where there are none at hand."""
+    """Classifies the images that all runs set apart for validation; None where they are not at hand as they were."""
     config = subject.configs[0]
     if split_obstacle(subject.configs) or config.data.dataset == GIVEN:
         return None
     train = load_dataset(config.data.dataset, "train", data_dir)
+    if any(network.knows("train", train) is False for network in subject.classifier.networks):
+        return None
     return classify(subject.classifier, *validation_set(config, train), tta)
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastcifar.data.arrays import load_array
+from fastcifar.data.arrays import load_array, names_of
 from fastcifar.data.image_folder import SUFFIXES, fit, is_picture, read_picture, upright
 from fastcifar.data.unpickle import unpickle
 from fastcifar.errors import DataError, reason
@@ -157,16 +157,10 @@ def map_array(path: Path) -> np.ndarray:
 
 def images_key(path: Path) -> str:
     """Returns "images", or the name of the only array in a .npz file. Raises DataError where it has neither."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays)
-    except Exception:  # on hostile bytes, numpy and zlib raise nearly anything
-        raise DataError(f"{path} is no .npz file, or a damaged one; write it anew with numpy.savez.") from None
-    if "images" in names:
-        return "images"
-    if len(names) != 1:
-        raise DataError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}; name the array to classify images.")
-    return names[0]
+    names = sorted(names_of(path))
+    if "images" not in names and len(names) != 1:
+        raise DataError(f"{path} holds {', '.join(names) or 'nothing'}; name the array to classify images.")
+    return "images" if "images" in names else names[0]
 
 
 def read_batch(path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
-from fastcifar.inference import TTA, PrecisionName
+from fastcifar.inference import TTA, LabelForm, PrecisionName
 from fastcifar.inference.classifier import open_classifier
 from fastcifar.inference.images import Images, Source, open_images
 from fastcifar.runs.files import appearing
@@ -72,6 +72,21 @@ def predict(
     return Predictions(labels, probabilities, classifier.classes, classifier.precision.name)
 
 
+@dataclass(frozen=True)
+class TableForm:
+    """The form of a table of predictions. Raises ConfigError where `columns` are not two."""
+
+    columns: str | None = None
+    """Titles of the first two columns, such as id,label; by default file or index, and prediction."""
+    labels: LabelForm = "name"
+    probabilities: bool = False
+    """Whether a column for each class follows."""
+
+    def __post_init__(self) -> None:
+        if self.columns is not None and len(list(filter(None, self.columns.split(",")))) != 2:
+            raise ConfigError(f"columns is {self.columns!r}; give the titles of two, such as id,label.")
+
+
 def write_predictions(
     runs: Sequence[Path],
     images: Path,
@@ -80,12 +95,12 @@ def write_predictions(
     *,
     tta: TTA = "none",
     precision: PrecisionName = "auto",
-    probabilities: bool = False,
+    form: TableForm = TableForm(),
 ) -> tuple[Images, str]:
     """Writes a table of any number of images, a header and then a row for each, in order.
 
-    A row is `file,prediction` for pictures, by their paths below the folder given, else `index,prediction`, counted
-    from 0; with `probabilities` a column for each class follows. The file `out` appears whole, or an earlier one stays.
+    A row begins with the picture's path below the folder given, else with the image's index, counted from 0; the
+    prediction follows. The file `out` appears whole, or an earlier one stays.
     Returns the images, and the precision that the networks computed in. Raises FastcifarError as `predict` does, or
     where `out` cannot be written.
     """
@@ -99,12 +114,16 @@ def write_predictions(
     with appearing(out, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         shown = [cell(name) for name in classes]
-        table.writerow(("file" if source.names else "index", "prediction", *(shown if probabilities else ())))
+        predicted = shown if form.labels == "name" else range(len(classes))
+        columns = form.columns or ("file,prediction" if source.names else "index,prediction")
+        table.writerow((*map(cell, columns.split(",")), *(shown if form.probabilities else ())))
         names = map(cell, source.names or map(str, range(len(source))))
         for batch in source.batches(classifier.batch_size):
             shares = classifier.probabilities(batch, tta)
             for row, winner in zip(shares.tolist(), shares.argmax(dim=1).tolist(), strict=True):
-                table.writerow((next(names), shown[winner], *(f"{value:.7g}" for value in row if probabilities)))
+                table.writerow(
+                    (next(names), predicted[winner], *(f"{value:.7g}" for value in row if form.probabilities))
+                )
     return source, classifier.precision.name
 
 

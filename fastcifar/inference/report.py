@@ -71,6 +71,8 @@ class Report:
 
     arch: str
     dataset: str
+    same_images: bool | None
+    """Whether these are the test images that the run had; None where the run does not know them."""
     device: str
     precision: str
     weights: dict[str, Score]
@@ -96,6 +98,8 @@ class Report:
 
 def lines_of(report: Report, per_class: bool = False) -> Iterator[str]:
     wide = max(10, *map(len, report.weights))
+    if report.same_images is False:
+        yield f"{'images':{wide}}  not the test images that the run had: {report.dataset} has changed since"
     for name, score in report.weights.items():
         yield f"{name:{wide}}  test accuracy {described(score)}"
     if report.augmented:

@@ -5,6 +5,8 @@ dropout, and the epochs and schedules. Batch size and milestones are not given: 
 Komodakis 2016 (arXiv:1605.07146), whose decay by 0.2 it shares. The accuracies are those of the exponential average.
 """
 
+from typing import Any
+
 from fastcifar.config import AverageConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from fastcifar.recipes.registry import declare, derive, variant
 
@@ -85,7 +87,7 @@ def r2_resnetrs50_cifar() -> RunConfig:
 
 
 CLAIMED = "The report claims a gain from what is left out here."
-for name, about, settings in (
+COMPARED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("cosine", "The report compares with a plain cosine.", {"schedule": "cosine", "restart_period": None}),
     ("no_ema", CLAIMED, {"ema_decay": (0.0,)}),
     ("no_smoothing", CLAIMED, {"label_smoothing": None}),
@@ -93,5 +95,6 @@ for name, about, settings in (
     ("decay_1e4", "The report claims a gain from a weight decay of 4e-5 over this one.", {"weight_decay": 1e-4}),
     ("randaugment", "RandAugment stands in AutoAugment's place.", {"augment": "standard,randaugment,cutout_4x4"}),
     ("resnetrs101", "The report names the deeper network.", {"arch": "resnetrs101"}),
-):
+)
+for name, about, settings in COMPARED:
     variant(f"r2_{name}", "r2_200_epochs", "R2 4", about=about, **settings)

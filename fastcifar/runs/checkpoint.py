@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from fastcifar.checks import check_range
 from fastcifar.errors import FastcifarError
-from fastcifar.runs.files import exists, publish, read_json, reading, write_bytes, write_text, writing
+from fastcifar.runs.files import check_regular, exists, publish, read_json, reading, write_bytes, write_text, writing
 from fastcifar.serialization import build
 
 RESTART = "start the run again"
@@ -109,7 +108,8 @@ NAME = re.compile(rf"weights|swa|ema-[0-9.e-]+|{SNAPSHOT.pattern}")
 """Allowed names of weights, and so of their files."""
 
 STEP = re.compile("[0-9]{8,}")
-PARTIAL = re.compile(rf"\.{STEP.pattern}\.partial")
+OWN = re.compile(rf"{STEP.pattern}|\.{STEP.pattern}\.partial")
+"""Folders that `save` makes, and `sweep` may remove."""
 SUMS = "SHA256SUMS"
 
 
@@ -136,11 +136,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what earlier and killed saves left beside the current checkpoint. Raises FastcifarError as `latest`."""
-    current = latest(folder)
-    for other in folder.iterdir() if exists(folder) else ():
-        if other != current and (STEP.fullmatch(other.name) or PARTIAL.fullmatch(other.name)):
-            shutil.rmtree(other, ignore_errors=True)  # which follows no links
+    """Removes what earlier and killed saves left beside the current checkpoint; follows no links."""
+    with writing(folder):
+        current = latest(folder)
+        for other in folder.iterdir() if exists(folder) else ():
+            if other != current and OWN.fullmatch(other.name):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -207,8 +208,7 @@ def read_sums(path: Path) -> dict[str, str] | None:
 def check_digest(path: Path, sums: Mapping[str, str] | None) -> None:
     """Raises FastcifarError where the file is missing, or is not what was written."""
     with reading(path, RESTART):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is no file")
+        check_regular(path)
         with open(path, "rb") as file:
             if sums is not None and sums.get(path.name) != hashlib.file_digest(file, "sha256").hexdigest():
                 raise ValueError(f"it is damaged: its digest is not the one in {SUMS}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,14 +49,22 @@ def exists(path: Path) -> bool:
 def inside(folder: Path, name: str) -> Path:
     """Returns `folder`/`name`. Raises FastcifarError where it is a link: what is written there would go elsewhere."""
     path = folder / name
-    if path.is_symlink():
-        raise FastcifarError(f"{path} is a link that may lead out of {folder}; put what it leads to in its place.")
+    with writing(path):
+        if path.is_symlink():
+            raise FastcifarError(f"{path} is a link that may lead out of {folder}; put what it leads to in its place.")
     return path
+
+
+def check_regular(path: Path) -> None:
+    """Raises OSError where `path` is missing, ValueError where it is a device or a pipe, whose end may never come."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
     """Reads `path` as a complete `kind`, a dataclass or TypedDict. Raises FastcifarError where that fails."""
     with reading(path, remedy):
+        check_regular(path)
         return build(kind, json.loads(path.read_text("utf-8")), path.name, complete=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastcifar.errors import reason
-from fastcifar.runs.files import reading, write_text, writing
+from fastcifar.runs.files import check_regular, reading, write_text, writing
 from fastcifar.serialization import build
 
 
@@ -55,6 +55,7 @@ def read_records(path: Path) -> list[EpochRecord]:
     """Reads a metrics.jsonl without a half-written last line. Raises FastcifarError where it is damaged."""
     with reading(path, "delete it"):
         try:
+            check_regular(path)
             lines = path.read_text("utf-8").split("\n")[:-1]
         except FileNotFoundError:
             return []

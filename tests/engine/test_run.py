@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -116,27 +115,6 @@ def test_a_finished_run_is_left_alone(finished, small, capsys):
     assert f"{finished} exists already" in capsys.readouterr().err
     assert resume(finished).seconds == json.loads((finished / "result.json").read_text())["seconds"]
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-
-
-def test_a_run_that_was_killed_ends_in_the_same_bytes(finished, tmp_path):
-    """The random state of dropout counts, and there are weights of three cycles."""
-    run = tmp_path / "run"
-    command = ["train", "--config", str(finished / "config.json"), "--out", str(run)]
-    process = subprocess.Popen([*FASTCIFAR, *command])
-    deadline = time.monotonic() + 120
-    while not weight_files(run):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.kill()
-    process.wait()
-    assert not (run / "result.json").exists()
-    resume(run)
-    assert weight_files(run) == weight_files(finished)
-    assert {f"snapshot-{number}.safetensors" for number in (1, 2, 3)} <= weight_files(run).keys()
-    losses = [[record.train_loss for record in read_records(path / "metrics.jsonl")] for path in (run, finished)]
-    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow

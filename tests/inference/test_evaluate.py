@@ -19,7 +19,9 @@ from fastcifar.data.splits import validation_split
 from fastcifar.errors import ConfigError, DataError, FastcifarError
 from fastcifar.inference import evaluate as module
 from fastcifar.inference.evaluate import evaluate_run
+from fastcifar.inference.export import export_run
 from fastcifar.inference.metrics import fit_temperature
+from fastcifar.inference.report import lines_of
 from fastcifar.runs import checkpoint as checkpoints
 
 
@@ -152,6 +154,21 @@ def test_another_data_set_than_the_runs(tmp_path: Path, data: Path) -> None:
     larger = make_run(tmp_path / "larger", data, options=OPTIONS)  # of images of 32 pixels
     with pytest.raises(FastcifarError, match=f"was trained on 32x32 images and .* has {SIZE}x{SIZE}"):
         evaluate_run(larger)
+
+
+def test_images_that_have_changed_are_told(tmp_path: Path, data: Path) -> None:
+    """The temperature is not fitted on changed images either, and an export is not checked on them."""
+    digests = {split: load_dataset(str(data), split).digest() for split in ("train", "test")}
+    same = make_run(tmp_path / "same", data, val_split=20, images=digests)
+    other = make_run(tmp_path / "other", data, val_split=20, images=dict.fromkeys(digests, "0" * 64))
+    for run, expected, fitted_on in ((same, True, "validation"), (other, False, "test")):
+        report = evaluate_run(run)
+        assert (report.same_images, report.calibration.fitted_on) == (expected, fitted_on)
+        first = next(lines_of(report))
+        assert first.startswith("images      not the test images that the run had: ") is not expected
+    assert evaluate_run(make_run(tmp_path / "older", data)).same_images is None
+    assert export_run(same, "safetensors").check.score
+    assert not export_run(other, "safetensors").check.score
 
 
 def test_a_bad_pair_is_told_before_the_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

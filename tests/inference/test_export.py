@@ -151,7 +151,7 @@ def test_text_from_files_is_harmless_in_the_card(ensemble: Path, data: Path) -> 
     run = make_run(ensemble / "`<b>`", data, classes=names[:3])
     card = export_run(run, "safetensors").files[1].read_text()
     assert r"order: \<script\>, a \| b, \[x\](y)\\x1b\[31m\\n# \*z\*." in card
-    assert escaped(names[3]) == r"\\udcff"
+    assert escaped(f"{names[3]} _a_ __b__ resnet_prop") == r"\\udcff \_a\_ \_\_b\_\_ resnet_prop"
 
 
 def test_images_that_were_given_and_others_that_are_gone(tmp_path: Path, data: Path) -> None:
@@ -159,7 +159,7 @@ def test_images_that_were_given_and_others_that_are_gone(tmp_path: Path, data: P
     made = export_run(run, "torch", model=small_network(), test_set=load_dataset(str(data), "test"))
     assert str(made.check) == "the first 64 test images of the set given"
     assert "# a network given in Python on images given in Python" in (run / "model.pt2.md").read_text()
-    assert str(export_run(gone, "torch").check) == "64 random images, since gone.npz was not at hand"
+    assert str(export_run(gone, "torch").check) == "64 random images, since gone.npz as the run had it was not at hand"
 
 
 def test_what_goes_with_safetensors(run: Path) -> None:

@@ -19,7 +19,7 @@ from small_run import CLASSES, MEAN, OPTIONS, STD, images_like, make_run, make_w
 from fastcifar import cli
 from fastcifar.errors import ConfigError, FastcifarError
 from fastcifar.inference.classifier import Classifier
-from fastcifar.inference.predict import predict, write_predictions
+from fastcifar.inference.predict import TableForm, predict, write_predictions
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.network import DEFAULT, LoadOptions
 
@@ -55,6 +55,19 @@ def shares_of(path: Path) -> torch.Tensor:
     return torch.tensor([[float(value) for value in row[2:]] for row in rows_of(path)[1:]], dtype=torch.float64)
 
 
+def test_a_leaderboards_columns_and_numbers(run: Path, images: Path, tmp_path: Path) -> None:
+    command = ["predict", str(run), "--images", str(images), "--out", str(tmp_path / "named.csv")]
+    assert cli.main(command) == 0
+    given = ["--labels", "index", "--columns", "id,label", "--out", str(tmp_path / "numbered.csv")]
+    assert cli.main([*command[:-2], *given]) == 0
+    (_, *named), (titles, *numbered) = rows_of(tmp_path / "named.csv"), rows_of(tmp_path / "numbered.csv")
+    assert titles == ["id", "label"]
+    assert numbered == [[index, str(CLASSES.index(name))] for index, name in named]
+    for columns in ("id", "id,", "id,label,more"):
+        with pytest.raises(ConfigError, match="give the titles of two, such as id,label"):
+            TableForm(columns)
+
+
 def change_weights(run: Path, name: str, key: str, value: float, part: slice | int = slice(None)) -> None:
     checkpoint = checkpoints.load(run / "checkpoints")
     checkpoint.weights[name][key][part] = value
@@ -74,7 +87,7 @@ def test_the_table(
     assert len(set(winners)) > 1
     assert rows_of(out) == [["index", "prediction"], *([str(i), CLASSES[winner]] for i, winner in enumerate(winners))]
     assert b"\r" not in out.read_bytes()
-    write_predictions([run, other], images, out, LAST, probabilities=True)
+    write_predictions([run, other], images, out, LAST, form=TableForm(probabilities=True))
     header, *rows = rows_of(out)
     assert header == ["index", "prediction", *CLASSES]
     expected = expected_probabilities(images, 0, 7)
@@ -85,7 +98,7 @@ def test_the_table(
 def test_test_time_augmentation_reads_the_mirror_image(run: Path, images: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "mirrored.npy", np.load(images)[:, :, ::-1])
     for name, source in (("a", images), ("b", tmp_path / "mirrored.npy")):
-        write_predictions([run], source, tmp_path / name, DEFAULT, tta="mirror", probabilities=True)
+        write_predictions([run], source, tmp_path / name, DEFAULT, tta="mirror", form=TableForm(probabilities=True))
     torch.testing.assert_close(shares_of(tmp_path / "a"), shares_of(tmp_path / "b"), atol=2e-6, rtol=0)
 
 

@@ -74,6 +74,13 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run: Run, name: str) -> None:
         assert f"{run.path / CHECKPOINT}" in sentence(lambda: checkpoints.load(run.checkpoints))
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_what_never_ends_is_not_read(run: Run, name: str) -> None:
+    (run.path / name).unlink()
+    (run.path / name).symlink_to("/dev/zero")
+    assert "it is no regular file" in sentence(lambda: READERS[name](run))
+
+
 def test_missing_files_of_a_checkpoint(run: Run) -> None:
     for name in FILES:
         content = (run.path / name).read_bytes()

@@ -1,36 +1,22 @@
-"""The network of a run: which weights are taken, and that only trusted code is executed."""
+"""The network of a run: which weights are taken, and what is refused."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_run import CLASSES, MEAN, SIZE, STD, images_like, make_data, make_run, make_weights
+from small_run import CLASSES, MEAN, SIZE, STD, images_like, make_run, make_weights
 
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import FastcifarError
-from fastcifar.inference.evaluate import evaluate_run
-from fastcifar.inference.export import export_run
-from fastcifar.inference.predict import predict
-from fastcifar.runs.network import LoadOptions, TrainedNetwork, read_network
-
-PLUG_IN = """
-from pathlib import Path
-from torch import nn
-Path({marker!r}).touch()
+from fastcifar.runs.network import TrainedNetwork, read_network
 
 
-def build(classes, image_size):
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, classes))
-"""
-
-
-def load(run: Path, which: str | None = None, *, trust: bool = False) -> TrainedNetwork:
-    return read_network(run, LoadOptions(trust=trust)).load(torch.device("cpu"), which)
+def load(run: Path, which: str | None = None) -> TrainedNetwork:
+    return read_network(run).load(torch.device("cpu"), which)
 
 
 def test_the_network_is_as_it_was_stored(tmp_path: Path) -> None:
@@ -84,25 +70,6 @@ def test_an_impossible_image_size(tmp_path: Path, size: object) -> None:
     run = make_run(tmp_path / "run", "data.npz", options={"blocks": [1], "channels": [4], "image_size": size})
     with pytest.raises(FastcifarError, match="which cannot be; start the run again"):
         load(run)
-
-
-def test_a_strangers_code_is_executed_where_it_is_trusted_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run's network is built by a module of its own, which makes a file when it is imported."""
-    marker, data = tmp_path / "executed", make_data(tmp_path)
-    (tmp_path / "strangers_net.py").write_text(PLUG_IN.format(marker=str(marker)))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "strangers_net", raising=False)
-    run = make_run(tmp_path / "run", data, arch="strangers_net:build", options={"image_size": SIZE})
-    for use in (load, evaluate_run, lambda run: predict(run, data), lambda run: export_run(run, "torch")):
-        with pytest.raises(FastcifarError, match=r"'strangers_net:build', code that would be executed; add --trust"):
-            use(run)
-    assert not marker.exists()
-    with pytest.raises(FastcifarError, match=r"'s ema-0\.999 "):  # the stored weights are another network's
-        load(run, trust=True)
-    assert marker.exists()
 
 
 @pytest.mark.parametrize(
