@@ -320,7 +320,7 @@ class Profile(Configured):
     """Folder for the figures, the trace and the picture; ./profile-ARCH by default."""
 
     def __call__(self) -> None:
-        check_range("steps", self.steps, 1)
+        check_range("steps", self.steps, 1, 10_000)
         from fastcifar.diagnostics.profile import print_profile
 
         print_profile(self.run, self.steps, self.out, self.trust)

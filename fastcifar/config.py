@@ -196,7 +196,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, 1)
-        check_range("batch_size", self.batch_size, 1)
+        check_range("batch_size", self.batch_size, 1, 2**31 - 1)
         check_range("seed", self.seed, 0, 2**32 - 1)
 
     def to_json(self) -> str:

@@ -89,7 +89,7 @@ class ResNet:
                 f"most {MOST_BLOCKS:,} and {LARGEST:,}."
             )
         for name in ("stem_out", "stem_stride", "entry_stride", "pool", "pool_stride", "groups", "group_width"):
-            check_range(name, getattr(self, name), 1)
+            check_range(name, getattr(self, name), 1, LARGEST)
         for name in ("se_ratio", "block_dropout", "dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not from 0 to below 1; give a value such as 0.25.")

@@ -1,73 +1,121 @@
-"""Kills a run at each of its file-system calls, and at random times; it must go on to the same bytes."""
+"""Kills runs, has the disk fail at each of their calls, and flips bits of their checkpoints: nothing is lost."""
 
 from __future__ import annotations
 
+import errno
 import random
+import re
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-from .calls import Fault, Watch, calls_of, kill, tear
+from fastcifar.cli import EXIT_BAD_INPUT
+
+from .calls import Call, Fault, Watch, calls_of, fail, kill, shorten, tear
 from .harness import Attack, Trial, Undisturbed, fastcifar, in_child
 
+RANDOM, FLIPS = 100, 10
+"""How many runs are killed at a random time, and how many are so twice; bits flipped in each file and command."""
 
-def at_each_call(place: Path) -> dict[str, Trial]:
-    """Kills a run, and one that goes on after its first epoch, before each call, and in the middle of each write."""
+
+def killed(call: Call) -> dict[str, tuple[Fault, bool]]:
+    """The ways to be killed at a call, of which none lasts."""
+    return {"killed": (kill, False)} | ({"killed in the middle": (tear, False)} if call.name == "write" else {})
+
+
+def failing(call: Call) -> dict[str, tuple[Fault, bool]]:
+    """The ways in which the disk fails at a call, and whether it goes on failing."""
+    faults = {"EIO": (fail(errno.EIO), False)}
+    if call.changes:
+        faults |= {"ENOSPC": (fail(errno.ENOSPC), False), "ENOSPC from there on": (fail(errno.ENOSPC), True)}
+    if call.name == "write":
+        return faults | {"a short write": (shorten, False)}
+    return faults if call.name in ("read", "fsync") else faults | {"EACCES": (fail(errno.EACCES), False)}
+
+
+def at_each_call(faults_of: Callable[[Call], dict[str, tuple[Fault, bool]]], place: Path) -> dict[str, Trial]:
+    """Attacks a run, and one that goes on after its first epoch."""
     undisturbed = Undisturbed.make(place)
-    begun = half_way(undisturbed, place)
+    begun = half_way(place)
 
-    def trial(fault: Fault, number: int, resumed: bool, folder: Path) -> str | None:
-        run = folder / "run"
-        if resumed:
-            shutil.copytree(begun, run)
-        in_child(watched(undisturbed, run, resumed, fault, number))
+    def trial(fault: Fault, lasting: bool, number: int, resumes: bool, folder: Path) -> str | None:
+        run = shutil.copytree(begun, folder / "run") if resumes else folder / "run"
+        ended = in_child(watched(undisturbed.command(run, resumes), Watch(run, fault, number, lasting)))
+        if faults_of is failing:
+            return ended.fault or undisturbed.go_on(run, without_points=True)
         return undisturbed.go_on(run)
 
     trials = {}
-    for resumed, example in ((False, place / "watched"), (True, shutil.copytree(begun, place / "resumed"))):
-        for number, call in enumerate(calls_of(action(undisturbed, example, resumed), example)):
-            for fault in (kill, tear) if call.name == "write" else (kill,):
-                name = f"{fault.__name__} {'train --resume' if resumed else 'train'} at call {number}, {call}"
-                trials[name] = partial(trial, fault, number, resumed)
+    for resumes in (False, True):
+        for number, call in enumerate(calls_made(place, resumes)):
+            for name, (fault, lasting) in faults_of(call).items():
+                which = "train --resume" if resumes else "train"
+                trials[f"{name} at call {number} of {which}, {call}"] = partial(trial, fault, lasting, number, resumes)
     return trials
 
 
-def action(undisturbed: Undisturbed, run: Path, resumed: bool) -> Callable[[], int]:
-    return fastcifar("train", "--resume", run) if resumed else undisturbed.train(run)
-
-
-def watched(undisturbed: Undisturbed, run: Path, resumed: bool, fault: Fault, number: int) -> Callable[[], int]:
+def watched(command: Callable[[], int], watch: Watch) -> Callable[[], int]:
     def act() -> int:
-        Watch(run, fault, number).start()
-        return action(undisturbed, run, resumed)()
+        watch.start()
+        return command()
 
     return act
 
 
-def half_way(undisturbed: Undisturbed, place: Path) -> Path:
+@cache
+def calls_made(place: Path, resumes: bool) -> list[Call]:
+    """The calls of a run, or of one that goes on after its first epoch."""
+    run = shutil.copytree(half_way(place), place / "resumed") if resumes else place / "watched"
+    return calls_of(Undisturbed.make(place).command(run, resumes), run)
+
+
+@cache
+def half_way(place: Path) -> Path:
     """A run that was killed in its second epoch."""
     run = place / "half"
-    calls = calls_of(undisturbed.train(place / "counted"), place / "counted")
-    published = [number for number, call in enumerate(calls) if call.path.endswith("checkpoints/latest")]
-    in_child(watched(undisturbed, run, False, kill, published[-1]))
+    calls = map(str, calls_made(place, resumes=False))
+    last = max(number for number, call in enumerate(calls) if re.fullmatch(r"replace checkpoints/\.\d+\.partial", call))
+    in_child(watched(Undisturbed.make(place).command(run), Watch(run, kill, last)))
     return run
 
 
 def at_random_times(place: Path) -> dict[str, Trial]:
     undisturbed = Undisturbed.make(place)
 
-    def trial(number: int, times: int, folder: Path) -> str | None:
+    def trial(times: int, number: int, folder: Path) -> str | None:
         run, draw = folder / "run", random.Random(number)
-        for attempt in range(times):
-            again = attempt and (run / "config.json").exists()
-            in_child(action(undisturbed, run, again), draw.uniform(0.01, undisturbed.seconds))
+        for _ in range(times):
+            in_child(undisturbed.command(run, (run / "config.json").exists()), draw.uniform(0.01, undisturbed.seconds))
         return undisturbed.go_on(run)
 
-    return {f"killed {times} times by seed {seed}": partial(trial, seed, times) for times in (1, 2) for seed in range(100)}
+    each = ((times, number) for times in (1, 2) for number in range(RANDOM))
+    return {f"killed {times} times, number {number}": partial(trial, times, number) for times, number in each}
+
+
+def flipped_bits(place: Path) -> dict[str, Trial]:
+    commands = {"train --resume": half_way(place), "eval": Undisturbed.make(place).run}
+
+    def trial(command: str, file: Path, number: int, folder: Path) -> str | None:
+        run = shutil.copytree(commands[command], folder / "run")
+        content = bytearray((run / file).read_bytes())
+        bit = random.Random(f"{file} {number}").randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        (run / file).write_bytes(content)
+        ended = in_child(fastcifar(*command.split(), run))
+        return ended.fault or (None if ended.status == EXIT_BAD_INPUT else f"bit {bit} was not noticed")
+
+    return {
+        f"{command} with bit {number} of {file}": partial(trial, command, file, number)
+        for command, run in commands.items()
+        for file in (path.relative_to(run) for path in sorted(run.glob("checkpoints/[0-9]*/*")))
+        for number in range(FLIPS)
+    }
 
 
 ATTACKS = (
-    Attack("killed at each file-system call", at_each_call, short=6, middle=60),
-    Attack("killed at random, once and twice", at_random_times, short=4, middle=20),
+    Attack("killed at each file-system call", partial(at_each_call, killed), short=6, middle=50),
+    Attack("killed at random, once and twice", at_random_times, short=2, middle=16),
+    Attack("flipped bits in checkpoints", flipped_bits, short=4, middle=24),
+    Attack("errors of the disk at each call", partial(at_each_call, failing), short=6, middle=60),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import resource
 import signal
 import tempfile
@@ -13,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 from fastcifar import cli
+from fastcifar.checks import given
 from fastcifar.engine import run as engine
+from fastcifar.errors import FastcifarError
 from fastcifar.inference import evaluate, export, predict  # noqa: F401
+from fastcifar.output import complain
+from fastcifar.runs.checkpoint import latest
 
-CRASHED = 70
-"""The exit status of a child that raised what it should not."""
 FLAGS = (
     "--arch resnet --blocks 1 --channels 4 --batch-size 20 --epochs 2 --val-split 4 --device cpu --precision fp32 "
     "--compile off --threads 1 --loader torch --seed 3"
@@ -45,20 +47,14 @@ class Ended:
     @property
     def fault(self) -> str | None:
         """What is wrong with this end; None where it succeeded, or refused in one sentence."""
-        sentences = re.findall("^fastcifar: .*", self.output, re.MULTILINE)
-        if self.status == -signal.SIGALRM:
-            return "takes too long"
-        if self.status == cli.EXIT_SIGNALLED + signal.SIGINT and "go on with: fastcifar" in self.output:
-            return None
-        if "Traceback" in self.output or self.status not in (0, 1, cli.EXIT_BAD_INPUT):
+        said = [text for text in self.output.splitlines() if text.startswith("fastcifar: ")]
+        sentence = len(said) == 1 and said[0].isprintable() and said[0].endswith((".", "?")) and len(said[0]) < 1500
+        stopped = self.status == cli.EXIT_SIGNALLED + signal.SIGINT and "go on with: fastcifar" in self.output
+        if "Traceback" in self.output or not (stopped or self.status in (0, 1, cli.EXIT_BAD_INPUT)):
             return f"ends with {self.status}: {' / '.join(self.output.strip().splitlines()[-3:])}"
-        if self.status == cli.EXIT_BAD_INPUT and not (len(sentences) == 1 and is_sentence(sentences[0])):
+        if self.status == cli.EXIT_BAD_INPUT and not sentence:
             return f"ends in no sentence: {self.output[-500:]!r}"
         return None
-
-
-def is_sentence(text: str) -> bool:
-    return len(text) < 1500 and text.isprintable() and text.endswith((".", "?"))
 
 
 def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 4 * 2**30) -> Ended:
@@ -69,7 +65,7 @@ def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if child == 0:
-            status = CRASHED
+            status = 70
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
@@ -77,6 +73,9 @@ def in_child(action: Callable[[], object], seconds: float = 30.0, memory: int = 
                 pages = int(Path("/proc/self/statm").read_text().split()[0])
                 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, -1))
                 status = action() or 0
+            except FastcifarError as error:
+                complain(f"fastcifar: {error}")
+                status = cli.EXIT_BAD_INPUT
             except BaseException:
                 os.write(2, traceback.format_exc().encode())
             finally:
@@ -110,7 +109,7 @@ def make_data(folder: Path) -> Path:
 
 
 def weight_files(run: Path) -> dict[str, bytes]:
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    folder = given(latest(run / "checkpoints"))
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
@@ -124,63 +123,67 @@ class Attack:
 
     name: str
     prepare: Callable[[Path], dict[str, Trial]]
-    """Returns the trials by name; the folder is kept until all have ended."""
+    """Returns the trials by name. Its folder, which other attacks share, is kept until all have ended."""
     short: int
     """How many of them belong to the fast tests."""
     middle: int
     """How many belong to `pytest -m faults`."""
-    block: int = 1
-    """Trials that follow each other and share their work, so that they are chosen together."""
+    kept: tuple[str, ...] = ()
+    """Names of trials that once went wrong, which every form has."""
 
-    def run(self, most: int | None = None) -> Iterator[tuple[str, str | None]]:
+    def run(self, place: Path, most: int | None = None) -> Iterator[tuple[str, str | None]]:
         """Carries out at most so many trials, evenly chosen; yields the name of each, and what went wrong."""
-        with tempfile.TemporaryDirectory() as place:
-            trials = list(self.prepare(Path(place)).items())
-            blocks = [trials[start : start + self.block] for start in range(0, len(trials), self.block)]
-            count = min((most or len(trials)) // self.block, len(blocks))
-            for name, trial in (trial for number in range(count) for trial in blocks[number * len(blocks) // count]):
-                with tempfile.TemporaryDirectory() as folder:
-                    yield name, trial(Path(folder))
+        trials = self.prepare(place)
+        names, count = list(trials), min(most or len(trials), len(trials))
+        for name in dict.fromkeys((*self.kept, *(names[number * len(names) // count] for number in range(count)))):
+            with tempfile.TemporaryDirectory() as folder:
+                yield name, trials[name](Path(folder))
 
 
 @dataclass(frozen=True)
 class Undisturbed:
     """A run of two epochs to compare with, and what its process was seen to do."""
 
-    data: Path
+    run: Path
+    arguments: list[str]
+    """Those that it was trained with, but for its folder."""
     weights: dict[str, bytes]
     seconds: float
     """How long it took."""
 
     @staticmethod
+    @cache
     def make(place: Path) -> Undisturbed:
-        data = make_data(place)
-        began = time.monotonic()
-        ended = in_child(fastcifar("train", "--dataset", data, *FLAGS, "--out", place / "run"))
+        data, run, began = make_data(place), place / "run", time.monotonic()
+        arguments = ["train", "--dataset", str(data), *FLAGS, "--out"]
+        ended = in_child(fastcifar(*arguments, run))
         assert ended.status == 0, ended.output
-        return Undisturbed(data, weight_files(place / "run"), time.monotonic() - began)
+        return Undisturbed(run, arguments, weight_files(run), time.monotonic() - began)
 
-    def train(self, run: Path) -> Callable[[], int]:
-        return fastcifar("train", "--dataset", self.data, *FLAGS, "--out", run)
+    def command(self, run: Path, resumes: bool = False) -> Callable[[], int]:
+        """What trains the same into `run`, or goes on with it."""
+        return fastcifar("train", "--resume", run) if resumes else fastcifar(*self.arguments, run)
 
-    def go_on(self, run: Path) -> str | None:
-        """Has the run in the folder go on to its end; returns what is wrong with the outcome."""
-        ended = in_child(fastcifar("train", "--resume", run))
+    def go_on(self, run: Path, *, without_points: bool = False) -> str | None:
+        """Has the run in the folder go on to its end; returns what is wrong with the outcome.
+
+        TensorBoard's points may be lacking `without_points`, as where its file could not be written.
+        """
+        ended = in_child(self.command(run, resumes=True))
         if ended.status == cli.EXIT_BAD_INPUT:
-            ended = in_child(self.train(run))
-        return ended.fault or (f"does not go on: {ended.output}" if ended.status else self.differences(run))
-
-    def differences(self, run: Path) -> str | None:
-        """What the folder of a run that has ended lacks, or has too much."""
+            ended = in_child(self.command(run))
+        if ended.fault or ended.status:
+            return ended.fault or f"does not go on: {ended.output}"
         epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-        left = [path.name for path in run.rglob("*.partial")] + [path.name for path in run.glob("checkpoints/*")][2:]
-        if weight_files(run) != self.weights:
-            return "ends in other weights"
-        if epochs != [1, 2]:
-            return f"has records of the epochs {epochs}"
-        if (points := points_of(run)) != [1, 2]:
-            return f"has points in TensorBoard at {points}"
-        return f"leaves {left}" if left else None
+        folders = [path.name for path in run.glob("checkpoints/*") if path.is_dir()]
+        left = [path.name for path in run.rglob("*.partial")] + folders[1:]
+        faults = {
+            "ends in other weights": weight_files(run) != self.weights,
+            f"has records of the epochs {epochs}": epochs != [1, 2],
+            "has other points in TensorBoard": not without_points and points_of(run) != [1, 2],
+            f"leaves {left}": left,
+        }
+        return next((fault for fault, found in faults.items() if found), None)
 
 
 def points_of(run: Path) -> list[int]:

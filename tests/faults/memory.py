@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,21 +15,22 @@ ROOM = (4, 16, 48, 128)
 
 def short_of_memory(place: Path) -> dict[str, Trial]:
     undisturbed = Undisturbed.make(place)
-    run, data = place / "run", ["--dataset", undisturbed.data]
+    data = undisturbed.arguments[1:3]
     large = [*FLAGS, "--channels", "512"]
     commands = {
         "train": ["train", *data, *large],
-        "train --resume": ["train", "--resume", run, "--epochs", 4],
+        "train --resume": ["train", "--resume", "run", "--epochs", 4],
         "plan": ["plan", *data, *large],
         "profile": ["profile", *data, *large],
-        "eval": ["eval", run, "--tta", "mirror-shift"],
-        "predict": ["predict", run, "--images", place / "images.npy"],
-        "ensemble": ["ensemble", run, run],
-        "export --format torch": ["export", run, "--format", "torch"],
+        "eval": ["eval", "run", "--tta", "mirror-shift"],
+        "predict": ["predict", "run", "--images", place / "images.npy"],
+        "ensemble": ["ensemble", "run", "run"],
+        "export --format torch": ["export", "run", "--format", "torch"],
         "preview": ["preview", *data, "--count", 64],
     }
 
     def trial(arguments: list, room: int, folder: Path) -> str | None:
+        shutil.copytree(undisturbed.run, folder / "run")
         os.chdir(folder)
         return in_child(fastcifar(*arguments), memory=room * 2**20).fault
 

@@ -7,14 +7,11 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from fastcifar.cli import EXIT_BAD_INPUT
 from fastcifar.data import download as module
-from fastcifar.errors import DataError
 
 from .harness import Attack, Trial, in_child
 
@@ -70,45 +67,35 @@ ENDLESS: dict[str, tuple[bytes, bytes, float]] = {
 """What mirrors begin with, what they go on with for ever, and the seconds between."""
 
 
-def parts(habit: str) -> Iterator[bytes]:
-    if habit in ENDLESS:
-        beginning, again, pause = ENDLESS[habit]
-        yield beginning
-        while True:
-            yield again
+def answer(connection: socket.socket, habit: str) -> None:
+    beginning, again, pause = ENDLESS.get(habit, (ANSWERS.get(habit, WHOLE + CONTENT), None, 0.0))
+    with connection, suppress(OSError):
+        connection.recv(65536)
+        connection.sendall(beginning)
+        while again is not None:
+            connection.sendall(again)
             time.sleep(pause)
-    yield WHOLE + CONTENT if habit == "good" else ANSWERS[habit]
-
-
-def serve(server: socket.socket, habit: str) -> None:
-    def answer(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            connection.recv(65536)
-            for part in parts(habit):
-                connection.sendall(part)
-
-    while True:
-        threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
 
 
 def address(habit: str) -> str:
+    """The address of a server of this process; one whose habit has no entry is good."""
     server = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=serve, args=(server, habit), daemon=True).start()
+
+    def serve() -> None:
+        while True:
+            threading.Thread(target=answer, args=(server.accept()[0], habit), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
     return f"http://127.0.0.1:{server.getsockname()[1]}/"
 
 
 def trial(habits: list[str], folder: Path) -> str | None:
     target = folder / "file.bin"
 
-    def act() -> int:
+    def act() -> None:
         module.PATIENCE, module.LAST_PATIENCE, module.WINDOW = 0.3, 0.3, 0.1
-        try:
-            md5 = hashlib.md5(CONTENT).hexdigest()
-            module.download([address(habit) for habit in habits], target, md5, SIZE, DEADLINE)
-        except DataError as error:
-            print(f"fastcifar: {error}")
-            return EXIT_BAD_INPUT
-        return 0
+        addresses, md5 = [address(habit) for habit in habits], hashlib.md5(CONTENT).hexdigest()
+        module.download(addresses, target, md5, SIZE, DEADLINE)
 
     ended = in_child(act, SECONDS)
     left = [path.name for path in folder.iterdir() if path.suffix != ".lock" and path != target]
@@ -123,4 +110,4 @@ def mirrors(place: Path) -> dict[str, Trial]:
     return alone | {f"{name}, then a good one": partial(trial, [*one.args[0], "good"]) for name, one in alone.items()}
 
 
-ATTACKS = (Attack("hostile mirrors", mirrors, short=12, middle=64),)
+ATTACKS = (Attack("hostile mirrors", mirrors, short=8, middle=64),)

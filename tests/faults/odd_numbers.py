@@ -14,7 +14,7 @@ from fastcifar.optim import SHARPNESS, OptimConfig
 from fastcifar.optim.schedules import ScheduleConfig
 from fastcifar.settings import Setting, choices_of, settings_of
 
-from .harness import FLAGS, Attack, Trial, Undisturbed, fastcifar, in_child
+from .harness import Attack, Trial, Undisturbed, fastcifar, in_child
 
 VALUES = ("", "0", "-1", "0.5", "nan", "inf", "-inf", "1e38", "1e400", "1e9", "1000000000", str(2**63), "٣")
 TEXTS = {
@@ -48,25 +48,31 @@ def trial(arguments: list[str], folder: Path) -> str | None:
         threading.Timer(SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
         return fastcifar(*arguments)()
 
-    return in_child(act, 2 * SECONDS).fault
+    return in_child(act, 4 * SECONDS).fault
 
 
 def odd_numbers(place: Path) -> dict[str, Trial]:
-    data, trials = Undisturbed.make(place).data, {}
-    own = {"train": ["--dataset", data, *FLAGS], "count": [], "preview": ["standard", "--dataset", data]}
-    own["profile"] = own["train"]
-    for command, flags in own.items():
-        for setting in settings_of(COMMANDS[command]):
-            numeric = setting.kind in (int, float) or (command == "train" and setting.name in TEXTS)
-            if not numeric or (command == "profile" and setting.name != "steps"):
-                continue
-            around = context(setting, place / "run")
-            start = [flag for flag in flags if "--arch" not in around or flag not in ("--blocks", "1", "--channels", "4")]
-            for value in VALUES:
-                text = TEXTS.get(setting.name, "{}").format(value)
-                name = " ".join([command, *around, setting.flags[0], text or "''"])
-                trials[name] = partial(trial, [command, *map(str, start), *around, setting.flags[0], text])
+    run, trials = Undisturbed.make(place), {}
+    data, small = run.arguments[1:3], ("--blocks", "1", "--channels", "4")
+    own = {"train": run.arguments[1:-1], "profile": run.arguments[1:-1], "count": [], "preview": ["standard", *data]}
+    for command, setting in [(name, setting) for name in own for setting in settings_of(COMMANDS[name])]:
+        if setting.kind not in (int, float) and setting.name not in TEXTS:
+            continue
+        if command == "profile" and setting.name != "steps":
+            continue  # the others are those of `train`
+        around = context(setting, run.run)
+        flags = [flag for flag in own[command] if "--arch" not in around or flag not in small]
+        for value in VALUES:
+            text = TEXTS.get(setting.name, "{}").format(value)
+            given = [command, *flags, *around, setting.flags[0], text]
+            trials[" ".join([command, *around, setting.flags[0], repr(text)])] = partial(trial, given)
     return trials
 
 
-ATTACKS = (Attack("odd numbers", odd_numbers, short=30, middle=150),)
+KEPT = (
+    "train --batch-size '9223372036854775808'",
+    "train --epochs '9223372036854775808'",
+    "train --stem-stride '1000000000'",
+    "profile --steps '1000000000'",
+)
+ATTACKS = (Attack("odd numbers", odd_numbers, short=20, middle=130, kept=KEPT),)

@@ -9,26 +9,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.autoaugment import AutoAugment, AutoAugmentPolicy, RandAugment, TrivialAugmentWide, _apply_op
+from torchvision.transforms import InterpolationMode, autoaugment
 
 from fastcifar.augment import automatic
 from fastcifar.augment.automatic import Operation
 from fastcifar.augment.normalize import Normalization
 from fastcifar.augment.policy import parse
 from fastcifar.augment.random import Key
-from fastcifar.augment.sampling import Params, sample
+from fastcifar.augment.sampling import sample
 from fastcifar.augment.torch_apply import TorchApplier
 from fastcifar.data.synthetic import synthetic
 
 from .harness import Attack, Trial
 
-IMAGES, BLOCK, SIZE = 50_000, 50, (32, 32)
-THEIRS = AutoAugment(AutoAugmentPolicy.CIFAR10)
+IMAGES, SIZE = 50_000, (32, 32)
+THEIRS = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10)
 POLICIES = {
     "autoaugment_tv": (THEIRS._augmentation_space(10, SIZE), [bin_ for *_, bin_ in chain(*THEIRS.policies)]),
-    "randaugment": (RandAugment()._augmentation_space(31, SIZE), [9] * 14),
-    "trivialaugment": (TrivialAugmentWide()._augmentation_space(31), [slice(None)] * 14),
+    "randaugment": (autoaugment.RandAugment()._augmentation_space(31, SIZE), [9] * 14),
+    "trivialaugment": (autoaugment.TrivialAugmentWide()._augmentation_space(31), [slice(None)] * 14),
 }
 """torchvision's magnitudes by operation, whether they have either sign, and the bins of each choice in our table."""
 
@@ -47,7 +46,9 @@ def magnitudes(policy: str) -> dict[tuple[str, float], float]:
         name = name_of(choice.operation)
         levels, signed = space[name]
         signs = (1, -1) if signed else (1,)
-        theirs = [sign * level for level in levels[which].reshape(-1).tolist() for sign in signs] if levels.ndim else [0.0]
+        theirs = (
+            [sign * level for level in levels[which].reshape(-1).tolist() for sign in signs] if levels.ndim else [0.0]
+        )
         found |= {(name, value): level for value, level in zip(choice.values, theirs, strict=levels.ndim > 0)}
     return found
 
@@ -55,30 +56,26 @@ def magnitudes(policy: str) -> dict[tuple[str, float], float]:
 drawn_images = cache(synthetic)
 
 
-@cache
-def augmented(policy: str, block: int) -> tuple[np.ndarray, np.ndarray, Params]:
-    """Images of a block as they are, as we augment them, and what was drawn."""
-    dataset, parsed = drawn_images("train"), parse(policy)
-    index = (torch.arange(BLOCK) + BLOCK * block) % len(dataset)
-    params = sample(parsed, Key(0, BLOCK * block // len(dataset)), index, SIZE, len(dataset))
-    applier = TorchApplier(dataset, parsed, Normalization(dataset.mean, dataset.std), torch.uint8, BLOCK)
-    return dataset.images[index].numpy(), applier.apply(index, params).numpy(), params
-
-
 def trial(policy: str, number: int, folder: Path) -> str | None:
-    images, ours, params = augmented(policy, number // BLOCK)
-    row, steps = number % BLOCK, []
-    picture = Image.fromarray(images[row])
+    dataset, parsed = drawn_images(), parse(policy)
+    epoch, place = divmod(number, len(dataset))
+    index = torch.tensor([place])
+    params = sample(parsed, Key(0, epoch), index, SIZE, len(dataset))
+    applier = TorchApplier(dataset, parsed, Normalization(dataset.mean, dataset.std), torch.uint8, 1)
+    picture, steps = Image.fromarray(dataset.images[place].numpy()), []
     for slot in params.slots:
-        name, value = name_of(int(slot.operation[row])), float(slot.value[row])
+        name, value = name_of(int(slot.operation)), float(slot.value)
         steps.append(f"{name} {value!r}")
-        picture = _apply_op(picture, name, magnitudes(policy)[name, value], InterpolationMode.NEAREST, [0, 0, 0])
-    return None if np.array_equal(ours[row], np.asarray(picture)) else f"{', '.join(steps)} differs"
+        magnitude = magnitudes(policy)[name, value]
+        picture = autoaugment._apply_op(picture, name, magnitude, InterpolationMode.NEAREST, [0, 0, 0])
+    same = np.array_equal(applier.apply(index, params)[0], np.asarray(picture))
+    return None if same else f"{', '.join(steps)} differs"
 
 
 def images(place: Path) -> dict[str, Trial]:
-    numbers = ((policy, number) for policy in POLICIES for number in range(IMAGES))
-    return {f"{policy} of image {number}": partial(trial, policy, number) for policy, number in numbers}
+    """Takes the policies in turn."""
+    policies = ((number, list(POLICIES)[number % len(POLICIES)]) for number in range(IMAGES))
+    return {f"{policy} of image {number}": partial(trial, policy, number) for number, policy in policies}
 
 
-ATTACKS = (Attack("images as torchvision augments them", images, short=1500, middle=6000, block=BLOCK),)
+ATTACKS = (Attack("images as torchvision augments them", images, short=600, middle=6000),)

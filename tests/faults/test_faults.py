@@ -33,7 +33,8 @@ def check(name: str, printed: str) -> None:
 
 
 EACH = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=KNOWN[name]) if name in KNOWN else ()) for name in ATTACKS
+    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=KNOWN[name]) if name in KNOWN else ())
+    for name in ATTACKS
 ]
 
 
