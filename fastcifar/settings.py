@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fastcifar.augment import BACKENDS, NORMALIZATIONS
 from fastcifar.augment.policy import POLICIES
@@ -22,6 +22,10 @@ from fastcifar.models.resnet import ResNet
 from fastcifar.optim import OPTIMIZERS, SHARPNESS, OptimConfig
 from fastcifar.optim.schedules import SCHEDULES, ScheduleConfig
 from fastcifar.recipes import RECIPES
+
+T = TypeVar("T")
+Positional = Annotated[T, "positional"]
+"""The type of an argument given by position, without a flag."""
 
 NAMES: dict[str, Collection[str]] = {
     "arch": ARCHITECTURES,

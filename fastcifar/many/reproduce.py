@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fastcifar.checks import check_range
 from fastcifar.errors import ConfigError, DataError, FastcifarError
+from fastcifar.many.ensemble import evaluate_ensemble
 from fastcifar.many.jobs import Job, Overrides, carry_out, check_settings
 from fastcifar.many.results import (
     Row,
@@ -24,6 +26,7 @@ from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.recipes.listing import aligned, claimed
 from fastcifar.runs.console import Console, Silence
 from fastcifar.runs.folder import Result
+from fastcifar.runs.network import DEFAULT
 
 
 def reproduce(
@@ -38,7 +41,8 @@ def reproduce(
 
     Finished runs are kept, interrupted ones are resumed, and one that fails does not stop the others. The first seed of
     every recipe comes before the second of any. The runs go to `out`/NAME/seedS, or to `out`/NAME-Eep/seedS where the
-    epochs are not the recipe's own. Returns the rows of these recipes, from this call and earlier ones.
+    epochs are not the recipe's own. Where a recipe's claim is an ensemble's, those runs vote at the end that the
+    validation split chooses, as in `fastcifar ensemble`. Returns the rows of these recipes, from this call and earlier ones.
 
     Raises FastcifarError where a run failed, after all others were done, the data set is missing, or `out` holds a run
     of an earlier version of a recipe; Interrupted where a signal stopped it.
@@ -52,6 +56,27 @@ def reproduce(
             check_settings(job, row.settings, f"results.json beside {job.folder.parent}")
         else:
             job.check_folder()
+    failures = train_all(jobs, done, out / "results.json", console)
+    for recipe in recipes:
+        if recipe.measure == "ensemble":
+            let_vote([job for job in jobs if job.recipe is recipe and job.key in done], done)
+            write_rows(out / "results.json", done.values())
+    wanted = {job.key[:2] for job in jobs}
+    found = [row for row in done.values() if row.key[:2] in wanted]
+    if found:
+        console.note(claims_table(summaries(found)))
+    if failures:
+        told = "; ".join(f"{folder}: {sentence.rstrip('.')}" for folder, sentence in failures.items())
+        others = "the others are done" if len(failures) < len(jobs) else "mend that, and repeat the command"
+        raise FastcifarError(f"{len(failures)} of {len(jobs)} runs failed ({told}); {others}.")
+    return found
+
+
+Key = tuple[str, int, int]
+
+
+def train_all(jobs: Sequence[Job], done: dict[Key, Row], path: Path, console: Console) -> dict[Path, str]:
+    """Carries out the jobs without a row in `done`, and adds their rows; returns what failed, by folder."""
     failures = {}
     for number, job in enumerate(jobs, start=1):
         if job.key in done:
@@ -66,16 +91,16 @@ def reproduce(
             # The text alone is kept: the error's traceback would keep the run's tensors on the GPU.
             failures[job.folder] = str(error)
             console.note(f"{job.folder} failed: {error}", prominent=True)
-        write_rows(out / "results.json", done.values())
-    wanted = {job.key[:2] for job in jobs}
-    found = [row for row in done.values() if row.key[:2] in wanted]
-    if found:
-        console.note(claims_table(summaries(found)))
-    if failures:
-        told = "; ".join(f"{folder}: {sentence.rstrip('.')}" for folder, sentence in failures.items())
-        others = "the others are done" if len(failures) < len(jobs) else "mend that, and repeat the command"
-        raise FastcifarError(f"{len(failures)} of {len(jobs)} runs failed ({told}); {others}.")
-    return found
+        write_rows(path, done.values())
+    return failures
+
+
+def let_vote(jobs: Sequence[Job], done: dict[Key, Row]) -> None:
+    """Puts the vote of finished runs of one recipe, two or more that are still there, into the row of the last seed."""
+    if len(jobs) < 2 or done[jobs[-1].key].vote is not None or not all(job.started for job in jobs):
+        return
+    report = evaluate_ensemble([job.folder for job in jobs], jobs[0].folder.parent, DEFAULT)
+    done[jobs[-1].key] = replace(done[jobs[-1].key], vote=report.best.soft_accuracy)
 
 
 def job_of(recipe: Recipe, seed: int, out: Path, overrides: Overrides) -> Job:
@@ -112,7 +137,7 @@ def row_of(job: Job, result: Result) -> Row:
 
 
 def claims_table(found: list[Summary]) -> str:
-    header = ("recipe", "epochs", "claim", "n", "weights", "average", "")
+    header = ("recipe", "epochs", "claim", "n", "weights", "average", "vote", "")
     return aligned([header, *map(claim_row, found)])
 
 
@@ -126,5 +151,6 @@ def claim_row(summary: Summary) -> tuple[str, ...]:
         str(len(summary.rows)),
         percent_and_spread([row.test_accuracy for row in summary.rows]),
         percent_and_spread(averages) if averages else "",
+        percent_and_spread(summary.compared) if summary.rows[-1].vote is not None else "",
         {True: "met", False: "not met", None: ""}[summary.met],
     )

@@ -48,6 +48,9 @@ class Row:
     device: str
     versions: dict[str, str]
     commit: str | None
+    vote: float | None = None
+    """Test accuracy of an ensemble of the runs up to this seed; of a recipe whose claim is an ensemble's, the last row
+    has it."""
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -70,18 +73,21 @@ class Summary:
 
     @property
     def compared(self) -> list[float]:
+        """What the claim is compared with: of an ensemble, the vote of most members; empty where there is none yet."""
         entry = RECIPES.get(self.first.recipe)
-        if entry is None or entry.measure != "average":
+        if entry is None or entry.measure == "weights":
             return [row.test_accuracy for row in self.rows]
+        if entry.measure == "ensemble":
+            return [row.vote for row in self.rows if row.vote is not None][-1:]
         return [row.test_accuracy if row.average is None else row.average for row in self.rows]
 
     @property
     def met(self) -> bool | None:
         """Whether the mean is at least the claim less the spread; None where no claim covers such runs."""
         entry = RECIPES.get(self.first.recipe)
-        if entry is None or entry.claim is None or entry.measure == "ensemble" or not self.first.full_length:
+        if entry is None or entry.claim is None or not self.compared or not self.first.full_length:
             return None
-        spread = stdev(self.compared) if len(self.rows) >= 3 else ONE_RUN_SPREAD
+        spread = stdev(self.compared) if len(self.compared) >= 3 else ONE_RUN_SPREAD
         return mean(self.compared) >= entry.claim - spread
 
 

@@ -1,5 +1,6 @@
 """Reproducing recipes: finished runs are kept, stopped ones go on, and a failure does not stop the others."""
 
+import json
 import signal
 import weakref
 from dataclasses import replace
@@ -164,6 +165,21 @@ def test_one_that_fails_does_not_stop_the_others(small, tmp_path, monkeypatch):
         reproduce(select(["tiny_diverging", "tiny"]), tmp_path, ONE_EPOCH)
     assert len(held) == 2
     assert [row.recipe for row in read_rows(tmp_path / "results.json")] == ["tiny"]
+
+
+def test_members_of_an_ensemble_vote(small, tmp_path, monkeypatch, capsys):
+    """A run's claim is the vote's; it is counted once for as many seeds, also when the command is given again."""
+    members = replace(RECIPES["tiny"], config=derive(small(), val_split=40), measure="ensemble")
+    monkeypatch.setitem(RECIPES, "tiny", members)
+    command = ["reproduce", "tiny", "--seeds", "2", "--out", str(tmp_path), *FLAGS]
+    assert cli.main(command) == 0
+    written = json.loads((tmp_path / "tiny" / "ensemble.json").read_text())
+    rows = read_rows(tmp_path / "results.json")
+    assert [row.vote for row in rows] == [None, written["chosen"]["soft_accuracy"]]
+    assert f"{100 * rows[1].vote:.2f}" in capsys.readouterr().out.splitlines()[-1]
+    (tmp_path / "tiny" / "ensemble.json").unlink()
+    assert cli.main(command) == 0
+    assert not (tmp_path / "tiny" / "ensemble.json").exists()
 
 
 def test_missing_data_stops_at_once(small, tmp_path, monkeypatch):

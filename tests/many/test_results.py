@@ -26,6 +26,16 @@ def test_met_is_the_claim_less_the_spread(accuracies, met):
     assert Summary(rows).met is met
 
 
+def test_an_ensembles_claim_is_compared_with_the_vote_of_most_members():
+    """The claim is 97.68, and one vote's spread is 0.2 points."""
+    votes = [None, 0.9, 0.975]
+    rows = tuple(row("r5_ensemble_member", seed, 0.9, vote=vote) for seed, vote in enumerate(votes))
+    assert Summary(rows).compared == [0.975]
+    assert Summary(rows).met
+    assert not Summary(rows[:2]).met
+    assert Summary(rows[:1]).met is None
+
+
 def test_no_verdict_where_the_claim_is_of_something_else():
     for entry in (row("r5_ensemble_member"), row("quickstart"), row("r1_resnet_prop_standard", epochs=15)):
         assert Summary((entry,)).met is None

@@ -49,9 +49,9 @@ def test_what_was_measured_stands_beside_the_claims(tool, root, capsys):
     assert text.endswith("<!-- table: loaders -->\nnew\n<!-- end of table -->\nafter\n")
     assert set(RECIPES) <= {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
     for line in (
-        "| `r1_resnet_prop_standard` | R1 T5 | 95.15 | 3 | **95.30 ± 0.36** |  | 95.80 ± 0.00 | met | 100 | a GPU |",
+        "| `r1_resnet_prop_standard` | R1 T5 | 95.15 | 3 | **95.30 ± 0.36** |  |  | 95.80 ± 0.00 | met | 100 | a GPU |",
         "| `r1_resnet_prop_standard` | 95.15 | 95.30 ± 0.36 | 3 | met | 100 | a GPU |",
-        "| `r2_200_epochs` | R2 F4 | 91.19 | 1 | 50.00 | **91.05** |  | met | 100 | a GPU |",
+        "| `r2_200_epochs` | R2 F4 | 91.19 | 1 | 50.00 | **91.05** |  |  | met | 100 | a GPU |",
         "| `r2_200_epochs` | 91.19 | 91.05 | 1 | met | 100 | a GPU |",
         "| `r1_resnet20_standard` | 15 | 200 | 2 | **86.00 ± 0.00** | 86.10 ± 0.00 | 100 | a GPU |",
         "| `r4_final` | 96.10 |  |  |  |  |  |",

@@ -1,34 +1,16 @@
-"""The commands: what each takes and does. Torch is imported only when a command runs, so help is immediate."""
+"""Commands that read trained networks; torch is imported only when one runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
 
-from fastcifar.checks import check_range
-from fastcifar.config import EngineConfig, ModelConfig, RunConfig
+from fastcifar.config import EngineConfig
 from fastcifar.errors import ConfigError
 from fastcifar.inference import TTA, ExportFormat, LabelForm, PrecisionName
 from fastcifar.output import show
 from fastcifar.recipes import Recipe, select
-
-T = TypeVar("T")
-Positional = Annotated[T, "positional"]
-"""The type of an argument given by position, without a flag."""
-Shell = Literal["bash", "zsh", "fish"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configured:
-    """The arguments of commands that start from a configuration."""
-
-    run: RunConfig = field(default_factory=RunConfig)
-    config: Path | None = None
-    """Start from the config.json of another run; further flags override it."""
-    trust: bool = False
-    """Execute the code that a file names as its architecture, if it is package.module:function; what --arch names needs
-    no trust."""
+from fastcifar.settings import Positional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,51 +22,6 @@ class Trained:
     average. An ensemble says itself which vote."""
     trust: bool = False
     """Execute the code that a run's architecture names, if it is package.module:function."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train(Configured):
-    """Train a network, into a run folder."""
-
-    out: Path | None = None
-    """Folder of the run, new or empty; ./runs/NAME-TIME by default."""
-    resume: Path | None = None
-    """Go on with the run in this folder, by its own settings; the only flags beside it are --epochs, to train for
-    longer than planned, and --trust."""
-
-    def __call__(self) -> None:
-        from fastcifar.engine.run import train
-        from fastcifar.runs.console import Console
-
-        train(self.run, self.out, console=Console(), trust=self.trust)
-
-
-@dataclass(frozen=True)
-class Resume:
-    """The command that `train --resume RUN` runs."""
-
-    run: Path
-    epochs: int | None = None
-    trust: bool = False
-
-    def __call__(self) -> None:
-        from fastcifar.engine.run import resume
-        from fastcifar.runs.console import Console
-
-        resume(self.run, epochs=self.epochs, console=Console(), trust=self.trust)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan(Configured):
-    """Show the learning rate and the cost of a run, and what looks like a mistake, before anything trains."""
-
-    out: Path = Path("plan.png")
-    """A .png file for the picture of the learning rate."""
-
-    def __call__(self) -> None:
-        from fastcifar.diagnostics.plan import print_plan
-
-        print_plan(self.run, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,159 +178,31 @@ class Export(Trained):
             show(line)
 
 
-@dataclass(frozen=True)
-class Preview:
-    """Draw what augmentation policies make of some images, as PNG pictures."""
-
-    policies: Positional[tuple[str, ...]] = ()
-    """Policies, such as standard, autoaugment or crop:4,cutout:4x4; all that have a name by default."""
-    augment: str | None = None
-    """The same for one policy."""
-    dataset: str = "auto"
-    """Data set: a name, or the path of a .npz file, a folder of .npy files, or an image folder (PATH@32)."""
-    data_dir: Path | None = None
-    """Folder to look for the data set in."""
-    out: Path = Path("preview")
-    """A .png file; or a folder, which gets a page for each policy and all.png."""
-    seed: int = 0
-    """Seed of the augmentation."""
-    epoch: int = 0
-    """The epoch whose draws are shown."""
-    count: int = 12
-    """Images, evenly spread over the data set."""
-    show_params: bool = False
-    """Print what was drawn for each image."""
-
-    def __call__(self) -> None:
-        from fastcifar.augment.policy import POLICIES, parse
-
-        policies = (self.augment,) if self.augment else self.policies or tuple(POLICIES)
-        for text in policies:
-            parse(text)
-        from fastcifar.data.sources import load_dataset, resolve_auto
-        from fastcifar.diagnostics.preview import preview
-
-        name = resolve_auto(self.data_dir)[0] if self.dataset == "auto" else self.dataset
-        dataset = load_dataset(name, "train", self.data_dir)
-        options = {"seed": self.seed, "epoch": self.epoch, "count": self.count, "show_params": self.show_params}
-        for path in preview(policies, dataset, self.out, **options):
-            show(path)
-
-
-@dataclass(frozen=True)
-class Count:
-    """Count the layers, parameters, FLOPs and activations of an architecture."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-
-    def __call__(self) -> None:
-        from fastcifar.diagnostics.count import print_count
-
-        print_count(self.model)
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """Say what training would use on this machine, and what to change; the exit status is 1 if it could not train."""
-
-    device: str = "auto"
-    """The device that would train: auto, cpu, cuda or cuda:INDEX."""
-    data_dir: Path | None = None
-    """Folder to look for CIFAR-10 in, before $FASTCIFAR_DATA and the user cache."""
-    quick: bool = False
-    """Do not try the compiler, which takes some seconds."""
-
-    def __call__(self) -> int:
-        EngineConfig(device=self.device)
-        from fastcifar.diagnostics.doctor import diagnose
-
-        return diagnose(self.device, self.data_dir, quick=self.quick)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Profile(Configured):
-    """Train for a few steps, and show where their time goes."""
+class Landscape(Trained):
+    """Draw the training loss around the weights of runs, side by side, along two random directions."""
 
-    steps: int = 16
-    """Steps under the clock, rounded up to whole chunks of augmented images."""
-    out: Path | None = None
-    """Folder for the figures, the trace and the picture; ./profile-ARCH by default."""
-
-    def __call__(self) -> None:
-        check_range("steps", self.steps, 1, 10_000)
-        from fastcifar.diagnostics.profile import print_profile
-
-        print_profile(self.run, self.steps, self.out, self.trust)
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """List the recipes with their sources and claims, or describe some of them."""
-
-    names: Positional[tuple[str, ...]] = ()
-    """Names, or globs such as 'r1_*'; all in one table by default."""
-
-    def __call__(self) -> None:
-        from fastcifar.recipes.listing import description, overview
-
-        show("\n\n".join(map(description, select(self.names))) if self.names else overview())
-
-
-@dataclass(frozen=True)
-class Reproduce:
-    """Train recipes by several seeds, and compare the results with the claims; repeat the command to go on."""
-
-    recipes: Positional[tuple[str, ...]]
-    """Names, or globs such as 'r1_*'."""
-    seeds: int = 1
-    """Runs of each recipe."""
-    epochs: int | None = None
-    """In place of the recipes' own; the rows say so."""
-    out: Path = Path("runs/reproduce")
-    """Folder of the runs and of results.json."""
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    points: int = 21
+    """Places along each direction, an odd number."""
+    radius: float = 1.0
+    """How far to go; at 1 a direction is as long as the weights, filter by filter."""
+    seed: int = 0
+    """Seed of the directions."""
+    images: int = 1000
+    """Training images that the loss is the mean of."""
+    out: Path = Path("landscape.png")
+    """A .png file; the numbers go into a .json file beside it."""
     data_dir: Path | None = None
-    """Folder to look for the data set in, before $FASTCIFAR_DATA and the user cache."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Folder to look for the data set in; each run's own by default."""
 
     def __call__(self) -> None:
-        chosen = select(self.recipes)
-        from fastcifar.many.jobs import Overrides
-        from fastcifar.many.reproduce import reproduce
-        from fastcifar.runs.console import Console
+        from fastcifar.inference.landscape import Grid, draw_landscapes
+        from fastcifar.runs.network import LoadOptions
 
-        overrides = Overrides(self.epochs, data_dir=self.data_dir, engine=self.engine)
-        reproduce(chosen, self.out, overrides, seeds=self.seeds, console=Console())
-
-
-@dataclass(frozen=True)
-class Completion:
-    """Print a script that lets a shell complete what is typed, for: source <(fastcifar completion bash)."""
-
-    shell: Positional[Shell]
-    """The shell that the script is for."""
-    words: Positional[tuple[str, ...]] = ()
-    """What the script asks for in turn: after `--`, the words of a line up to the one to complete."""
-
-    def __call__(self) -> None:
-        from fastcifar.completion import SCRIPTS, candidates
-
-        for line in candidates(self.words, COMMANDS) if self.words else [SCRIPTS[self.shell]]:
-            show(line)
-
-
-COMMANDS: dict[str, type] = {
-    "train": Train,
-    "plan": Plan,
-    "eval": Eval,
-    "predict": Predict,
-    "ensemble": Ensemble,
-    "export": Export,
-    "count": Count,
-    "preview": Preview,
-    "doctor": Doctor,
-    "profile": Profile,
-    "recipes": Recipes,
-    "reproduce": Reproduce,
-    "completion": Completion,
-}
-"""The commands by name. Calling one returns the exit status where it may be other than 0."""
+        grid, loading = Grid(self.points, self.radius, self.seed), LoadOptions(self.weights, self.trust)
+        options = {"images": self.images, "data_dir": self.data_dir, "options": loading}
+        for one in draw_landscapes(self.runs, self.out, grid, **options):
+            show(f"{one.name}: loss {one.centre:.4g} at the weights, {one.edge:.4g} at {self.radius:g} from them")
+        show(str(self.out))
