@@ -12,16 +12,16 @@ from typing import Any, TextIO
 from fastcifar.errors import reason
 
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, breaks of lines, marks that reverse the direction of text, and what is no UTF-8."""
+"""Control characters, line separators, marks that reverse the direction of text, and bytes that are not UTF-8."""
 
 
 def printable(text: str) -> str:
-    """Escapes what a terminal would act on or could not show; text from files holds whatever a stranger wrote."""
+    """Escapes what a terminal would act on or cannot show, since text from files is whatever a stranger wrote."""
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def show(text: object) -> None:
-    """Prints the lines of `text` such that a terminal acts on none of it."""
+    """Prints the lines of `text`, each made `printable`."""
     print("\n".join(map(printable, str(text).split("\n"))))
 
 
@@ -32,9 +32,9 @@ def complain(text: object) -> None:
 
 
 def prepare_streams() -> None:
-    """Opens the standard streams that the caller closed, and has standard output escape what it cannot encode.
+    """Reopens standard streams that are closed, and lets standard output escape what it cannot encode.
 
-    Without the first, the next file to be opened, such as a checkpoint, would get their numbers and their text.
+    Otherwise the next file to be opened, such as a checkpoint, would get the number of a closed one, and its text.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -44,7 +44,7 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Sends what `stream` still holds, and all that follows, nowhere; else the interpreter's last flush complains."""
+    """Drops what `stream` still holds and all that follows; otherwise the interpreter complains at its end."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

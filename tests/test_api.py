@@ -9,7 +9,6 @@ from torch import nn
 import fastcifar
 from fastcifar.api import speaks_of_arguments
 from fastcifar.errors import ConfigError
-from fastcifar.runs import console
 
 IMAGES = {"train_set": image_set(100), "test_set": image_set(40, seed=1)}
 
@@ -116,25 +115,3 @@ def test_a_set_is_shown_in_one_line_and_a_loader_takes_the_device_there_is():
     assert repr(images) == "ImageSet(4 images of 6x8, 2 classes, on cpu)"
     loader = fastcifar.Loader(image_set(20), batch_size=10)
     assert loader.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("widgets", [True, False])
-def test_a_notebook_sees_progress(tmp_path, monkeypatch, widgets):
-    class Notebook(console.RichConsole):
-        def __init__(self, **options) -> None:
-            super().__init__(**options, force_jupyter=True)
-
-    class Bar:
-        def __init__(self, *columns, **options) -> None:
-            self.add_task, self.update, self.start, self.stop = ((lambda *given, **named: None) for _ in range(4))
-
-    shown = []
-    monkeypatch.setattr(console, "RichConsole", Notebook)
-    monkeypatch.setattr(console, "Progress", Bar)
-    monkeypatch.setattr(console, "find_spec", lambda name: object() if widgets else None)
-    monkeypatch.setattr(console.Console, "note", lambda self, text, prominent=False: None)
-    monkeypatch.setattr(
-        console.Console, "write", lambda self, record: shown.append((record.epoch, self.progress is not None))
-    )
-    fastcifar.train(CONFIG, tmp_path / "run", **IMAGES)
-    assert shown == [(1, widgets), (2, widgets)]

@@ -1,5 +1,6 @@
 """One rule for every command: code that a file names runs only with --trust, and what is typed needs none."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -50,3 +51,17 @@ def test_a_strangers_code_runs_only_where_it_is_trusted(command, capsys):
 def test_what_is_typed_needs_no_trust(command, capsys):
     assert cli.main([*command.split(), "--arch", "stranger:net"]) == 2
     assert "I was called" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("reproduce quickstart --out here", "here/quickstart/seed0"),
+        ("ensemble --recipe quickstart --out here", "here/seed0"),
+    ],
+)
+def test_a_strangers_run_is_not_taken_for_a_recipes(command, place, capsys):
+    shutil.copytree("run", place)
+    assert cli.main(command.split()) == 2
+    assert f"{place} holds a run of quickstart as that recipe used to be (arch, " in capsys.readouterr().err
+    assert "stranger" not in sys.modules

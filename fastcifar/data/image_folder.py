@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from fastcifar.data.cache import cache_folder
 from fastcifar.data.image_set import ImageSet, check_classes
 from fastcifar.data.memory import Room, check_memory
 from fastcifar.errors import DataError, reason
+from fastcifar.output import complain
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -75,7 +75,7 @@ def read_image_folder(folder: Path, split: str, size: int) -> ImageSet:
         with FileLock(cache.parent / ".decoding.lock"):
             with suppress(DataError):  # another process may have made it meanwhile
                 return read_arrays(cache, split)
-            print(f"decoding {folder} at {size}x{size} pixels into {cache}", file=sys.stderr)
+            complain(f"decoding {folder} at {size}x{size} pixels into {cache}")
             write_arrays(cache, decode_all(pictures, size))
     except OSError as error:
         remedy = "make room there, or set XDG_CACHE_HOME to another folder"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.order import Order
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
 from fastcifar.kernels.transfer import upload
+from fastcifar.output import complain
 
 CHUNK_SIZE = {"cpu": 1024, "cuda": 8192}
 """Images augmented at once. On a CPU a chunk should fit the caches; on a GPU it should outweigh the cost of a call."""
@@ -247,7 +247,7 @@ def dali_works(device: torch.device) -> bool:
 
     reason = why_unusable(device)
     if reason is not None:
-        print(f"fastcifar: images are augmented by Triton, since DALI does not work here: {reason}", file=sys.stderr)
+        complain(f"fastcifar: images are augmented by Triton, since DALI does not work here: {reason}")
     return reason is None
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from fastcifar.data import IMAGE_SIZES, SPLITS
 from fastcifar.data.cache import cache_folder
 from fastcifar.errors import DataError, unknown
 from fastcifar.models import GIVEN
+from fastcifar.output import complain
 
 if TYPE_CHECKING:
     from fastcifar.data.cifar import CifarFormat
@@ -231,7 +231,7 @@ def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: floa
 
     check_data_dir(data_dir)
     archive = (cache_folder() if data_dir is None else expanded(data_dir)) / form.archive
-    print(f"{absence(form, data_dir)}; fetching {archive}", file=sys.stderr)
+    complain(f"{absence(form, data_dir)}; fetching {archive}")
     download(addresses(form), archive, form.archive_md5, form.archive_size, deadline_seconds)
     return archive
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastcifar.checks import given
 from fastcifar.data.image_set import ImageSet
 from fastcifar.inference import TTA
 from fastcifar.inference.metrics import Bin, ClassScore, reliability
+from fastcifar.output import complain
 from fastcifar.plots import draw, plot_confusion, plot_images, plot_reliability, shortened
 from fastcifar.runs.console import percent
 from fastcifar.runs.files import write_text, writing
@@ -157,7 +157,7 @@ def write_report(folder: Path, report: Report, logits: Tensor, test: ImageSet) -
         del pictures["confusion.png"]
     for name, (plot, *arguments) in pictures.items():
         if failure := draw(folder / name, plot, *arguments):
-            print(failure, file=sys.stderr)
+            complain(failure)
 
 
 def points(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:

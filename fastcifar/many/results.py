@@ -14,7 +14,7 @@ from fastcifar.augment.policy import parse
 from fastcifar.config import EngineConfig, RunConfig
 from fastcifar.recipes import RECIPES
 from fastcifar.recipes.registry import difference
-from fastcifar.runs.files import reading, write_text
+from fastcifar.runs.files import exists, reading, write_text
 from fastcifar.serialization import build
 
 SCHEMA = "fastcifar.results/1"
@@ -115,7 +115,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def read_rows(path: Path) -> list[Row]:
     """Reads the rows of a file; none where it is absent or another kind. Raises FastcifarError where it is damaged."""
-    if not path.exists():
+    if not exists(path):
         return []
     with reading(path, "delete it, or mend it"):
         content = json.loads(path.read_text("utf-8"))

@@ -26,7 +26,7 @@ NO_BREAK = "\u00a0"
 
 
 class Console:
-    """Shows a run's progress on `rich`, by default on standard output, without which the run would go on.
+    """Shows a run's progress on `rich`, by default on standard output; the run goes on where that is closed or full.
 
     A terminal, which breaks lines between words, has a moving bar; so has a notebook with ipywidgets.
     """

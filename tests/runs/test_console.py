@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -105,3 +106,12 @@ def test_silence(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     console.write(record(1))
     console.summary(RESULT, tmp_path)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_sees_progress_and_a_script_nothing(monkeypatch: pytest.MonkeyPatch, widgets: bool) -> None:
+    assert isinstance(module.notebook_console(), Silence)
+    monkeypatch.setattr(module, "RichConsole", partial(RichConsole, force_jupyter=True))
+    monkeypatch.setattr(module, "find_spec", lambda name: object() if widgets else None)
+    console = module.notebook_console()
+    assert (type(console), console.live) == (Console, widgets)
