@@ -42,7 +42,9 @@ def reproduce(
     Finished runs are kept, interrupted ones are resumed, and one that fails does not stop the others. The first seed of
     every recipe comes before the second of any. The runs go to `out`/NAME/seedS, or to `out`/NAME-Eep/seedS where the
     epochs are not the recipe's own. Where a recipe's claim is an ensemble's, those runs vote at the end that the
-    validation split chooses, as in `fastcifar ensemble`. Returns the rows of these recipes, from this call and earlier ones.
+    validation split chooses, as in `fastcifar ensemble`.
+
+    Returns the rows of these recipes, from this call and earlier ones.
 
     Raises FastcifarError where a run failed, after all others were done, the data set is missing, or `out` holds a run
     of an earlier version of a recipe; Interrupted where a signal stopped it.
