@@ -114,8 +114,8 @@ def flipped_bits(place: Path) -> dict[str, Trial]:
 
 
 ATTACKS = (
-    Attack("killed at each file-system call", partial(at_each_call, killed), short=6, middle=50),
-    Attack("killed at random, once and twice", at_random_times, short=2, middle=16),
-    Attack("flipped bits in checkpoints", flipped_bits, short=4, middle=24),
-    Attack("errors of the disk at each call", partial(at_each_call, failing), short=6, middle=60),
+    Attack("killed at each file-system call", partial(at_each_call, killed), short=4, middle=36),
+    Attack("killed at random, once and twice", at_random_times, short=2, middle=12),
+    Attack("flipped bits in checkpoints", flipped_bits, short=3, middle=20),
+    Attack("errors of the disk at each call", partial(at_each_call, failing), short=4, middle=44),
 )

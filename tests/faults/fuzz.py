@@ -136,4 +136,4 @@ def files(place: Path) -> dict[str, Trial]:
     return {f"{one.folder.name}/{one.file}, mutation {number}": partial(trial, one, number) for one, number in each}
 
 
-ATTACKS = (Attack("mutated files", files, short=200, middle=1200),)
+ATTACKS = (Attack("mutated files", files, short=100, middle=900),)

@@ -37,4 +37,4 @@ def short_of_memory(place: Path) -> dict[str, Trial]:
     return {f"{name}, {room} MiB": partial(trial, words, room) for name, words in commands.items() for room in ROOM}
 
 
-ATTACKS = (Attack("out of memory", short_of_memory, short=4, middle=14),)
+ATTACKS = (Attack("out of memory", short_of_memory, short=2, middle=14),)

@@ -110,4 +110,4 @@ def mirrors(place: Path) -> dict[str, Trial]:
     return alone | {f"{name}, then a good one": partial(trial, [*one.args[0], "good"]) for name, one in alone.items()}
 
 
-ATTACKS = (Attack("hostile mirrors", mirrors, short=8, middle=64),)
+ATTACKS = (Attack("hostile mirrors", mirrors, short=6, middle=64),)

@@ -75,4 +75,4 @@ KEPT = (
     "train --stem-stride '1000000000'",
     "profile --steps '1000000000'",
 )
-ATTACKS = (Attack("odd numbers", odd_numbers, short=20, middle=130, kept=KEPT),)
+ATTACKS = (Attack("odd numbers", odd_numbers, short=12, middle=100, kept=KEPT),)

@@ -78,4 +78,4 @@ def images(place: Path) -> dict[str, Trial]:
     return {f"{policy} of image {number}": partial(trial, policy, number) for number, policy in policies}
 
 
-ATTACKS = (Attack("images as torchvision augments them", images, short=600, middle=6000),)
+ATTACKS = (Attack("images as torchvision augments them", images, short=300, middle=4500),)

@@ -145,7 +145,7 @@ def test_unknown_names_and_unread_options_name_the_valid_ones():
         ("resnet", {"se_ratio": -0.1}, "se_ratio -0.1 is not from 0"),
         ("resnet", {"pool": 9}, "last map of 4x4"),
         ("resnet", {"pool": 3, "stem_stride": 2}, "last map of 2x2"),
-        ("resnet", {"pool": 0}, "pool is 0; expected 1 or more"),
+        ("resnet", {"pool": 0}, "pool is 0; expected 1 to 1000000"),
         ("resnet", {"stem_stride": 0}, "stem_stride is 0"),
         ("resnet", {"pool_stride": 1}, "pool_stride belongs to pool"),
         ("resnet", {"groups": 2}, "choose the block bottleneck"),
