@@ -33,9 +33,11 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
     if origin in (tuple, list) and isinstance(value, list):
         kinds = arguments if origin is tuple and arguments[-1] is not Ellipsis else arguments[:1] * len(value)
         if len(kinds) == len(value):
-            return origin(build(part, entry, where) for part, entry in zip(kinds, value, strict=True))
+            return origin(
+                build(part, entry, where, complete=complete) for part, entry in zip(kinds, value, strict=True)
+            )
     if origin is dict and isinstance(value, dict):
-        return {key: build(arguments[1], entry, f"{where}: {key}") for key, entry in value.items()}
+        return {key: build(arguments[1], entry, f"{where}: {key}", complete=complete) for key, entry in value.items()}
     if isinstance(value, str) and "\0" in value:
         raise ConfigError(f"{where} is {reprlib.repr(value)}; expected text without the character NUL.")
     if kind is Path and isinstance(value, str):
@@ -60,7 +62,7 @@ def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
     if typing.is_typeddict(kind):
         needed = kind.__required_keys__
     else:
-        needed = {field.name for field in dataclasses.fields(kind) if field.default is not None} if complete else set()
+        needed = {field.name for field in dataclasses.fields(kind) if is_needed(field, complete)}
     if missing := [key for key in hints if key in needed and key not in value]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}, so it is damaged or another version's.")
     entries = {key: build(hints[key], entry, f"{where}: {key}", complete=complete) for key, entry in value.items()}
@@ -68,3 +70,9 @@ def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
         return kind(**entries)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def is_needed(field: dataclasses.Field[Any], complete: bool) -> bool:
+    if field.default is field.default_factory is dataclasses.MISSING:
+        return True
+    return complete and field.default is not None

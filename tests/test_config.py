@@ -1,7 +1,7 @@
 """The configuration: round trips, defaults of the main job, and refusals that name the way out."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,16 @@ def test_damaged_files_are_refused_with_the_place(change, message):
     text = json.dumps(json.loads(RunConfig().to_json()) | change)
     with pytest.raises(ConfigError, match=message):
         RunConfig.from_json(text)
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_records_in_a_list_are_whole(complete):
+    @dataclass
+    class Part:
+        name: str
+
+    with pytest.raises(ConfigError, match="the list lacks name"):
+        build(tuple[Part, ...], [{}], "the list", complete=complete)
 
 
 def test_a_file_may_be_partial_or_must_be_complete():
