@@ -19,8 +19,8 @@ def build(kind: Any, value: Any, where: str, *, complete: bool = False) -> Any:
         kind: a dataclass, a TypedDict, or the type of one of their fields.
         value: the result of `json.loads`.
         where: how the error message begins.
-        complete: also require the keys of a dataclass that have defaults, but for None, which stands for what an older
-            version did not know; a TypedDict says itself which it needs.
+        complete: also require the keys of a dataclass that have defaults, but for None and False, which stand for what
+            an older version did not know; a TypedDict says itself which it needs.
 
     Raises:
         ConfigError: keys are missing or unknown, or a value has another type or is refused by the dataclass.
@@ -75,4 +75,4 @@ def build_record(kind: Any, value: Any, where: str, complete: bool) -> Any:
 def is_needed(field: dataclasses.Field[Any], complete: bool) -> bool:
     if field.default is field.default_factory is dataclasses.MISSING:
         return True
-    return complete and field.default is not None
+    return complete and field.default is not None and field.default is not False

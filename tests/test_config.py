@@ -69,7 +69,7 @@ def test_a_file_may_be_partial_or_must_be_complete():
         build(RunConfig, json.loads(text), "the file", complete=True)
     whole = json.loads(RunConfig().to_json())
     assert build(RunConfig, whole, "the file", complete=True) == RunConfig()
-    del whole["model"]["shake_drop"], whole["recipe"]
+    del whole["model"]["shake_drop"], whole["schedule"]["periodic"], whole["recipe"]
     assert build(RunConfig, whole, "an older version's file", complete=True) == RunConfig()
     del whole["data"]["loader"]
     with pytest.raises(ConfigError, match="the file: data lacks loader, so it is damaged or another version's"):

@@ -19,6 +19,7 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.data.sources import IMAGE_SIZE
 from fastcifar.errors import ConfigError, FastcifarError, reason, unknown
 from fastcifar.models import GIVEN, build_model, check_trusted
+from fastcifar.optim.averaging import SWA
 from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.checkpoint import SNAPSHOT, WEIGHTS, Network
 from fastcifar.runs.ensembles import is_ensemble, voters
@@ -143,8 +144,12 @@ def check_agreement(networks: Sequence[TrainedNetwork]) -> None:
 
 
 def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
-    """Reads a run's last checkpoint. Raises FastcifarError if it is missing or damaged, or needs code not trusted."""
-    state = checkpoints.load(Run.open(path).checkpoints)
+    """Reads a run's last checkpoint, without SWA's weights where the run has not ended.
+
+    Raises FastcifarError if it is missing or damaged, or needs code not trusted.
+    """
+    run = Run.open(path)
+    state = checkpoints.load(run.checkpoints)
     if state is None:
         raise FastcifarError(f"{path} has no checkpoint yet; let it train for an epoch.")
     arch = state.network["arch"]
@@ -154,9 +159,13 @@ def read_network(path: Path, options: LoadOptions = DEFAULT) -> StoredNetwork:
         )
     if options.model is None:
         check_trusted(arch, path, options.trust)
+    weights = state.chosen
+    if state.progress["epoch"] < run.config().epochs:
+        # It may not have begun, and its batch norm statistics are measured at the end.
+        weights.pop(SWA, None)
     validated = {name: best["accuracy"] for name, best in state.progress["best"].items()}
     images = state.progress.get("images", {})
-    return StoredNetwork(path, state.network, images, state.chosen, validated, options.model)
+    return StoredNetwork(path, state.network, images, weights, validated, options.model)
 
 
 def build_network(path: Path, network: Network, image_size: int) -> nn.Module:

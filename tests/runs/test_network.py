@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from small_run import CLASSES, MEAN, SIZE, STD, images_like, make_run, make_weig
 from fastcifar.augment.normalize import Normalization
 from fastcifar.data.image_set import ImageSet
 from fastcifar.errors import FastcifarError
+from fastcifar.runs.folder import Run
 from fastcifar.runs.network import TrainedNetwork, read_network
 
 
@@ -78,3 +80,13 @@ def test_an_impossible_image_size(tmp_path: Path, size: object) -> None:
 def test_what_would_fetch_or_import_is_refused(tmp_path: Path, arch: str) -> None:
     with pytest.raises(FastcifarError, match="add --trust"):
         load(make_run(tmp_path / "run", "data.npz", arch=arch))
+
+
+def test_swas_weights_are_not_taken_before_the_run_has_ended(tmp_path: Path) -> None:
+    """They may be the first weights still, and their batch norm statistics are measured at the end."""
+    run = Run(make_run(tmp_path / "run", "data.npz", averages=("swa",)))
+    assert load(run.path).weights == "swa"
+    run.write_config(replace(run.config(), epochs=3))
+    assert load(run.path).weights == "weights"
+    with pytest.raises(FastcifarError, match="unknown weights 'swa'"):
+        load(run.path, "swa")
