@@ -109,7 +109,7 @@ class LossConfig:
             )
         check_range("label_smoothing", self.label_smoothing, 0, 1)
         for name, gamma in given.items():
-            check_range(name, gamma, 0)
+            check_range(name, gamma, 0, 100)
             if gamma is not None and 0 < gamma < 1:
                 raise ConfigError(
                     f"{name} is {gamma}, which gives the loss an infinite slope; expected 0 or from 1 on."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -98,6 +99,8 @@ class Setting:
             raise ConfigError(
                 f"{self.flags[0] if self.flags else self.metavar} is {text!r}; expected text without NUL."
             )
+        if self.kind is Path and os.path.expanduser(text).startswith("~"):
+            raise ConfigError(f"{text} begins with the name of an unknown user; give another path, or write ./{text}.")
         if self.choices and text not in self.choices:
             raise ConfigError(unknown(self.name.replace("_", " "), text, self.choices))
         try:

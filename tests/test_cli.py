@@ -61,9 +61,13 @@ def printed(capsys, *arguments: str) -> str:
         (["train", "--lr", "-1e-3"], "lr is -0.001; expected above 0"),
         (["train", "--lr=abc"], "--lr is 'abc'; expected a number."),
         (["train", "--threads", "100000"], "threads is 100000; expected 1 to 1024."),
+        (["train", "--out", "~nobody-9/x"], "~nobody-9/x begins with the name of an unknown user; give another path"),
         (["eval", "a\0b"], r"RUN is 'a\x00b'; expected text without NUL."),
         (["train", "--data-dir", "a\0b"], r"--data-dir is 'a\x00b'; expected text without NUL."),
-        (["train", "--dataset", "synthetic", "--teacher", "~nobody-9/run"], "~nobody-9/run is no run"),
+        (
+            ["train", "--dataset", "synthetic", "--teacher", "~nobody-9/run"],
+            "~nobody-9/run begins with the name of an unknown user",
+        ),
         (
             ["train", "--arch", "resnet18", "--blocks", "2", "2"],
             "resnet18 does not read the option 'blocks'; it is for resnet.",

@@ -205,4 +205,6 @@ class Landscape(Trained):
         options = {"images": self.images, "data_dir": self.data_dir, "options": loading}
         for one in draw_landscapes(self.runs, self.out, grid, **options):
             show(f"{one.name}: loss {one.centre:.4g} at the weights, {one.edge:.4g} at {self.radius:g} from them")
+            if one.changed:
+                show(f"{one.name}: these are not the training images that the run had; its data set has changed since")
         show(str(self.out))

@@ -50,13 +50,13 @@ def load_dataset(
 
     CIFAR is looked for in `data_dir`, then ``$FASTCIFAR_DATA``, then the user's cache; each may hold the unpacked
     folder or the .tar.gz as its authors publish them, or be that folder itself. Every file is checked against its md5
-    at every read. What is nowhere is fetched into `data_dir`, which has to exist, or else into the cache: from the
-    authors, and then from ``$FASTCIFAR_MIRRORS``, addresses of folders or archives, separated by spaces or commas.
+    at every read. What is nowhere is fetched into the cache, since a stranger's file may name any `data_dir`: from
+    the authors, and then from ``$FASTCIFAR_MIRRORS``, addresses of folders or archives, separated by spaces or commas.
 
     Args:
         name: "cifar10", "cifar100" or "synthetic"; or a path, for which `data_dir` and what follows it have no meaning.
         split: "train" or "test".
-        data_dir: the folder to look in first, and to fetch into.
+        data_dir: the folder to look in first, which has to exist.
         download: whether to fetch what is not at hand.
 
     Returns:
@@ -86,7 +86,8 @@ def load_dataset(
     if place is None:
         if not download:
             raise DataError(f"{absence(form, data_dir)}; put what is missing there, or use --dataset synthetic.")
-        place = fetch(form, data_dir)
+        check_data_dir(data_dir)
+        place = fetch(form, absence(form, data_dir))
     return read_cifar(form, place, split)
 
 
@@ -140,7 +141,8 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
     if place := find("cifar10", data_dir):
         return "cifar10", f"CIFAR-10, found at {place}"
     try:
-        place = fetch(cifar_form("cifar10"), data_dir, QUICK_DOWNLOAD)
+        form = cifar_form("cifar10")
+        place = fetch(form, absence(form, data_dir), QUICK_DOWNLOAD)
     except DataError as error:
         reason = str(error).split("; ")[0]  # what follows is advice to take the drawn set
         return "synthetic", f"drawn shapes in place of CIFAR-10: {reason}"
@@ -148,7 +150,7 @@ def resolve_auto(data_dir: str | Path | None = None) -> tuple[str, str]:
 
 
 def check_data_dir(data_dir: str | Path | None) -> None:
-    """Raises DataError where `data_dir` is no folder, lest a download create a misspelt one."""
+    """Raises DataError where `data_dir` is no folder, so that a misspelt one is noticed."""
     if data_dir is not None and not os.path.isdir(folder := expanded(data_dir)):
         raise DataError(
             f"data_dir {data_dir} is no folder; correct it, or make one with: mkdir -p {shlex.quote(str(folder))}"
@@ -225,13 +227,12 @@ def absence(form: CifarFormat, data_dir: str | Path | None) -> str:
     return f"no {form.folder} or {form.archive} in {' or '.join(map(str, folders))}"
 
 
-def fetch(form: CifarFormat, data_dir: str | Path | None, deadline_seconds: float = math.inf) -> Path:
-    """Fetches the archive into `data_dir`, which has to exist, or else into the cache."""
+def fetch(form: CifarFormat, why: str, deadline_seconds: float = math.inf) -> Path:
+    """Fetches the archive into the cache, and says `why`."""
     from fastcifar.data.download import download
 
-    check_data_dir(data_dir)
-    archive = (cache_folder() if data_dir is None else expanded(data_dir)) / form.archive
-    complain(f"{absence(form, data_dir)}; fetching {archive}")
+    archive = cache_folder() / form.archive
+    complain(f"{why}; fetching {archive}")
     download(addresses(form), archive, form.archive_md5, form.archive_size, deadline_seconds)
     return archive
 

@@ -168,7 +168,9 @@ class Trainer:
         totals, state = self.state.meter.read(), self.state
         self.check_finite(totals)
         if not torch.stack(torch.aminmax(state.buckets.flat[0])).isfinite().all():
-            raise FastcifarError(f"the weights became infinite or NaN {self.place_of(state.steps_done - 1)}; {CALMER}")
+            raise FastcifarError(
+                f"the weights became infinite or NaN {self.place_of(state.steps_done - 1)}; {self.remedy}"
+            )
         return totals
 
     def check_finite(self, totals: Totals) -> None:
@@ -181,7 +183,15 @@ class Trainer:
                 f"the loss is infinite or NaN {self.place_of(bad)}, before anything was learnt; mend the network, its "
                 "teacher or the images, or choose --precision fp32."
             )
-        raise FastcifarError(f"the loss became infinite or NaN {self.place_of(bad)}; {CALMER}")
+        raise FastcifarError(f"the loss became infinite or NaN {self.place_of(bad)}; {self.remedy}")
+
+    @property
+    def remedy(self) -> str:
+        """What may keep the numbers finite, by what is the likelier cause."""
+        optim = self.config.optim
+        if optim.peak_lr(self.config.batch_size) * (optim.resolved.weight_decay or 0) >= 1:
+            return "lower --weight-decay, with which every step takes away more than the weights."
+        return CALMER
 
     def place_of(self, step: int) -> str:
         epoch, lr = step // self.steps_per_epoch + 1, self.state.lr[step]
@@ -235,7 +245,7 @@ class Trainer:
                 if not math.isfinite(found[name].loss):
                     raise FastcifarError(
                         f"the network's outputs are infinite or NaN in the evaluation of {name} after step "
-                        f"{self.state.steps_done} of {self.state.total_steps}; {CALMER}"
+                        f"{self.state.steps_done} of {self.state.total_steps}; {self.remedy}"
                     )
         return found
 

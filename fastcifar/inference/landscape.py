@@ -60,6 +60,8 @@ class Landscape:
     losses: Tensor
     """Mean cross-entropy at each place of the grid, float64 (points, points), by the first direction, then the second;
     infinite or NaN where the network overflows."""
+    changed: bool = False
+    """Whether the images are not those that the run was trained on."""
 
     @property
     def centre(self) -> float:
@@ -107,7 +109,7 @@ def draw_landscapes(
         dataset = load_dataset(data.dataset, "train", data_dir or data.data_dir) if train_set is None else train_set
         chosen = torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).long()
         losses = loss_surface(network, dataset.images[chosen], dataset.labels[chosen], device, grid)
-        found.append(Landscape(str(path), losses))
+        found.append(Landscape(str(path), losses, network.knows("train", dataset) is False))
     save(out, plot_landscape, {one.name: one.losses.numpy() for one in found}, grid.places)
     numbers = {"places": grid.places, "seed": grid.seed, "losses": {one.name: one.losses.tolist() for one in found}}
     write_text(out.with_suffix(".json"), json.dumps(numbers) + "\n")

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -124,13 +125,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     with writing(folder):
         folder.mkdir(exist_ok=True)
         if latest(folder) != target:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
             try:
                 write(partial, checkpoint)
                 publish(partial, target)
                 (folder / "latest").unlink(missing_ok=True)  # in which earlier versions named the current checkpoint
             except Exception:
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
                 raise
     sweep(folder)
 
@@ -141,7 +142,15 @@ def sweep(folder: Path) -> None:
         current = latest(folder)
         for other in folder.iterdir() if exists(folder) else ():
             if other != current and OWN.fullmatch(other.name):
-                shutil.rmtree(other, ignore_errors=True)
+                remove(other)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder, or the link in its place, as far as that can be done."""
+    with suppress(OSError):
+        if folder.is_symlink():
+            folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -164,8 +164,8 @@ def test_downloads_into_the_cache(mirror: Server, isolated: Path, tiny: Tiny, ca
     assert mirror.asked == ["good"]
 
 
-def test_downloads_into_data_dir_if_that_exists(mirror: Server, isolated: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """A configuration from a stranger may name any folder; none is made for it."""
+def test_data_dir_has_to_exist_and_is_only_searched(mirror: Server, isolated: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """A configuration from a stranger may name any folder; none is made for it, nor written into."""
     there = tmp_path / "here"
     for function in (load_dataset, lambda name, data_dir: resolve_auto(data_dir)):
         with pytest.raises(DataError, match=rf"data_dir {there} is no folder; correct it, or make one with: mkdir -p "):
@@ -173,8 +173,8 @@ def test_downloads_into_data_dir_if_that_exists(mirror: Server, isolated: Path, 
     assert not there.exists()
     there.mkdir()
     load_dataset("cifar10", data_dir=str(there))
-    assert (there / tiny.form.archive).is_file()
-    assert not isolated.exists()
+    assert not list(there.iterdir())
+    assert (isolated / tiny.form.archive).is_file()
 
 
 @pytest.mark.parametrize("separator", [", ", "\n"], ids=repr)

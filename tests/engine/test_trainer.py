@@ -163,6 +163,14 @@ def test_a_network_that_begins_with_nan_is_not_blamed_on_the_learning_rate():
         trainer.read_totals()
 
 
+def test_a_weight_decay_beyond_the_weights_is_named():
+    config = replace(CONFIG, optim=OptimConfig("sgd", lr=0.1, weight_decay=1e38))
+    trainer = Trainer(config, image_set(40))
+    trainer.run_epoch()
+    with pytest.raises(FastcifarError, match=r"; lower --weight-decay, with which every step takes away more than"):
+        trainer.read_totals()
+
+
 def test_the_running_loss_and_accuracy_are_those_of_this_epoch_so_far():
     trainer, seen = Trainer(CONFIG, image_set(800)), []
     for _ in range(2):

@@ -1,6 +1,7 @@
 """The loss around a run's weights: against moving the weights by hand, and its refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fastcifar.data.sources import load_dataset
 from fastcifar.errors import ConfigError
 from fastcifar.inference.landscape import Grid, draw_landscapes, filter_normalized, loss_surface
 from fastcifar.models import build_model
+from fastcifar.runs import checkpoint as checkpoints
 from fastcifar.runs.network import read_network
 
 CPU = torch.device("cpu")
@@ -62,3 +64,14 @@ def test_bad_grids_and_names_are_refused(run: Path) -> None:
         Grid(radius=0)
     with pytest.raises(ConfigError, match=r"a\.pdf is no name of a \.png file"):
         draw_landscapes([run], "a.pdf")
+
+
+def test_images_that_have_changed_are_told(run: Path, data: Path, tmp_path: Path) -> None:
+    train = load_dataset(str(data), "train")
+    checkpoint = checkpoints.load(run / "checkpoints")
+    progress = {**checkpoint.progress, "step": checkpoint.progress["step"] + 1, "images": {"train": train.digest()}}
+    checkpoints.save(run / "checkpoints", replace(checkpoint, progress=progress))
+    grid = Grid(points=3)
+    assert not draw_landscapes([run], tmp_path / "a.png", grid, images=5)[0].changed
+    (changed,) = draw_landscapes([run], tmp_path / "a.png", grid, images=5, train_set=train.subset(torch.arange(9)))
+    assert changed.changed
