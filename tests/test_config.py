@@ -83,13 +83,6 @@ def test_devices_are_known_by_their_form(device):
         EngineConfig(device=device)
 
 
-def test_data_sets_are_names_or_paths(tmp_path):
-    for name in ("auto", "cifar100", "synthetic", str(tmp_path), "somewhere/set.npz", "pictures@48"):
-        assert DataConfig(dataset=name).dataset == name
-    with pytest.raises(ConfigError, match="or a path"):
-        DataConfig(dataset="cifar")
-
-
 def test_what_is_not_json_is_refused():
     with pytest.raises(ConfigError, match=r"give the config.json of a run"):
         RunConfig.from_json("{", "some/file")
