@@ -118,10 +118,9 @@ class Finding:
         return REMEDIES.get(self.code, "").format(**self.values) or None
 
 
-def diagnose(device: str = "auto", data_dir: Path | None = None, *, quick: bool = False) -> int:
-    """Prints the findings, then the remedies, most important first.
+def diagnose(device: str, data_dir: Path | None, *, quick: bool) -> int:
+    """Prints the findings, then the remedies, most important first; returns 1 where the main job could not run, else 0.
 
-    Returns 1 where the main job could not run, else 0.
     `quick` leaves out the trial of the compiler, which takes some seconds.
     """
     findings, console = examine(device, data_dir, quick), Console(highlight=False, soft_wrap=True)
@@ -144,7 +143,7 @@ def remedies(findings: Sequence[Finding]) -> list[Finding]:
     return sorted((finding for finding in findings if finding.remedy), key=lambda finding: GRAVITY.index(finding.state))
 
 
-def examine(device: str = "auto", data_dir: Path | None = None, quick: bool = False) -> list[Finding]:
+def examine(device: str, data_dir: Path | None = None, quick: bool = False) -> list[Finding]:
     """Returns all findings, in order of importance."""
     python, library = (
         Finding("python", "python", version=platform.python_version()),

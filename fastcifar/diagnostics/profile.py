@@ -62,7 +62,7 @@ NAMES = {
 """
 
 
-def print_profile(config: RunConfig, steps: int, out: Path | None = None, trust: bool = False) -> Figures:
+def print_profile(config: RunConfig, steps: int, out: Path | None, trust: bool) -> Figures:
     """Trains for `steps` steps, prints where time goes, and writes figures, trace and picture.
 
     They go to the folder `out`, `profile-ARCH` by default. `trust` allows a teacher of code that is imported.

@@ -73,11 +73,7 @@ class Landscape:
     def edge(self) -> float:
         """The mean loss at the four places at the distance of the radius along one direction."""
         middle = len(self.losses) // 2
-        return (
-            torch.stack([self.losses[i, j] for i, j in ((0, middle), (-1, middle), (middle, 0), (middle, -1))])
-            .mean()
-            .item()
-        )
+        return self.losses[[0, -1, middle, middle], [middle, middle, 0, -1]].mean().item()
 
 
 def draw_landscapes(

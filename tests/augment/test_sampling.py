@@ -29,8 +29,8 @@ def assert_frequencies(drawn: torch.Tensor, probabilities: list[float] | torch.T
     assert statistic < quantile_99_9(int(possible.sum()) - 1)
 
 
-def draw_all(text: str, epoch: int = 1, size: tuple[int, int] = (32, 32), index: torch.Tensor = INDEX) -> Params:
-    return sample(parse(text), Key(0, epoch), index, size, COUNT)
+def draw_all(text: str, epoch: int = 1, index: torch.Tensor = INDEX) -> Params:
+    return sample(parse(text), Key(0, epoch), index, (32, 32), COUNT)
 
 
 def shifts_and_flips(params: Params) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

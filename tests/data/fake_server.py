@@ -17,8 +17,8 @@ class Server:
     content: bytes = b""
     asked: list[str] = field(default_factory=list)
 
-    def address(self, habit: str, name: str = "file.bin") -> str:
-        return f"http://127.0.0.1:{self.port}/{habit}/{name}"
+    def address(self, habit: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{habit}/file.bin"
 
 
 OK = b"HTTP/1.1 200 OK\r\n"

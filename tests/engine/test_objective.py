@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from made_run import make_run
+from small_run import CLASSES, images_like, make_ensemble, mean_of_voters
 from timm.loss import AsymmetricLossSingleLabel
 from torch import nn
 from torch.nn import functional as F
@@ -15,16 +16,14 @@ from fastcifar.data.image_set import ImageSet
 from fastcifar.engine.objective import asymmetric, build_loss, cross_entropy, distillation, load_teacher
 from fastcifar.engine.trainer import Trainer
 from fastcifar.errors import ConfigError, FastcifarError
-from fastcifar.runs.ensembles import EnsembleReport, Member, Vote, write_report
 from fastcifar.runs.network import read_network
 
 CPU = torch.device("cpu")
 
 
-def batch(count: int = 7, classes: int = 5, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(count)
-    logits = 3 * torch.randn(count, classes, generator=generator, dtype=dtype)
-    return logits.requires_grad_(), torch.arange(count) % classes
+def batch(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = 3 * torch.randn(7, 5, generator=torch.Generator().manual_seed(7), dtype=dtype)
+    return logits.requires_grad_(), torch.arange(7) % 5
 
 
 @pytest.mark.parametrize(("gamma_pos", "gamma_neg", "smoothing"), [(0, 4, 0.1), (0, 0, 0), (1, 2, 0), (2, 4, 0.3)])
@@ -134,17 +133,9 @@ def test_the_loss_is_shared_between_labels_and_teacher(tmp_path):
 
 
 def test_an_ensemble_teaches_the_mean_probabilities_of_its_chosen_members(tmp_path):
-    names = "ema-0.999", "weights", "weights"
-    runs = [make_run(tmp_path / "ensemble" / f"seed{seed}").path for seed in range(3)]
-    members = tuple(Member(Path(run.name), name, 0.5, 0.5) for run, name in zip(runs, names, strict=True))
-    whole, chosen = (Vote(voting, 0.5, 0.5, (0.4, 0.6), 0.5, 0, 0.5, 0.5, 0.1, 0.5) for voting in ((0, 1, 2), (0, 2)))
-    write_report(tmp_path / "ensemble", EnsembleReport("colours", 12, "none", members, whole, chosen, None, (whole,)))
-    teacher = load_teacher(tmp_path / "ensemble", CPU, ("ant", "bee"))
-    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    voting = [read_network(run).load(CPU, name).model for run, name in ((runs[0], "ema-0.999"), (runs[2], "weights"))]
-    with torch.no_grad():
-        expected = sum(model(seen_by_teacher(images)).softmax(dim=1) for model in voting) / 2
-    torch.testing.assert_close(teacher(images, torch.float32).softmax(dim=1), expected, rtol=1e-4, atol=1e-5)
+    ensemble, images = make_ensemble(tmp_path / "ensemble", tmp_path / "data.npz"), torch.from_numpy(images_like(5))
+    found = load_teacher(ensemble, CPU, CLASSES)(images.permute(0, 3, 1, 2), torch.float32).softmax(dim=1)
+    torch.testing.assert_close(found, mean_of_voters(ensemble, images), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_teach_is_refused(tmp_path):

@@ -260,11 +260,13 @@ def test_a_folder_that_is_renamed_during_training_is_one_sentence(tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_what_kills_left_is_swept_as_a_run_is_resumed(tmp_path):
     train(CONFIG, run := tmp_path / "run", **IMAGES)
+    (run / ".mine.partial").touch()
     before = set(run.rglob("*"))
     for name in ("checkpoints/00000005", "checkpoints/.00000007.partial"):
         (run / name).mkdir()
         (run / name / "weights.safetensors").touch()
-    (run / ".metrics.jsonl.partial").touch()
+    for name in (".metrics.jsonl.partial", ".config.json.partial", ".curves.png.partial"):
+        (run / name).touch()
     resume(run)
     assert set(run.rglob("*")) == before
 

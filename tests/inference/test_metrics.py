@@ -46,8 +46,8 @@ def test_confusion_and_classes_with_ties_to_the_lower_label() -> None:
     ]
 
 
-def drawn(count: int, classes: int, temperature: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def drawn(count: int, classes: int, temperature: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(count, classes, generator=generator)
     return logits, torch.multinomial((logits / temperature).softmax(1), 1, generator=generator).flatten()
 

@@ -113,14 +113,6 @@ def test_a_run_that_was_killed_in_its_first_write_is_begun_again(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} <= {".lock", "config.json"}
 
 
-def test_what_kills_left_is_swept(run: Run) -> None:
-    before = {path.name for path in run.path.iterdir()}
-    for name in (".config.json.partial", ".curves.png.partial", ".mine.partial"):
-        (run.path / name).touch()
-    run.sweep()
-    assert {path.name for path in run.path.iterdir()} == {*before, ".mine.partial"}
-
-
 def test_names_from_a_file_do_not_lead_out_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("../../elsewhere", "/elsewhere", "elsewhere\n/.."):
