@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretended_gpu import PretendedGpu, unseen
+from gpu_rules import PretendedGpu, unseen
 from torch import Tensor
 
 from fastcifar.augment import dali_apply

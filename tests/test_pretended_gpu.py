@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pretended_gpu import CARD, Broken
+from gpu_rules import CARD, Broken
 
 
 @pytest.fixture(autouse=True)
