@@ -199,17 +199,13 @@ class Precision:
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
 
-def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:
-    """Returns the precision, and a note where `auto` had to step down. Raises ConfigError where `device` lacks it."""
+def resolve_precision(requested: str, device: torch.device) -> Precision:
+    """Returns what `auto` is on `device`, or what was requested. Raises ConfigError where `device` lacks that."""
     native = native_bf16(device)
     if requested == "auto":
-        if native:
-            return Precision("bf16"), None
-        if device.type == "cuda":
-            return Precision("fp16"), "This GPU has no native bfloat16: computing in float16 with a scaled loss."
-        return Precision("fp32"), "This CPU has no native bfloat16: computing in float32."
+        return Precision("bf16" if native else "fp16" if device.type == "cuda" else "fp32")
     if requested == "bf16" and not native and device.type == "cuda":
         raise ConfigError("this GPU has no native bfloat16; choose --precision fp16 or auto.")
     if requested == "fp16" and device.type == "cpu":
         raise ConfigError("float16 needs a GPU; choose --precision bf16, fp32 or auto.")
-    return Precision(requested), None
+    return Precision(requested)

@@ -117,9 +117,10 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(monkeypatch):
     assert weights("stopped") == weights("whole")
 
 
-def test_float16_with_a_scaled_loss_on_an_old_card(gpu):
+def test_float16_with_a_scaled_loss_on_an_old_card(gpu, capsys):
     gpu.capability = (7, 5)
     assert cli.main([*TRAIN, "--epochs", "1", "--capture", "off", "--compile", "auto"]) == 0
+    assert "This GPU has no native bfloat16: computing in float16 with a scaled loss." in capsys.readouterr().out
     assert json.loads(Path("run/config.json").read_text())["engine"]["precision"] == "fp16"
 
 

@@ -39,7 +39,7 @@ NORMALIZED = (torch.float32, torch.float16)
 
 
 class DaliApplier(TritonApplier):
-    """As `TorchApplier`, with DALI. All randomness is in the parameters, so DALI keeps no state.
+    """Augments as `TorchApplier` does, with DALI. All randomness is in the parameters, so DALI keeps no state.
 
     Raises:
         ConfigError: DALI is not installed, or the chunk is too large for it.
@@ -104,7 +104,7 @@ class DaliApplier(TritonApplier):
         return images.permute(0, 3, 1, 2)
 
     def apply_slot(self, images: Tensor, slot: Slot) -> None:
-        """As `TorchApplier.apply_slot`; torch changes its groups while DALI works on the others."""
+        """Does as `TorchApplier.apply_slot` does; torch changes its groups while DALI works on the others."""
         groups = grouped(slot, self.device)
         moved = groups.pop(Operation.ROTATE, None)
         coloured = {operation: groups.pop(operation, None) for operation in COLOURS}

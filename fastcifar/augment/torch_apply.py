@@ -103,7 +103,7 @@ class TorchApplier:
 
 
 class TritonApplier(TorchApplier):
-    """As `TorchApplier`, with the Triton kernel on a GPU; elsewhere its reference runs."""
+    """Augments as `TorchApplier` does, with the Triton kernel on a GPU; elsewhere its reference runs."""
 
     function = staticmethod(augment)
 

@@ -168,7 +168,7 @@ def examine(device: str, data_dir: Path | None = None, quick: bool = False) -> l
     on_gpu = chosen.type == "cuda"
     return [
         *findings,
-        check_precision(native_bf16(chosen), resolve_precision("auto", chosen)[0].name, str(chosen)),
+        check_precision(native_bf16(chosen), resolve_precision("auto", chosen).name, str(chosen)),
         check_kernels(machine.kernel_obstacle(chosen), on_gpu),
         check_dali(machine.dali_obstacle(chosen), on_gpu),
         Finding("compile", "compiler_untried") if quick else check_compiler(machine.compile_obstacle(chosen)),
@@ -272,7 +272,7 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
 def memory_of(device: torch.device) -> Finding:
     from fastcifar.device import resolve_precision
 
-    precision, _ = resolve_precision(MAIN_JOB.engine.precision, device)
+    precision = resolve_precision(MAIN_JOB.engine.precision, device)
     return check_memory(memory_limit(MAIN_JOB.engine, device), device, precision.dtype.itemsize)
 
 

@@ -211,7 +211,7 @@ def cost(config: RunConfig, course: Outline) -> Cost:
         device, present = torch.device(config.engine.device), False
     if present:
         limit = memory_limit(config.engine, device)
-        precision, _ = resolve_precision(config.engine.precision, device)
+        precision = resolve_precision(config.engine.precision, device)
     else:
         limit = config.engine.memory_limit_bytes
         precision = Precision("bf16" if config.engine.precision == "auto" else config.engine.precision)

@@ -1,1 +1,1 @@
-"""The training step, the loop over it, and the machine it runs on."""
+"""The training step, the loop over it, and what it takes of the machine."""

@@ -25,6 +25,12 @@ from fastcifar.errors import ConfigError
 from fastcifar.models.count import count_model, count_network
 from fastcifar.models.plug_ins import checked, refused
 
+STEPPED_DOWN = {
+    "fp16": "This GPU has no native bfloat16: computing in float16 with a scaled loss.",
+    "fp32": "This CPU has no native bfloat16: computing in float32.",
+}
+"""What a user is told where the precision `auto` is not bfloat16."""
+
 
 def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
     """Resolves every `auto` in `config` except for compiling, capturing and what depends on memory.
@@ -37,15 +43,15 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[str]]:
     engine, data, loss = config.engine, config.data, config.loss.resolved
     check_data_dir(data.data_dir)
     device = resolve_device(engine.device)
-    precision, step_down = resolve_precision(engine.precision, device)
+    precision = resolve_precision(engine.precision, device)
     if data.dataset == "auto":
         name, reason = resolve_auto(data.data_dir)
         notes.append(f"Training on {reason.rstrip('.')}.")
         data = replace(data, dataset=name)
     elif is_path(data.dataset):
         data = replace(data, dataset=str(absolute(Path(data.dataset))))
-    if step_down:
-        notes.append(step_down)
+    if engine.precision == "auto" and precision.name in STEPPED_DOWN:
+        notes.append(STEPPED_DOWN[precision.name])
     if device.type == "cpu" and engine.capture == "on":
         raise ConfigError("only a GPU's steps can be captured; leave --capture out, or choose --device cuda.")
     data = replace(

@@ -98,7 +98,7 @@ def precision_of(
         for engine in (Run.open(network.path).config().engine for network in networks):
             shared.add(engine.precision if engine.device == str(device) else "auto")
         requested = shared.pop() if len(shared) == 1 else "fp32"
-    return resolve_precision(requested, device)[0]
+    return resolve_precision(requested, device)
 
 
 def logits_of_views(model: nn.Module, images: Tensor, tta: TTA) -> Tensor:

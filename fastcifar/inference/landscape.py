@@ -118,7 +118,7 @@ def loss_surface(network: TrainedNetwork, images: Tensor, labels: Tensor, device
 
     It is computed in float32, with the running statistics that belong to the weights, which are unchanged afterwards.
     """
-    classifier = Classifier((network,), device, resolve_precision("fp32", device)[0])
+    classifier = Classifier((network,), device, resolve_precision("fp32", device))
     first, second = (filter_normalized(network.model, grid.seed + number) for number in (0, 1))
     weights = {name: parameter.clone() for name, parameter in network.model.named_parameters()}
     losses = torch.empty(grid.points, grid.points, dtype=torch.float64)

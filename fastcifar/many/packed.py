@@ -108,7 +108,7 @@ def how_many(config: RunConfig, data: DataSize) -> int:
     free = free_memory(device)
     if free is None:
         return max(most, 1)
-    precision, _ = resolve_precision(config.engine.precision, device)
+    precision = resolve_precision(config.engine.precision, device)
     taken = footprint(config, data, device, precision.dtype.itemsize)
     return next((count for count in range(most, 1, -1) if fits(config, taken, free // count)), 1)
 

@@ -37,7 +37,7 @@ class NetworkCount:
     buffer_bytes: int
     """Bytes of running statistics and other weights without a gradient."""
     forward_flops: int
-    """For one image."""
+    """FLOPs of a forward pass, for one image."""
     training_flops: int
     """Forward and backward FLOPs for one image."""
     activation_bytes: int
@@ -108,7 +108,7 @@ def remember(name: str, outputs: dict[str, tuple[int, ...]]) -> Callable[..., No
 def convolution_backward_flops(
     grad_out: list[int], x: list[int], weight: list[int], *arguments: Any, out_shape: Any = None
 ) -> int:
-    """As many FLOPs as forward for each gradient requested; PyTorch's own formula ignores groups."""
+    """Counts the FLOPs of the forward pass for each gradient requested; PyTorch's own formula ignores groups."""
     *_, transposed, _, _, asked_for = arguments
     return sum(asked_for[:2]) * conv_flop_count(x, weight, grad_out, transposed=transposed)
 

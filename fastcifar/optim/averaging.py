@@ -15,7 +15,7 @@ from fastcifar.optim import AverageConfig, average_name
 from fastcifar.optim.course import Duration
 
 ALIGNMENT = 16
-"""In elements; equal to 64 bytes."""
+"""A number of elements, which take 64 bytes."""
 
 SWA = "swa"
 
@@ -144,7 +144,7 @@ class Averages:
             self.flat[SWA] = buckets.copies()
             averaged = torch.arange(epochs, dtype=torch.float64)
             self.swa_decays = (averaged / (averaged + 1)).float().to(device)
-            """By the epochs that the mean is of already, float32 (epochs,)."""
+            """Decays by the number of epochs that the mean is of already, float32 (epochs,)."""
 
     def update(self, decays: Tensor) -> None:
         """Updates the exponential averages after a step, given its row of `decays`."""

@@ -60,7 +60,7 @@ class Progress(Digests):
     elapsed: float
     """Seconds, without the time between an interruption and resuming."""
     seconds: dict[str, float]
-    """By phase."""
+    """Seconds spent in each phase."""
     scaler: dict[str, Any]
     """State of the gradient scaler; empty where the precision needs none."""
     plateau: dict[str, float]
@@ -68,7 +68,7 @@ class Progress(Digests):
     averages: list[str]
     snapshots: list[str]
     best: dict[str, Best]
-    """By name of the weights; empty without a validation split."""
+    """The best epochs by name of the weights; empty without a validation split."""
 
 
 class Network(TypedDict):

@@ -45,7 +45,7 @@ DEFAULT = LoadOptions()
 class TrainedNetwork:
     path: Path
     model: nn.Module
-    """In eval mode, channels_last; (N, 3, image_size, image_size), normalised -> logits (N, classes)."""
+    """Takes (N, 3, image_size, image_size), normalised, to logits (N, classes); in eval mode and channels_last."""
     normalization: Normalization
     classes: tuple[str, ...]
     """Names of the classes, by label."""

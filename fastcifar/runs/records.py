@@ -34,7 +34,7 @@ class EpochRecord:
     validation_loss: float | None
     validation_accuracy: float | None
     averaged_validation_accuracies: dict[str, float]
-    """By name of the average."""
+    """Accuracies of the averages, by name."""
     test_accuracy: float | None
     """Only with `watch_test`."""
     averaged_test_accuracies: dict[str, float]
