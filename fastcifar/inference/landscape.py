@@ -54,7 +54,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Landscape:
+class Surface:
     name: str
     """The run's folder."""
     losses: Tensor
@@ -85,7 +85,7 @@ def draw_landscapes(
     data_dir: Path | None = None,
     options: LoadOptions = DEFAULT,
     train_set: ImageSet | None = None,
-) -> list[Landscape]:
+) -> list[Surface]:
     """Computes the landscapes of `runs` and draws them side by side in `out`, a .png file, with the numbers in a .json.
 
     Args:
@@ -105,7 +105,7 @@ def draw_landscapes(
         dataset = load_dataset(data.dataset, "train", data_dir or data.data_dir) if train_set is None else train_set
         chosen = torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).long()
         losses = loss_surface(network, dataset.images[chosen], dataset.labels[chosen], device, grid)
-        found.append(Landscape(str(path), losses, network.knows("train", dataset) is False))
+        found.append(Surface(str(path), losses, network.knows("train", dataset) is False))
     save(out, plot_landscape, {one.name: one.losses.numpy() for one in found}, grid.places)
     numbers = {"places": grid.places, "seed": grid.seed, "losses": {one.name: one.losses.tolist() for one in found}}
     write_text(out.with_suffix(".json"), json.dumps(numbers) + "\n")
