@@ -188,9 +188,8 @@ class Trainer:
     @property
     def remedy(self) -> str:
         """What may keep the numbers finite, by what is the likelier cause."""
-        optim = self.config.optim
-        if optim.peak_lr(self.config.batch_size) * (optim.resolved.weight_decay or 0) >= 1:
-            return "lower --weight-decay, with which every step takes away more than the weights."
+        if (self.config.optim.resolved.weight_decay or 0) >= 1:
+            return "lower --weight-decay, which is customarily below 0.1."
         return CALMER
 
     def place_of(self, step: int) -> str:
