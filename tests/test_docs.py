@@ -27,7 +27,7 @@ def test_every_command_in_the_documents_is_understood(command, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("runs/first").mkdir(parents=True)
     Path("runs/first/config.json").write_text(RunConfig().to_json())
-    parse(shlex.split(command)[1:])
+    assert parse(shlex.split(command)[1:]) is not None
 
 
 @pytest.mark.parametrize("page", ["commands.md", "settings.md", "python.md"])

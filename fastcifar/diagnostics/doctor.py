@@ -261,7 +261,7 @@ def check_data(data_dir: Path | None, reachable: Callable[[str], bool]) -> Findi
             return Finding("data", "data", place=place)
     except DataError as error:
         return Finding("data", "data_damaged", **parts_of(error))
-    form, folder = sources.cifar_form("cifar10"), data_dir or sources.cache_folder()
+    form, folder = sources.cifar_form("cifar10"), sources.cache_folder()
     absence = sources.absence(form, data_dir)
     for address in sources.addresses(form):
         if reachable(address):

@@ -81,7 +81,7 @@ for network in ("r1_resnet20", "r1_resnet_prop"):
     )
     for lr in (0.05, 0.1):
         split = {"val_split": 5000, "watch_test": False, "lr": lr}
-        variant(f"{network}_tune_lr{lr:g}", standard, "R1 3", about=about, **split)
+        variant(f"{network}_tune_lr{lr:g}", standard, "R1 2.1", about=about, **split)
 
 for start in (25, 50, 75, 90):
     for final in (0.1, 0.2, 0.5):

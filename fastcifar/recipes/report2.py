@@ -87,14 +87,14 @@ def r2_resnetrs50_cifar() -> RunConfig:
 
 
 CLAIMED = "The report claims a gain from what is left out here."
-COMPARED: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("cosine", "The report compares with a plain cosine.", {"schedule": "cosine", "restart_period": None}),
-    ("no_ema", CLAIMED, {"ema_decay": (0.0,)}),
-    ("no_smoothing", CLAIMED, {"label_smoothing": None}),
-    ("no_dropout", CLAIMED, {"dropout": 0.0}),
-    ("decay_1e4", "The report claims a gain from a weight decay of 4e-5 over this one.", {"weight_decay": 1e-4}),
-    ("randaugment", "RandAugment stands in AutoAugment's place.", {"augment": "standard,randaugment,cutout_4x4"}),
-    ("resnetrs101", "The report names the deeper network.", {"arch": "resnetrs101"}),
+COMPARED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("3.2", "no_smoothing", CLAIMED, {"label_smoothing": None}),
+    ("3.3", "no_ema", CLAIMED, {"ema_decay": (0.0,)}),
+    ("3.4", "no_dropout", CLAIMED, {"dropout": 0.0}),
+    ("4.2", "decay_1e4", "The report claims a gain from a weight decay of 4e-5 over this one.", {"weight_decay": 1e-4}),
+    ("5.2", "cosine", "The report compares with a plain cosine.", {"schedule": "cosine", "restart_period": None}),
+    ("5.2", "randaugment", "RandAugment takes AutoAugment's place.", {"augment": "standard,randaugment,cutout_4x4"}),
+    ("F1", "resnetrs101", "The report draws the deeper network.", {"arch": "resnetrs101"}),
 )
-for name, about, settings in COMPARED:
-    variant(f"r2_{name}", "r2_200_epochs", "R2 4", about=about, **settings)
+for source, name, about, settings in COMPARED:
+    variant(f"r2_{name}", "r2_200_epochs", f"R2 {source}", about=about, **settings)

@@ -148,7 +148,7 @@ variant(
     stem_channels=32,
 )
 
-variant("r4_resnet18", "r4_baseline", "R4 T1", 0.9302, about="The report compares with ResNet-18.", **RESNET18)
+variant("r4_resnet18", "r4_baseline", "R4 text", 0.9302, about="The report quotes this for ResNet-18.", **RESNET18)
 for size in (16, 32, 64, 256, 512):
     about = "The report's code tries this batch size, at the same learning rate."
     variant(f"r4_batch_{size}", "r4_baseline", "R4 code", about=about, batch_size=size)

@@ -142,7 +142,7 @@ def test_neither_depth_nor_sharing_is_trouble() -> None:
         assert list(unpickle(b"\x80\x02}U\x01a" + value + b"s.", "batch")) == [b"a"]
 
 
-def read_or_refuse(data: bytes) -> None:
+def assert_read_or_refused(data: bytes) -> None:
     """Asserts that `data` is read as a dict of arrays and plain values, or refused; any other error passes through."""
     try:
         batch = unpickle(data, "batch")
@@ -169,7 +169,7 @@ def test_any_damage_is_read_or_refused(pickled: bytes, changes: list[tuple[int, 
     damaged = bytearray(pickled)
     for place, byte in changes:
         damaged[place % len(damaged)] = byte
-    read_or_refuse(bytes(damaged))
+    assert_read_or_refused(bytes(damaged))
 
 
 @settings(max_examples=200, deadline=None)
@@ -185,4 +185,4 @@ def test_any_damage_is_read_or_refused(pickled: bytes, changes: list[tuple[int, 
     )
 )
 def test_any_program_is_read_or_refused(instructions: list[bytes]) -> None:
-    read_or_refuse(b"\x80\x02" + b"".join(instructions) + b".")
+    assert_read_or_refused(b"\x80\x02" + b"".join(instructions) + b".")

@@ -96,7 +96,7 @@ for _ in range(3):
 
 def test_few_channels_and_large_images_train():
     """oneDNN's own gradient of the strided shortcut writes beyond its memory, which ends the process."""
-    subprocess.run([sys.executable, "-c", TRAINING], check=True)
+    assert subprocess.run([sys.executable, "-c", TRAINING]).returncode == 0
 
 
 @pytest.mark.parametrize("size", [16, 15])
